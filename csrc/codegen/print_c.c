@@ -1,0 +1,481 @@
+/* Kernel IR -> C: loops for vector units.
+**
+** Two forms. Vector loop reduced: each outer iteration is one point of the kept loops; passes over the reduced loops accumulate
+** in variables, what is dear and needed again stays in arrays over the row. Vector loop kept: each outer iteration is a tile of
+** it; what would be a variable is an array over the tile. A kernel without reductions is the second form without passes.
+*/
+#include "codegen/print.h"
+#include "ir/index.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define TILE_REDUCE 128  /* lanes of a tile that accumulates over other loops */
+#define TILE_POINT 4096  /* elements of a block without reductions */
+#define CHUNK 1024       /* iterations summed up before they are added to the sum of chunks */
+#define LANE_CHUNK 256   /* the same for tiles */
+#define ROW_BYTES 32768  /* of row arrays in one kernel */
+#define ROW_COST 8       /* cost from which a value is kept in a row array */
+#define GRAIN_WORK 32768 /* additions worth a thread */
+
+typedef struct {
+    mp_printer p;
+    const mp_kir *kir;
+    int64_t tile; /* lanes of an outer iteration; 0: the vector loop is reduced, or there is none */
+    int64_t n_tiles;
+    bool *row_kept; /* [n_exprs]: has a row array */
+} c_kernel;
+
+static const char *type_of(const c_kernel *k, mp_kid kid)
+{
+    const mp_kexpr *e = &k->kir->exprs[kid];
+    if (e->op == MP_K_REDUCE && e->dtype == MP_BOOL) return "int";
+    return k->p.target->type[e->dtype];
+}
+
+static bool row_space(const c_kernel *k, mp_kid kid) { return (k->p.deps[kid] & k->kir->reduced) == 0; }
+static uint32_t vector_bit(const c_kernel *k) { return k->kir->vector < 0 ? 0 : 1u << k->kir->vector; }
+
+static void open_loop(c_kernel *k, uint32_t loop)
+{
+    mp_print_line(&k->p, "for (int64_t i%u = 0; i%u < %lld; i%u++) {", loop, loop, (long long)k->kir->extent[loop],
+                  loop);
+    k->p.indent++;
+}
+
+static void close_block(c_kernel *k)
+{
+    k->p.indent--;
+    mp_print_line(&k->p, "}");
+}
+
+/* The vector loop of a tile. */
+static void open_lanes(c_kernel *k)
+{
+    mp_print_line(&k->p, "#pragma omp simd");
+    mp_print_line(&k->p, "for (int64_t i%d = c0; i%d < c1; i%d++) {", k->kir->vector, k->kir->vector, k->kir->vector);
+    k->p.indent++;
+}
+
+/* -- What a pass does ---------------------------------------------------------------------------------------------- */
+
+static bool reduced_in(const c_kernel *k, mp_kid kid, int pass)
+{
+    const mp_kexpr *e = &k->kir->exprs[kid];
+    return k->p.live[kid] && e->op == MP_K_REDUCE && e->level == pass + 1;
+}
+
+static bool stored_in(const c_kernel *k, const mp_kstore *store, int pass)
+{ return !row_space(k, store->what) && k->kir->exprs[store->what].level == pass; }
+
+/* A value of the kept loops only that is stored at all points of the reduced ones cannot be: stores at row level go last. */
+static bool stored_at_row(const c_kernel *k, const mp_kstore *store)
+{ return row_space(k, store->what) && (mp_affine_deps(&store->at) & k->kir->reduced) == 0; }
+
+static bool stored_broadcast(const c_kernel *k, const mp_kstore *store)
+{ return row_space(k, store->what) && !stored_at_row(k, store); }
+
+/* Mark what pass `pass` computes. Returns whether it does anything. */
+static bool need_pass(c_kernel *k, int pass)
+{
+    bool any = false;
+    mp_print_need_none(&k->p);
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        if (reduced_in(k, i, pass)) {
+            mp_print_need(&k->p, k->kir->exprs[i].arg[0]);
+            any = true;
+        }
+    for (uint32_t i = 0; i < k->kir->n_stores; i++) {
+        const mp_kstore *store = &k->kir->stores[i];
+        bool here = stored_in(k, store, pass) || (stored_broadcast(k, store) && pass == k->kir->n_passes);
+        if (!here) continue;
+        mp_print_need(&k->p, store->what);
+        any = true;
+    }
+    return any;
+}
+
+static void print_pass_stores(c_kernel *k, int pass)
+{
+    for (uint32_t i = 0; i < k->kir->n_stores; i++) {
+        const mp_kstore *store = &k->kir->stores[i];
+        if (stored_in(k, store, pass) || (stored_broadcast(k, store) && pass == k->kir->n_passes))
+            mp_print_store(&k->p, store);
+    }
+}
+
+/* -- Form 1: the vector loop is reduced ---------------------------------------------------------------------------- */
+
+/* Choose what stays in row arrays: dear values that two passes need. */
+static void choose_rows(c_kernel *k)
+{
+    const mp_kir *kir = k->kir;
+    uint32_t n_reduced = 0;
+    for (uint32_t i = 0; i < kir->n_loops; i++) n_reduced += kir->reduced >> i & 1;
+    if (n_reduced != 1) return;
+    int64_t left = ROW_BYTES;
+    uint8_t *needs = MP_NEW(k->p.out->pool, uint8_t, kir->n_exprs + 1);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (row_space(k, i)) k->p.at[i] = MP_AT_SCALAR; /* for marking only; reset below */
+    for (int pass = 0; pass <= kir->n_passes; pass++) {
+        need_pass(k, pass);
+        for (uint32_t i = 0; i < kir->n_exprs; i++) needs[i] = (uint8_t)(needs[i] + (k->p.need[i] && needs[i] < 9));
+    }
+    for (uint32_t i = kir->n_exprs; i-- > 0;) {
+        const mp_kexpr *e = &kir->exprs[i];
+        int64_t bytes = kir->extent[kir->vector] * mp_dtype_bytes(e->dtype);
+        if (needs[i] < 2 || e->cost < ROW_COST || row_space(k, i) || bytes > left || e->op == MP_K_CAST) continue;
+        bool inside = false; /* of another value that is kept and needed as often */
+        for (uint32_t u = i + 1; u < kir->n_exprs && !inside; u++)
+            for (int a = 0; a < 3; a++) inside |= k->row_kept[u] && kir->exprs[u].arg[a] == i && needs[u] == needs[i];
+        if (inside) continue;
+        k->row_kept[i] = true;
+        left -= bytes;
+    }
+    memset(k->p.at, MP_AT_NOWHERE, kir->n_exprs);
+}
+
+static bool nan_tracked(const mp_kexpr *e)
+{ return mp_dtype_float(e->dtype) && (e->aux == MP_RED_MAX || e->aux == MP_RED_MIN); }
+
+/* The pragma over the vector loop: which variables its lanes have copies of. */
+static void print_simd(c_kernel *k, int pass)
+{
+    static const char *const ops[] = {"+", "*", "max", "min", "|", "&"};
+    mp_text text = {.pool = k->p.out->pool};
+    mp_text_add(&text, "#pragma omp simd");
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+        if (!reduced_in(k, i, pass)) continue;
+        mp_text_add(&text, " reduction(%s:q%u)", ops[k->kir->exprs[i].aux], i);
+        if (nan_tracked(&k->kir->exprs[i])) mp_text_add(&text, " reduction(|:n%u)", i);
+    }
+    mp_print_line(&k->p, "%s", text.chars);
+}
+
+static void print_accumulate(c_kernel *k, uint32_t i)
+{
+    const mp_kexpr *e = &k->kir->exprs[i];
+    char x[64], q[16];
+    mp_print_name(&k->p, e->arg[0], x);
+    snprintf(q, sizeof q, "q%u", i);
+    if (nan_tracked(e)) {
+        mp_print_line(&k->p, "%s = %s %c %s ? %s : %s;", q, x, e->aux == MP_RED_MAX ? '>' : '<', q, x, q);
+        mp_print_line(&k->p, "n%u |= %s != %s;", i, x, x);
+        return;
+    }
+    mp_print_line(&k->p, "%s = %s;", q, mp_print_combine(&k->p, e, q, x));
+}
+
+/* Variables of the reductions of this pass: a<n> over all of it, q<n> over one run of the vector loop. */
+static void declare_sums(c_kernel *k, int pass, char letter)
+{
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+        if (!reduced_in(k, i, pass)) continue;
+        const mp_kexpr *e = &k->kir->exprs[i];
+        mp_print_line(&k->p, "%s %c%u = %s;", type_of(k, i), letter, i, mp_print_identity(&k->p, e));
+        if (nan_tracked(e) && letter == 'a') mp_print_line(&k->p, "int n%u = 0;", i);
+    }
+}
+
+static void print_row_pass(c_kernel *k, int pass)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    if (!need_pass(k, pass)) return;
+    declare_sums(k, pass, 'a');
+    mp_print_line(p, "{");
+    p->indent++;
+    int blocks = 1;
+    uint32_t v = (uint32_t)kir->vector, bit = 1u << v;
+    for (uint32_t i = 0; i < kir->n_loops; i++)
+        if ((kir->reduced >> i & 1) && i != v) open_loop(k, i), blocks++;
+    mp_print_needed(p, bit, 0);
+    bool chunked = kir->extent[v] > 2 * CHUNK;
+    if (chunked) {
+        mp_print_line(p, "for (int64_t c0 = 0; c0 < %lld; c0 += %d) {", (long long)kir->extent[v], CHUNK);
+        p->indent++, blocks++;
+        mp_print_line(p, "const int64_t c1 = c0 + %d < %lld ? c0 + %d : %lld;", CHUNK, (long long)kir->extent[v], CHUNK,
+                      (long long)kir->extent[v]);
+    }
+    declare_sums(k, pass, 'q');
+    print_simd(k, pass);
+    if (chunked)
+        mp_print_line(p, "for (int64_t i%u = c0; i%u < c1; i%u++) {", v, v, v), p->indent++;
+    else
+        open_loop(k, v);
+    mp_print_needed(p, bit, bit);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (k->row_kept[i] && p->need[i]) mp_print_line(p, "b%u[i%u] = t%u;", i, v, i);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (reduced_in(k, i, pass)) print_accumulate(k, i);
+    print_pass_stores(k, pass);
+    close_block(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (!reduced_in(k, i, pass)) continue;
+        const char *a = mp_pool_printf(p->out->pool, "a%u", i), *q = mp_pool_printf(p->out->pool, "q%u", i);
+        mp_print_line(p, "%s = %s;", a, mp_print_combine(p, &kir->exprs[i], a, q));
+    }
+    while (blocks--) close_block(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (k->row_kept[i] && p->need[i]) p->at[i] = MP_AT_ROW;
+        if (!reduced_in(k, i, pass)) continue;
+        const mp_kexpr *e = &kir->exprs[i];
+        const char *nan = e->dtype == MP_F64 ? p->target->nan64 : p->target->nan32;
+        if (nan_tracked(e))
+            mp_print_line(p, "const %s t%u = n%u ? %s : a%u;", p->target->type[e->dtype], i, i, nan, i);
+        else
+            mp_print_line(p, "const %s t%u = a%u;", p->target->type[e->dtype], i, i);
+        p->at[i] = MP_AT_SCALAR;
+    }
+}
+
+/* Everything of the kept loops that is known after `pass` passes. */
+static void print_row_values(c_kernel *k, int level)
+{
+    mp_printer *p = &k->p;
+    mp_print_need_none(p);
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        if (p->live[i] && row_space(k, i) && k->kir->exprs[i].level == level) mp_print_need(p, i);
+    mp_print_needed(p, 0, 0);
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        if (p->need[i]) p->at[i] = MP_AT_SCALAR;
+}
+
+static void print_rows(c_kernel *k)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    choose_rows(k);
+    p->row = mp_pool_printf(p->out->pool, "i%d", kir->vector);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (k->row_kept[i])
+            mp_print_line(p, "%s b%u[%lld] __attribute__((aligned(64)));", type_of(k, i), i,
+                          (long long)kir->extent[kir->vector]);
+    mp_print_line(p, "for (int64_t o = begin; o < end; o++) {");
+    p->indent++;
+    mp_print_decode(p, mp_kir_kept(kir), "o");
+    for (int pass = 0; pass <= kir->n_passes; pass++) {
+        print_row_values(k, pass);
+        print_row_pass(k, pass);
+    }
+    for (uint32_t i = 0; i < kir->n_stores; i++)
+        if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
+    close_block(k);
+}
+
+/* -- Form 2: the vector loop is kept ------------------------------------------------------------------------------- */
+
+/* Values of the tile known after `level` passes that later passes need: scalars, and arrays over the tile if they are dear. */
+static void print_tile_values(c_kernel *k, int level)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    uint32_t bit = vector_bit(k);
+    mp_print_need_none(p);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (p->live[i] && !(p->deps[i] & (kir->reduced | bit)) && kir->exprs[i].level == level) mp_print_need(p, i);
+    mp_print_needed(p, kir->reduced | bit, 0);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (p->need[i]) p->at[i] = MP_AT_SCALAR;
+    if (level == kir->n_passes && !kir->reduced) return;
+    bool *wanted = MP_NEW(p->out->pool, bool, kir->n_exprs + 1), any = false;
+    mp_print_need_none(p);
+    for (uint32_t u = 0; u < kir->n_exprs; u++) {
+        if (!p->live[u] || row_space(k, u)) continue;
+        for (int a = 0; a < 3; a++) {
+            mp_kid i = kir->exprs[u].arg[a];
+            if (i == MP_NO_KID || !row_space(k, i) || p->at[i] != MP_AT_NOWHERE || kir->exprs[i].level != level)
+                continue;
+            if (kir->exprs[i].cost < 2 || kir->exprs[i].op == MP_K_CAST) continue;
+            wanted[i] = true;
+        }
+    }
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (!wanted[i]) continue;
+        mp_print_line(p, "%s r%u[%lld] __attribute__((aligned(64)));", type_of(k, i), i, (long long)k->tile);
+        mp_print_need(p, i);
+        any = true;
+    }
+    if (!any) return;
+    mp_print_needed(p, bit, 0);
+    open_lanes(k);
+    mp_print_needed(p, bit, bit);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (wanted[i]) mp_print_line(p, "r%u[%s] = t%u;", i, p->lane, i);
+    close_block(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (wanted[i]) p->at[i] = MP_AT_LANES;
+}
+
+/* Arrays `letter`<n> for the reductions of this pass, filled with what they start from. */
+static void declare_lanes(c_kernel *k, int pass, char letter)
+{
+    mp_printer *p = &k->p;
+    bool any = false;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        if (reduced_in(k, i, pass)) {
+            mp_print_line(p, "%s %c%u[%lld] __attribute__((aligned(64)));", type_of(k, i), letter, i,
+                          (long long)k->tile);
+            any = true;
+        }
+    if (!any) return;
+    open_lanes(k);
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        if (reduced_in(k, i, pass))
+            mp_print_line(p, "%c%u[%s] = %s;", letter, i, p->lane, mp_print_identity(p, &k->kir->exprs[i]));
+    close_block(k);
+}
+
+static void print_tile_pass(c_kernel *k, int pass)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    if (!kir->reduced || !need_pass(k, pass)) return;
+    uint32_t bit = vector_bit(k);
+    bool reduces = false;
+    int last = -1;
+    for (uint32_t i = 0; i < kir->n_exprs; i++) reduces |= reduced_in(k, i, pass);
+    for (uint32_t i = 0; i < kir->n_loops; i++)
+        if (kir->reduced >> i & 1) last = (int)i;
+    bool chunked = reduces && kir->extent[last] >= 32;
+    declare_lanes(k, pass, 'r');
+    need_pass(k, pass);
+    mp_print_line(p, "{");
+    p->indent++;
+    int blocks = 1;
+    for (uint32_t i = 0; i < (uint32_t)last; i++)
+        if (kir->reduced >> i & 1) open_loop(k, i), blocks++;
+    if (chunked) {
+        mp_print_line(p, "for (int64_t d0 = 0; d0 < %lld; d0 += %d) {", (long long)kir->extent[last], LANE_CHUNK);
+        p->indent++, blocks++;
+        mp_print_line(p, "const int64_t d1 = d0 + %d < %lld ? d0 + %d : %lld;", LANE_CHUNK,
+                      (long long)kir->extent[last], LANE_CHUNK, (long long)kir->extent[last]);
+        declare_lanes(k, pass, 'q');
+        mp_print_line(p, "for (int64_t i%d = d0; i%d < d1; i%d++) {", last, last, last);
+        p->indent++;
+    } else {
+        open_loop(k, (uint32_t)last);
+    }
+    mp_print_needed(p, bit, 0);
+    open_lanes(k);
+    mp_print_needed(p, bit, bit);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (!reduced_in(k, i, pass)) continue;
+        char x[64];
+        mp_print_name(p, kir->exprs[i].arg[0], x);
+        const char *acc = mp_pool_printf(p->out->pool, "%c%u[%s]", chunked ? 'q' : 'r', i, p->lane);
+        mp_print_line(p, "%s = %s;", acc, mp_print_combine(p, &kir->exprs[i], acc, x));
+    }
+    print_pass_stores(k, pass);
+    close_block(k);
+    close_block(k);
+    if (chunked) {
+        open_lanes(k);
+        for (uint32_t i = 0; i < kir->n_exprs; i++) {
+            if (!reduced_in(k, i, pass)) continue;
+            const char *r = mp_pool_printf(p->out->pool, "r%u[%s]", i, p->lane);
+            const char *q = mp_pool_printf(p->out->pool, "q%u[%s]", i, p->lane);
+            mp_print_line(p, "%s = %s;", r, mp_print_combine(p, &kir->exprs[i], r, q));
+        }
+        close_block(k);
+    }
+    while (blocks--) close_block(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (reduced_in(k, i, pass)) p->at[i] = MP_AT_LANES;
+}
+
+static void print_tiles(c_kernel *k)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    uint32_t v = (uint32_t)kir->vector, bit = 1u << v, outer = mp_kir_kept(kir) & ~bit;
+    p->lane = mp_pool_printf(p->out->pool, "i%u - c0", v);
+    bool flat = !outer && !kir->reduced; /* one loop: a range of iterations is one run */
+    if (flat) {
+        mp_print_line(p, "const int64_t c0 = begin * %lld;", (long long)k->tile);
+        mp_print_line(p, "const int64_t c1 = end * %lld < %lld ? end * %lld : %lld;", (long long)k->tile,
+                      (long long)kir->extent[v], (long long)k->tile, (long long)kir->extent[v]);
+        mp_print_line(p, "{");
+    } else {
+        mp_print_line(p, "for (int64_t o = begin; o < end; o++) {");
+    }
+    p->indent++;
+    if (!flat && k->n_tiles > 1) {
+        mp_print_line(p, "const int64_t c0 = o %% %lld * %lld;", (long long)k->n_tiles, (long long)k->tile);
+        mp_print_line(p, "const int64_t c1 = c0 + %lld < %lld ? c0 + %lld : %lld;", (long long)k->tile,
+                      (long long)kir->extent[v], (long long)k->tile, (long long)kir->extent[v]);
+        if (outer) mp_print_line(p, "const int64_t w = o / %lld;", (long long)k->n_tiles);
+    } else if (!flat) {
+        mp_print_line(p, "const int64_t c0 = 0, c1 = %lld;", (long long)kir->extent[v]);
+        if (outer) mp_print_line(p, "const int64_t w = o;");
+    }
+    mp_print_decode(p, outer, "w");
+    for (int pass = 0; pass <= kir->n_passes; pass++) {
+        print_tile_values(k, pass);
+        print_tile_pass(k, pass);
+    }
+    bool any = false;
+    mp_print_need_none(p);
+    for (uint32_t i = 0; i < kir->n_stores; i++)
+        if (stored_at_row(k, &kir->stores[i])) mp_print_need(p, kir->stores[i].what), any = true;
+    if (any) {
+        mp_print_needed(p, bit, 0);
+        open_lanes(k);
+        mp_print_needed(p, bit, bit);
+        for (uint32_t i = 0; i < kir->n_stores; i++)
+            if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
+        close_block(k);
+    }
+    close_block(k);
+}
+
+/* -- The door ------------------------------------------------------------------------------------------------------ */
+
+static int64_t work_of(const mp_kir *kir)
+{
+    int64_t work = 1, inner = 1;
+    for (uint32_t i = 0; i < kir->n_stores; i++) work += kir->exprs[kir->stores[i].what].cost;
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (kir->exprs[i].op == MP_K_REDUCE) work += 1 + kir->exprs[kir->exprs[i].arg[0]].cost;
+    for (uint32_t i = 0; i < kir->n_loops; i++)
+        if (kir->reduced >> i & 1) inner *= kir->extent[i];
+    return work * inner;
+}
+
+void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_launch *launch)
+{
+    c_kernel k = {.kir = kir};
+    mp_print_init(&k.p, kir, &mp_target_c, out);
+    k.row_kept = MP_NEW(out->pool, bool, kir->n_exprs + 1);
+    bool lanes = kir->vector >= 0 && !(kir->reduced >> kir->vector & 1);
+    int64_t outer = 1;
+    k.n_tiles = 1;
+    if (lanes) {
+        int64_t extent = kir->extent[kir->vector], tile = kir->reduced ? TILE_REDUCE : TILE_POINT;
+        bool whole = extent <= tile + tile / 2 && (kir->reduced || kir->n_loops > 1);
+        k.tile = whole ? extent : tile;
+        k.n_tiles = (extent + k.tile - 1) / k.tile;
+    }
+    for (uint32_t i = 0; i < kir->n_loops; i++)
+        if (!(kir->reduced >> i & 1) && !(lanes && (int)i == kir->vector)) outer *= kir->extent[i];
+    launch->extent = outer * k.n_tiles;
+    int64_t work = work_of(kir) * (lanes ? k.tile : 1);
+    launch->grain = work >= GRAIN_WORK ? 1 : GRAIN_WORK / (work > 0 ? work : 1);
+    mp_text_add(out, "\nvoid %s(void *const *restrict buffers, int64_t begin, int64_t end)\n{\n", kir->name);
+    k.p.indent = 1;
+    for (uint32_t i = 0; i < kir->n_buffers; i++)
+        mp_print_line(&k.p, "%s%s *restrict p%u = buffers[%u];", kir->buffers[i].written ? "" : "const ",
+                      mp_target_c.memory[kir->buffers[i].dtype], i, i);
+    if (kir->vector < 0) {
+        mp_print_line(&k.p, "for (int64_t o = begin; o < end; o++) {");
+        k.p.indent++;
+        print_row_values(&k, 0);
+        for (uint32_t i = 0; i < kir->n_stores; i++) mp_print_store(&k.p, &kir->stores[i]);
+        close_block(&k);
+    } else if (lanes) {
+        print_tiles(&k);
+    } else {
+        print_rows(&k);
+    }
+    mp_text_add(out, "}\n");
+}

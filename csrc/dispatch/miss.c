@@ -1,0 +1,528 @@
+/* Misses: observe the call and make a trace of it. */
+#include "dispatch/dispatch.h"
+#include "observe/observe.h"
+
+#include <string.h>
+#include <time.h>
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* -- Calls observed in vain ------------------------------------------------------------------------------------------ */
+
+/* After how many vain observations of one call shape the call is no longer observed. 1: what failed depends on the program alone, and finding
+** out again is dear. 0: it depends on the moment (a debugger, another thread); always try again. */
+static uint32_t patience(mp_reason_code code)
+{
+    switch (code) {
+    case MP_REASON_TRACER_PRESENT:
+    case MP_REASON_TRACER_REMOVED:
+    case MP_REASON_TOO_DEEP:
+    case MP_REASON_FOREIGN_FRAME:
+    case MP_REASON_TORCH_STATE:
+    case MP_REASON_NO_MEMORY: return 0;
+    case MP_REASON_LOWERING_FAILED:
+    case MP_REASON_OPERATOR:
+    case MP_REASON_COMPILE_FAILED: return 1;
+    case MP_REASON_EXCEPTION: return 8;
+    default: return 3;
+    }
+}
+
+static uint64_t mix(uint64_t hash, uint64_t word)
+{
+    hash ^= word + 0x9e3779b97f4a7c15u + (hash << 6) + (hash >> 2);
+    return hash * 0xff51afd7ed558ccdu;
+}
+
+/* What a call looks like from outside: count, names, types and sizes of its arguments. Collisions only cost a chance to compile. */
+uint64_t mp_miss_shape(const mp_call *call)
+{
+    size_t n = call->nargs + (call->kwnames ? (size_t)PyTuple_GET_SIZE(call->kwnames) : 0);
+    if (!mp_torch.loaded && mp_torch_load() < 0) PyErr_Clear(); /* then all sizes are one shape */
+    uint64_t hash = mix(n, call->nargs);
+    for (size_t i = 0; i < n; i++) {
+        PyObject *arg = call->args[i];
+        hash = mix(hash, (uintptr_t)Py_TYPE(arg));
+        if (PyLong_CheckExact(arg) || PyBool_Check(arg) || arg == Py_None) {
+            hash = mix(hash, (uint64_t)PyObject_Hash(arg));
+        } else if (mp_torch.loaded && mp_torch.layout_verified && mp_tensor_exact(arg)) {
+            int64_t ndim = 0, *sizes = NULL;
+            int32_t dtype = 0;
+            mp_handle handle = mp_tensor_handle(arg);
+            if (mp_torch.get_dim(handle, &ndim) || mp_torch.get_dtype(handle, &dtype)) continue;
+            hash = mix(mix(hash, (uint64_t)ndim), (uint64_t)dtype);
+            if (ndim && !mp_torch.get_sizes(handle, &sizes))
+                for (int64_t d = 0; d < ndim; d++) hash = mix(hash, (uint64_t)sizes[d]);
+        }
+    }
+    return hash;
+}
+
+const mp_reason *mp_miss_in_vain(const mp_callable *self, uint64_t shape)
+{
+    for (uint32_t i = 0; i < self->n_vain; i++) {
+        const mp_vain *row = &self->vain[i];
+        uint32_t limit = patience(row->why.code);
+        if (row->shape == shape && limit && row->count >= limit) return &row->why;
+    }
+    return NULL;
+}
+
+static void remember_vain(mp_callable *self, uint64_t shape, const mp_reason *why)
+{
+    if (!patience(why->code)) return;
+    if (!self->vain && !(self->vain = PyMem_Calloc(MP_SHAPES, sizeof *self->vain))) return; /* then it is tried again */
+    mp_vain *row = NULL;
+    for (uint32_t i = 0; i < self->n_vain && !row; i++)
+        if (self->vain[i].shape == shape) row = &self->vain[i];
+    if (!row) {
+        if (self->n_vain == MP_SHAPES) memmove(self->vain, self->vain + 1, --self->n_vain * sizeof *self->vain);
+        row = &self->vain[self->n_vain++];
+        *row = (mp_vain){.shape = shape};
+    }
+    row->count = row->why.code == why->code ? row->count + 1 : 1;
+    row->why = *why;
+}
+
+/* -- From recording to trace -------------------------------------------------------------------------------------------- */
+
+static PyObject *import_attribute(const char *module_name, const char *name)
+{
+    PyObject *module = PyImport_ImportModule(module_name);
+    PyObject *object = module ? PyObject_GetAttrString(module, name) : NULL;
+    Py_XDECREF(module);
+    return object;
+}
+
+/* Owned tuple of (func, args, kwargs, out, state, site), or NULL with an exception. */
+static PyObject *ops_tuple(const mp_recording *recording)
+{
+    PyObject *ops = PyTuple_New(recording->n_ops);
+    for (uint32_t i = 0; ops && i < recording->n_ops; i++) {
+        const mp_op *op = &recording->ops[i];
+        PyObject *site = mp_recording_site(recording, op->site);
+        PyObject *row = site ? Py_BuildValue("(OOOOOO)", op->func, op->args, op->kwargs ? op->kwargs : Py_None, op->out,
+                                             op->state ? Py_True : Py_False, site)
+                             : NULL;
+        Py_XDECREF(site);
+        if (!row)
+            Py_CLEAR(ops);
+        else
+            PyTuple_SET_ITEM(ops, i, row);
+    }
+    return ops;
+}
+
+/* The tensor of a graph input, owned: the very object, or if the program has let go of it meanwhile, an empty one with the metadata it
+** had (only metadata matters to lowering). NULL with an exception. */
+static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
+{
+    PyObject *tensor = mp_object_get(&recording->objects[id]);
+    if (tensor) return Py_NewRef(tensor);
+    const mp_tensor_meta *meta = NULL;
+    for (uint32_t i = 0; i < recording->n_reads && !meta; i++)
+        if (recording->reads[i].kind == MP_READ_TENSOR_META && recording->reads[i].owner == id)
+            meta = recording->reads[i].meta;
+    if (!meta) return PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
+    PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
+    for (int d = 0; sizes && strides && d < meta->ndim; d++) {
+        PyObject *size = PyLong_FromLongLong(meta->size[d]), *stride = PyLong_FromLongLong(meta->stride[d]);
+        if (!size || !stride) {
+            Py_CLEAR(sizes);
+            Py_XDECREF(size);
+            Py_XDECREF(stride);
+            break;
+        }
+        PyTuple_SET_ITEM(sizes, d, size);
+        PyTuple_SET_ITEM(strides, d, stride);
+    }
+    PyObject *make = sizes && strides ? import_attribute("magpy.backend", "_empty_like_recorded") : NULL;
+    if (make)
+        tensor = PyObject_CallFunction(make, "OOiiLOO", sizes, strides, (int)meta->dtype, (int)meta->device_type,
+                                       (long long)meta->storage_offset, meta->requires_grad ? Py_True : Py_False,
+                                       meta->is_leaf ? Py_True : Py_False);
+    Py_XDECREF(make);
+    Py_XDECREF(sizes);
+    Py_XDECREF(strides);
+    return tensor;
+}
+
+/* Owned list of numbers, or NULL with an exception. */
+static PyObject *number_list(const uint32_t *numbers, size_t n)
+{
+    PyObject *list = PyList_New(n);
+    for (size_t i = 0; list && i < n; i++) {
+        PyObject *number = PyLong_FromUnsignedLong(numbers[i]);
+        if (!number)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, number);
+    }
+    return list;
+}
+
+/* Take mutated and info over from lower's answer. Returns 0, or -1 with an exception. */
+static int take_lowered(mp_trace *trace, PyObject *lowered)
+{
+    PyObject *mutated = PyObject_GetAttrString(lowered, "mutated");
+    PyObject *numbers = mutated ? PySequence_Tuple(mutated) : NULL;
+    Py_XDECREF(mutated);
+    trace->runner = PyObject_GetAttrString(lowered, "runner");
+    trace->info = PyObject_GetAttrString(lowered, "info");
+    if (!numbers || !trace->runner || !trace->info) {
+        Py_XDECREF(numbers);
+        return -1;
+    }
+    trace->plan = mp_plan_from_object(trace->runner);
+    trace->n_mutated = (uint32_t)PyTuple_GET_SIZE(numbers);
+    trace->n_outputs += trace->n_mutated;
+    for (uint32_t i = 0; i < trace->n_checks; i++)
+        for (Py_ssize_t a = 0; a < PyTuple_GET_SIZE(trace->checks[i].args); a++)
+            if (trace->checks[i].outputs[a] != MP_NO_VALUE) trace->checks[i].outputs[a] += trace->n_mutated;
+    trace->mutated = PyMem_Calloc(trace->n_mutated + 1, sizeof *trace->mutated);
+    int ok = trace->mutated ? 0 : (PyErr_NoMemory(), -1);
+    for (uint32_t i = 0; !ok && i < trace->n_mutated; i++) {
+        unsigned long number = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(numbers, i));
+        if (number >= trace->n_inputs) {
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "lowering named an input that does not exist");
+            ok = -1;
+        }
+        trace->mutated[i] = (uint32_t)number;
+    }
+    Py_DECREF(numbers);
+    if (ok) return -1;
+    if (trace->plan &&
+        (mp_plan_n_inputs(trace->plan) != trace->n_inputs || mp_plan_n_outputs(trace->plan) != trace->n_outputs)) {
+        PyErr_Format(PyExc_RuntimeError, "the plan takes %u inputs and gives %u outputs instead of %u and %u",
+                     mp_plan_n_inputs(trace->plan), mp_plan_n_outputs(trace->plan), trace->n_inputs, trace->n_outputs);
+        return -1;
+    }
+    if (PyDict_Check(trace->info)) {
+        PyObject *random = PyDict_GetItemString(trace->info, "random");
+        trace->random = random && PyObject_IsTrue(random) == 1;
+        PyObject *seconds = PyDict_GetItemString(trace->info, "seconds_compiling");
+        if (seconds && PyFloat_Check(seconds)) mp_stats.seconds_compiling += PyFloat_AS_DOUBLE(seconds);
+    }
+    return 0;
+}
+
+/* Python raised while lowering: make it the reason. LoweringError carries the user's file and line as .file and .line. */
+static void lowering_failed(mp_reason *why)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    PyObject *file = value ? PyObject_GetAttrString(value, "file") : NULL;
+    PyObject *line = file ? PyObject_GetAttrString(value, "line") : NULL;
+    PyErr_Clear();
+    if (file && PyUnicode_Check(file) && !why->file[0]) {
+        const char *chars = PyUnicode_AsUTF8(file);
+        if (chars) snprintf(why->file, sizeof why->file, "%s", chars);
+        why->line = line && PyLong_Check(line) ? (int)PyLong_AsLong(line) : 0;
+        PyErr_Clear();
+    }
+    Py_XDECREF(file);
+    Py_XDECREF(line);
+    PyErr_Restore(type, value, traceback);
+    mp_reason_set_exception(why, MP_REASON_LOWERING_FAILED);
+}
+
+static size_t n_check_values(const mp_recording *recording)
+{
+    size_t n = 0;
+    for (uint32_t i = 0; i < recording->n_checks; i++) n += (size_t)PyTuple_GET_SIZE(recording->checks[i].args);
+    return n;
+}
+
+/* Take the recording's checks over. wanted: filled with the graph values that the mocks need (values[*n]), then those of the checks; *n
+** becomes their number. Returns 0, or -1 with an exception. */
+static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *wanted, size_t *n,
+                  const mp_value_id *values)
+{
+    if (*n) memcpy(wanted, values, *n * sizeof *wanted);
+    if (!recording->n_checks) return 0;
+    if (!(trace->checks = PyMem_Calloc(recording->n_checks, sizeof *trace->checks))) return -1;
+    for (uint32_t i = 0; i < recording->n_checks; i++) {
+        const mp_check *from = &recording->checks[i];
+        mp_trace_check *check = &trace->checks[i];
+        Py_ssize_t n_args = PyTuple_GET_SIZE(from->args);
+        trace->n_checks = i + 1;
+        check->func = Py_NewRef(from->func);
+        check->kwargs = Py_XNewRef(from->kwargs);
+        check->result = Py_NewRef(from->result);
+        check->args = PyTuple_New(n_args);
+        check->outputs = PyMem_Calloc((size_t)n_args + 1, sizeof *check->outputs);
+        check->site = mp_recording_site(recording, from->site);
+        if (!check->args || !check->outputs || !check->site) return -1;
+        for (Py_ssize_t a = 0; a < n_args; a++) {
+            PyObject *item = PyTuple_GET_ITEM(from->args, a);
+            mp_value_id value = mp_value_check(item) ? mp_index_of(item) : MP_NO_VALUE;
+            check->outputs[a] = MP_NO_VALUE;
+            if (value != MP_NO_VALUE) {
+                check->outputs[a] = (uint32_t)*n; /* n_mutated is added when it is known */
+                wanted[(*n)++] = value;
+                item = Py_None;
+            }
+            PyTuple_SET_ITEM(check->args, a, Py_NewRef(item));
+        }
+    }
+    return 0;
+}
+
+/* Give trace its runner. Returns 0, or -1 with *why set and no exception. */
+static int lower(mp_callable *self, const mp_recording *recording, mp_trace *trace, mp_reason *why)
+{
+    const mp_value_id *values;
+    size_t n_values = mp_mock_values(trace->mocks, &values);
+    mp_value_id *wanted = PyMem_Malloc((n_values + n_check_values(recording) + 1) * sizeof *wanted);
+    if (!wanted || checks(recording, trace, wanted, &n_values, values) < 0) {
+        PyMem_Free(wanted);
+        mp_reason_set(why, MP_REASON_NO_MEMORY, "%s", "");
+        PyErr_Clear();
+        return -1;
+    }
+    trace->n_outputs = (uint32_t)n_values;
+    if (!recording->n_ops && !n_values) {
+        PyMem_Free(wanted);
+        return 0;
+    }
+    double start = now(), compiling = mp_stats.seconds_compiling;
+    int ok = -1;
+    PyObject *inputs = PyList_New(recording->n_inputs), *ops = inputs ? ops_tuple(recording) : NULL;
+    PyObject *input_values = ops ? number_list(recording->inputs, recording->n_inputs) : NULL;
+    PyObject *output_values = input_values ? number_list(wanted, n_values) : NULL;
+    PyMem_Free(wanted);
+    PyObject *function = NULL, *lowered = NULL;
+    if (!output_values) goto done;
+    for (uint32_t i = 0; i < recording->n_inputs; i++) {
+        PyObject *tensor = input_tensor(recording, recording->values[recording->inputs[i]].input);
+        if (!tensor) goto done;
+        PyList_SET_ITEM(inputs, i, tensor);
+    }
+    if (!(function = import_attribute("magpy.lower", "lower"))) goto done;
+    mp_state_busy++;
+    lowered = PyObject_CallFunctionObjArgs(function, ops, inputs, input_values, output_values, self->options, NULL);
+    mp_state_busy--;
+    if (lowered) ok = take_lowered(trace, lowered);
+done:
+    if (ok < 0) lowering_failed(why);
+    Py_XDECREF(inputs);
+    Py_XDECREF(ops);
+    Py_XDECREF(input_values);
+    Py_XDECREF(output_values);
+    Py_XDECREF(function);
+    Py_XDECREF(lowered);
+    mp_stats.seconds_lowering += now() - start - (mp_stats.seconds_compiling - compiling);
+    return ok;
+}
+
+/* Compile the guards; the caller of a hit needs the inputs first, then what mocks name. Returns 0, or -1 with *why set. */
+static int guards(const mp_recording *recording, const mp_call *call, mp_trace *trace, mp_reason *why)
+{
+    const mp_obj_id *objects;
+    size_t n_objects = mp_mock_objects(trace->mocks, &objects);
+    trace->n_inputs = recording->n_inputs;
+    trace->n_objects = (uint32_t)n_objects;
+    mp_obj_id *wanted = PyMem_Malloc((trace->n_inputs + n_objects + 1) * sizeof *wanted);
+    if (!wanted) {
+        mp_reason_set(why, MP_REASON_NO_MEMORY, "%s", "");
+        return -1;
+    }
+    for (uint32_t i = 0; i < trace->n_inputs; i++) wanted[i] = recording->values[recording->inputs[i]].input;
+    if (n_objects) memcpy(wanted + trace->n_inputs, objects, n_objects * sizeof *wanted);
+    trace->guards = mp_guard_compile(recording, call, wanted, trace->n_inputs + n_objects, why);
+    PyMem_Free(wanted);
+    return trace->guards ? 0 : -1;
+}
+
+/* Option dry_run: the graph's outputs as they are now answer from now on. Returns 0, or -1 with *why set. */
+static int keep_outputs(const mp_recording *recording, mp_trace *trace, mp_reason *why)
+{
+    if (!trace->runner) return 0;
+    PyObject *inputs = PyList_New(recording->n_inputs), *outputs = NULL;
+    for (uint32_t i = 0; inputs && i < recording->n_inputs; i++) {
+        PyObject *tensor = input_tensor(recording, recording->values[recording->inputs[i]].input);
+        if (!tensor)
+            Py_CLEAR(inputs);
+        else
+            PyList_SET_ITEM(inputs, i, tensor);
+    }
+    PyObject *answer = inputs ? PyObject_CallOneArg(trace->runner, inputs) : NULL;
+    if (answer) outputs = PySequence_Tuple(answer);
+    Py_XDECREF(answer);
+    Py_XDECREF(inputs);
+    if (outputs && PyTuple_GET_SIZE(outputs) == trace->n_outputs)
+        trace->kept = PyMem_Calloc(trace->n_outputs + 1, sizeof *trace->kept);
+    if (!trace->kept) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "the graph gave a wrong number of outputs");
+        mp_reason_set_exception(why, MP_REASON_RUN_FAILED);
+        Py_XDECREF(outputs);
+        return -1;
+    }
+    for (uint32_t i = 0; i < trace->n_outputs; i++) {
+        PyObject *item = PyTuple_GET_ITEM(outputs, i);
+        trace->kept[i] = item == Py_None ? NULL : Py_NewRef(item);
+    }
+    Py_DECREF(outputs);
+    return 0;
+}
+
+/* Make a trace of the call that has just returned `result`. Owned, or NULL with *why set and no exception. */
+static mp_trace *trace_make(mp_callable *self, const mp_call *call, mp_recorder *rec, PyObject *result, mp_reason *why)
+{
+    const char *what = NULL;
+    mp_recording *recording = mp_rec_finish(rec, result, why);
+    mp_trace *trace = recording ? PyMem_Calloc(1, sizeof *trace) : NULL;
+    if (!trace) {
+        if (recording) mp_reason_set(why, MP_REASON_NO_MEMORY, "%s", "");
+        mp_recording_free(recording);
+        return NULL;
+    }
+    trace->refs = 1;
+    trace->n_ops = recording->n_ops;
+    mp_stats.observed_opcodes += recording->opcodes;
+    mp_stats.observed_frames += recording->frames;
+    mp_stats.seconds_observing += recording->seconds;
+    bool ok = false;
+    if (recording->torch_state && !mp_torch_state_same(recording->torch_state, &what))
+        mp_reason_set(why, MP_REASON_TORCH_STATE, "the call changes it: %s", what ? what : "?");
+    else if ((trace->mocks = mp_mock_compile(recording, why)) && guards(recording, call, trace, why) == 0 &&
+             lower(self, recording, trace, why) == 0 && (!self->dry_run || keep_outputs(recording, trace, why) == 0))
+        ok = true;
+    mp_recording_free(recording);
+    if (ok) return trace;
+    mp_trace_release(trace);
+    return NULL;
+}
+
+/* Tell torch.compiler.reset() that there is something to forget. */
+static void keep_reset(void)
+{
+    PyObject *keep = import_attribute("magpy.backend", "_keep_reset"), *done = keep ? PyObject_CallNoArgs(keep) : NULL;
+    PyErr_Clear(); /* without torch.compile there is no reset to hear of */
+    Py_XDECREF(done);
+    Py_XDECREF(keep);
+}
+
+/* Returns 0, or -1 with *why set; takes the trace over in both cases. */
+static int trace_add(mp_callable *self, mp_trace *trace, mp_reason *why)
+{
+    mp_trace **traces = PyMem_Realloc(self->traces, (self->n_traces + 1) * sizeof *traces);
+    if (!traces) {
+        mp_reason_set(why, MP_REASON_NO_MEMORY, "%s", "");
+        mp_trace_release(trace);
+        return -1;
+    }
+    memmove(traces + 1, traces, self->n_traces * sizeof *traces);
+    traces[0] = trace;
+    self->traces = traces;
+    self->n_traces++;
+    mp_stats.traces++;
+    if (trace->runner) mp_stats.segments++;
+    keep_reset();
+    return 0;
+}
+
+/* -- Misses ---------------------------------------------------------------------------------------------------------- */
+
+/* FullgraphError from why. Returns NULL. */
+static PyObject *raise_fullgraph(const mp_reason *why)
+{
+    PyObject *text = mp_reason_describe(why);
+    if (text) PyErr_Format(mp_fullgraph_error, "fullgraph=True, but the call is not one graph: %U", text);
+    Py_XDECREF(text);
+    return NULL;
+}
+
+/* Count a fallback of this call. With fullgraph, and if the program is the cause, the call's result is exchanged for an error. */
+static PyObject *fall_back(mp_callable *self, const mp_reason *why, PyObject *result)
+{
+    self->last_fallback = *why;
+    mp_fallbacks_count(&self->fallbacks, why);
+    if (!self->fullgraph || !patience(why->code)) return result;
+    Py_DECREF(result);
+    return raise_fullgraph(why);
+}
+
+/* A call that is known not to become a trace: plainly, but its callees may. */
+static PyObject *call_untraceable(mp_callable *self, const mp_call *call, const mp_reason *why)
+{
+    mp_reason copy = *why; /* the table may change during the call */
+    if (self->fullgraph) {
+        mp_fallbacks_count(&self->fallbacks, &copy);
+        return raise_fullgraph(&copy); /* before the call: nothing has happened yet */
+    }
+    PyObject *result = self->frames && self->target ? mp_frames_call(self, call) : mp_call_plain(call);
+    return result ? fall_back(self, &copy, result) : NULL;
+}
+
+static PyObject *call_at_limit(mp_callable *self, const mp_call *call)
+{
+    mp_reason why = {0};
+    mp_reason_set(&why, MP_REASON_TRACE_LIMIT, "%u traces (option trace_limit)", self->trace_limit);
+    if (!self->warned) {
+        self->warned = true;
+        const char *miss = self->last_miss ? PyUnicode_AsUTF8(self->last_miss) : NULL;
+        PyErr_Clear();
+        mp_log("warning",
+               "the limit of %u traces is reached; calls that none of them serves run in plain Python. The last one "
+               "needed: %s",
+               self->trace_limit, miss ? miss : "?");
+    }
+    if (self->fullgraph) {
+        mp_fallbacks_count(&self->fallbacks, &why);
+        return raise_fullgraph(&why);
+    }
+    PyObject *result = mp_call_plain(call);
+    return result ? fall_back(self, &why, result) : NULL;
+}
+
+PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
+{
+    if (self->compiling || self->leaf_alone) return mp_call_plain(call);
+    if (self->n_traces >= self->trace_limit) return call_at_limit(self, call);
+    uint64_t shape = mp_miss_shape(call);
+    const mp_reason *vain = mp_miss_in_vain(self, shape);
+    if (vain) return call_untraceable(self, call, vain);
+    mp_reason why = {0};
+    mp_recorder *rec = NULL;
+    if (mp_observe_possible(&why) == 0 && mp_torch_state_traceable(&why) == 0)
+        rec = mp_rec_new(call->target, call->args, call->nargs, call->kwnames, &why);
+    if (!rec) {
+        PyObject *plain = mp_call_plain(call);
+        return plain ? fall_back(self, &why, plain) : NULL;
+    }
+    mp_rec_accept_checks(rec);
+    self->compiling = true;
+    PyObject *result = mp_observe_call(rec, call->target, call->args, call->nargs, call->kwnames);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback); /* the program's own, untouched by what we do now */
+    mp_trace *trace = NULL;
+    if (result)
+        trace = trace_make(self, call, rec, result, &why);
+    else if (!mp_rec_abandoned(rec))
+        mp_reason_set(&why, MP_REASON_EXCEPTION, "%s", type ? ((PyTypeObject *)type)->tp_name : "?");
+    else
+        why = *mp_rec_reason(rec);
+    if (mp_rec_abandoned(rec) && why.code != MP_REASON_EXCEPTION && patience(why.code))
+        mp_frames_running(self, mp_rec_running(rec));
+    mp_rec_free(rec);
+    if (!trace) {
+        remember_vain(self, shape, &why);
+    } else if (!self->target && !trace->n_ops) { /* a frame's callable: not worth its guards */
+        self->leaf_alone = true;
+        mp_trace_release(trace);
+        trace = NULL;
+        why = (mp_reason){0};
+    } else {
+        trace_add(self, trace, &why);
+    }
+    self->compiling = false;
+    PyErr_Restore(type, value, traceback);
+    return result && why.code != MP_REASON_NONE ? fall_back(self, &why, result) : result;
+}

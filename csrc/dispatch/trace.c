@@ -1,0 +1,352 @@
+/* One trace: its life, and one compiled run (compute, rebuild, commit). */
+#include "dispatch/dispatch.h"
+
+#include <string.h>
+
+#define ON_STACK 64 /* outputs kept on the C stack during a run; more are allocated */
+
+/* -- Life ---------------------------------------------------------------------------------------------------------- */
+
+void mp_trace_release(mp_trace *trace)
+{
+    if (!trace || --trace->refs) return;
+    mp_guard_free(trace->guards);
+    mp_mock_free(trace->mocks);
+    Py_XDECREF(trace->runner);
+    Py_XDECREF(trace->info);
+    for (uint32_t i = 0; trace->kept && i < trace->n_outputs; i++) Py_XDECREF(trace->kept[i]);
+    for (uint32_t i = 0; i < trace->n_checks; i++) {
+        mp_trace_check *check = &trace->checks[i];
+        Py_XDECREF(check->func);
+        Py_XDECREF(check->args);
+        Py_XDECREF(check->kwargs);
+        Py_XDECREF(check->result);
+        Py_XDECREF(check->site);
+        PyMem_Free(check->outputs);
+    }
+    PyMem_Free(trace->checks);
+    PyMem_Free(trace->kept);
+    PyMem_Free(trace->mutated);
+    PyMem_Free(trace);
+}
+
+int mp_trace_traverse(mp_trace *trace, visitproc visit, void *arg)
+{
+    Py_VISIT(trace->runner);
+    Py_VISIT(trace->info);
+    for (uint32_t i = 0; trace->kept && i < trace->n_outputs; i++) Py_VISIT(trace->kept[i]);
+    for (uint32_t i = 0; i < trace->n_checks; i++) {
+        Py_VISIT(trace->checks[i].func);
+        Py_VISIT(trace->checks[i].args);
+        Py_VISIT(trace->checks[i].kwargs);
+    }
+    int stop = trace->guards ? mp_guard_traverse(trace->guards, visit, arg) : 0;
+    return stop || !trace->mocks ? stop : mp_mock_traverse(trace->mocks, visit, arg);
+}
+
+/* "Tensor.__bool__ is True (model.py:41)" for each check: owned list, or NULL with an exception. */
+static PyObject *checks_describe(const mp_trace *trace)
+{
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list && i < trace->n_checks; i++) {
+        const mp_trace_check *check = &trace->checks[i];
+        PyObject *name = PyObject_GetAttrString(check->func, "__qualname__");
+        if (!name) PyErr_Clear();
+        PyObject *text =
+            PyUnicode_FromFormat("%S gives %R (%U)", name ? name : check->func, check->result, check->site);
+        Py_XDECREF(name);
+        if (!text || PyList_Append(list, text) < 0) Py_CLEAR(list);
+        Py_XDECREF(text);
+    }
+    return list;
+}
+
+PyObject *mp_trace_describe(const mp_trace *trace)
+{
+    PyObject *checks = checks_describe(trace);
+    PyObject *guards = PyList_New(0), *writes = NULL, *mocks = NULL, *mutated = PyList_New(0), *result = NULL;
+    if (!guards || !mutated || !checks) goto done;
+    for (uint32_t i = 0; i < mp_guard_count(trace->guards); i++) {
+        PyObject *text = mp_guard_describe(trace->guards, i);
+        int failed = !text || PyList_Append(guards, text) < 0;
+        Py_XDECREF(text);
+        if (failed) goto done;
+    }
+    for (uint32_t i = 0; i < trace->n_mutated; i++) {
+        PyObject *number = PyLong_FromUnsignedLong(trace->mutated[i]);
+        int failed = !number || PyList_Append(mutated, number) < 0;
+        Py_XDECREF(number);
+        if (failed) goto done;
+    }
+    writes = mp_mock_describe_writes(trace->mocks);
+    mocks = writes ? mp_mock_describe_result(trace->mocks) : NULL;
+    if (mocks)
+        result =
+            Py_BuildValue("{s:O,s:O,s:O,s:O,s:O,s:O,s:O,s:K,s:I,s:I}", "guards", guards, "checks", checks, "writes",
+                          writes, "mocks", mocks, "mutated", mutated, "runner", trace->runner ? trace->runner : Py_None,
+                          "info", trace->info ? trace->info : Py_None, "hits", (unsigned long long)trace->hits,
+                          "inputs", trace->n_inputs, "operators", trace->n_ops);
+done:
+    Py_XDECREF(checks);
+    Py_XDECREF(guards);
+    Py_XDECREF(writes);
+    Py_XDECREF(mocks);
+    Py_XDECREF(mutated);
+    return result;
+}
+
+/* -- Compute ------------------------------------------------------------------------------------------------------- */
+
+/* Fill outputs[n_outputs] (owned). Returns 0, or -1 with an exception and nothing owned in outputs. */
+static int compute(mp_trace *trace, PyObject *const *inputs, PyObject **outputs)
+{
+    if (trace->kept) {
+        for (uint32_t i = 0; i < trace->n_outputs; i++) outputs[i] = Py_XNewRef(trace->kept[i]);
+        return 0;
+    }
+    if (!trace->runner) return 0;
+    if (trace->plan) return mp_plan_run(trace->plan, inputs, outputs);
+    PyObject *list = PyList_New(trace->n_inputs);
+    if (!list) return -1;
+    for (uint32_t i = 0; i < trace->n_inputs; i++) PyList_SET_ITEM(list, i, Py_NewRef(inputs[i]));
+    PyObject *answer = PyObject_CallOneArg(trace->runner, list);
+    Py_DECREF(list);
+    PyObject *items = answer ? PySequence_Fast(answer, "a graph's runner must return a sequence") : NULL;
+    Py_XDECREF(answer);
+    if (!items) return -1;
+    if (PySequence_Fast_GET_SIZE(items) != trace->n_outputs) {
+        PyErr_Format(PyExc_RuntimeError, "the graph gave %zd outputs instead of %u", PySequence_Fast_GET_SIZE(items),
+                     trace->n_outputs);
+        Py_DECREF(items);
+        return -1;
+    }
+    for (uint32_t i = 0; i < trace->n_outputs; i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        outputs[i] = item == Py_None ? NULL : Py_NewRef(item);
+    }
+    Py_DECREF(items);
+    return 0;
+}
+
+/* -- Checks on data ---------------------------------------------------------------------------------------------- */
+
+/* 1 the data is as the program saw it, 0 it is not, -1 an exception. */
+static int check_holds(const mp_trace_check *check, PyObject *const *outputs)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(check->args);
+    PyObject *args = PyTuple_New(n);
+    for (Py_ssize_t i = 0; args && i < n; i++) {
+        PyObject *item =
+            check->outputs[i] == MP_NO_VALUE ? PyTuple_GET_ITEM(check->args, i) : outputs[check->outputs[i]];
+        PyTuple_SET_ITEM(args, i, Py_NewRef(item ? item : Py_None));
+    }
+    PyObject *result = args ? PyObject_Call(check->func, args, check->kwargs) : NULL;
+    Py_XDECREF(args);
+    if (!result) return -1;
+    int holds = mp_scalar_same(result, check->result);
+    Py_DECREF(result);
+    return holds;
+}
+
+static int checks_hold(const mp_trace *trace, PyObject *const *outputs)
+{
+    int holds = 1;
+    for (uint32_t i = 0; i < trace->n_checks && holds == 1; i++) holds = check_holds(&trace->checks[i], outputs);
+    return holds;
+}
+
+/* -- Commit of tensors -------------------------------------------------------------------------------------------- */
+
+static struct {
+    PyObject *copy;        /* owned: torch.Tensor.copy_ */
+    PyObject *set_enabled; /* owned: torch._C._set_grad_enabled */
+    PyObject *is_enabled;  /* owned: torch.is_grad_enabled */
+} torch_calls;
+
+static int torch_calls_load(void)
+{
+    if (torch_calls.copy) return 0;
+    PyObject *core = PyImport_ImportModule("torch._C"), *torch = PyImport_ImportModule("torch");
+    PyObject *tensor = torch ? PyObject_GetAttrString(torch, "Tensor") : NULL;
+    if (core && tensor) {
+        Py_XSETREF(torch_calls.set_enabled, PyObject_GetAttrString(core, "_set_grad_enabled"));
+        Py_XSETREF(torch_calls.is_enabled, PyObject_GetAttrString(torch, "is_grad_enabled"));
+        if (torch_calls.set_enabled && torch_calls.is_enabled)
+            torch_calls.copy = PyObject_GetAttrString(tensor, "copy_");
+    }
+    Py_XDECREF(core);
+    Py_XDECREF(torch);
+    Py_XDECREF(tensor);
+    return torch_calls.copy ? 0 : -1;
+}
+
+static int set_grad(PyObject *enabled)
+{
+    PyObject *done = PyObject_CallOneArg(torch_calls.set_enabled, enabled);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+/* Copy the new data of mutated inputs into them, without a gradient: what the gradient needs was made by the runner. Returns the number
+** of inputs written before an exception, or n_mutated. */
+static uint32_t copy_mutated(const mp_trace *trace, PyObject *const *inputs, PyObject *const *outputs)
+{
+    if (torch_calls_load() < 0) return 0;
+    PyObject *was = PyObject_CallNoArgs(torch_calls.is_enabled);
+    if (!was || set_grad(Py_False) < 0) {
+        Py_XDECREF(was);
+        return 0;
+    }
+    uint32_t written = 0;
+    for (; written < trace->n_mutated; written++) {
+        if (outputs[written] == inputs[trace->mutated[written]]) continue; /* written in place already */
+        PyObject *pair[] = {inputs[trace->mutated[written]], outputs[written]};
+        PyObject *done = PyObject_Vectorcall(torch_calls.copy, pair, 2, NULL);
+        if (!done) break;
+        Py_DECREF(done);
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (set_grad(was) < 0) PyErr_Clear(); /* setting a flag to a bool that it had before does not fail */
+    PyErr_Restore(type, value, traceback);
+    Py_DECREF(was);
+    return written;
+}
+
+/* -- Run -------------------------------------------------------------------------------------------------------------- */
+
+/* torch's random state, owned, or NULL with an exception. */
+static PyObject *random_state(void)
+{
+    PyObject *random = PyImport_ImportModule("torch.random");
+    PyObject *state = random ? PyObject_CallMethod(random, "get_rng_state", NULL) : NULL;
+    Py_XDECREF(random);
+    return state;
+}
+
+static void random_restore(PyObject *state)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *random = PyImport_ImportModule("torch.random");
+    PyObject *done = random ? PyObject_CallMethod(random, "set_rng_state", "O", state) : NULL;
+    if (!done) mp_log("warning", "the random state could not be put back after a failed compiled run");
+    PyErr_Clear();
+    Py_XDECREF(done);
+    Py_XDECREF(random);
+    PyErr_Restore(type, value, traceback);
+}
+
+/* An exception before commit: can the call be made again? Not after KeyboardInterrupt and the like, which are the user's. */
+static mp_run_end failed(void) { return PyErr_ExceptionMatches(PyExc_Exception) ? MP_RUN_FAILED : MP_RUN_RAISED; }
+
+/* Releasing tensors may run weak reference callbacks: keep the pending exception. */
+static void release_outputs(const mp_trace *trace, PyObject **outputs)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    for (uint32_t i = 0; i < trace->n_outputs; i++) Py_XDECREF(outputs[i]);
+    PyErr_Restore(type, value, traceback);
+}
+
+mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **result)
+{
+    PyObject *stack[ON_STACK] = {NULL}, **outputs = stack, *random = NULL;
+    *result = NULL;
+    if (trace->n_outputs > ON_STACK && !(outputs = PyMem_Calloc(trace->n_outputs, sizeof *outputs))) {
+        PyErr_NoMemory();
+        return MP_RUN_FAILED;
+    }
+    mp_run_end end = MP_RUN_DONE;
+    int holds = 1;
+    if (trace->random && !(random = random_state())) {
+        end = failed();
+    } else if (compute(trace, bound, outputs) < 0 || (holds = checks_hold(trace, outputs)) < 0) {
+        end = failed();
+    } else if (!holds) {
+        end = MP_RUN_OTHER;
+    } else {
+        mp_mock_run *run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
+        uint32_t copied = 0;
+        if (!run) {
+            end = failed();
+        } else if (trace->n_mutated && (copied = copy_mutated(trace, bound, outputs)) < trace->n_mutated) {
+            mp_mock_discard(run);
+            /* Copies between tensors of one type, shape and device do not fail midway. The first may (an input that must not be
+            ** written): nothing is visible yet. */
+            end = copied ? MP_RUN_RAISED : failed();
+        } else {
+            *result = mp_mock_commit(run);
+            end = *result ? MP_RUN_DONE : MP_RUN_RAISED;
+        }
+    }
+    if ((end == MP_RUN_FAILED || end == MP_RUN_OTHER) && random) random_restore(random);
+    Py_XDECREF(random);
+    release_outputs(trace, outputs);
+    if (outputs != stack) PyMem_Free(outputs);
+    return end;
+}
+
+/* -- Option verify ------------------------------------------------------------------------------------------------------- */
+
+/* [(input, new data)] of the mutated inputs: owned list, or NULL with an exception. */
+static PyObject *mutated_pairs(const mp_trace *trace, PyObject *const *inputs, PyObject *const *outputs)
+{
+    PyObject *pairs = PyList_New(trace->n_mutated);
+    for (uint32_t i = 0; pairs && i < trace->n_mutated; i++) {
+        PyObject *pair = PyTuple_Pack(2, inputs[trace->mutated[i]], outputs[i] ? outputs[i] : Py_None);
+        if (!pair)
+            Py_CLEAR(pairs);
+        else
+            PyList_SET_ITEM(pairs, i, pair);
+    }
+    return pairs;
+}
+
+mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_call *call, PyObject **answer)
+{
+    PyObject **outputs = PyMem_Calloc(trace->n_outputs + 1, sizeof *outputs), *pairs = NULL, *compiled = NULL,
+             *result = NULL;
+    *answer = NULL;
+    if (!outputs) return PyErr_NoMemory(), MP_RUN_RAISED;
+    PyObject *random = random_state();
+    mp_mock_run *run = NULL;
+    int holds = 1;
+    mp_state_busy++;
+    if (random && compute(trace, bound, outputs) == 0 && (holds = checks_hold(trace, outputs)) == 1 &&
+        (pairs = mutated_pairs(trace, bound, outputs)))
+        run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
+    mp_state_busy--;
+    if (run) compiled = Py_XNewRef(mp_mock_result(run));
+    mp_mock_discard(run);
+    if (random) random_restore(random);
+    mp_run_end end = MP_RUN_RAISED;
+    if (!holds) {
+        end = MP_RUN_OTHER;
+        goto done;
+    }
+    PyObject *error_type, *error, *traceback;
+    PyErr_Fetch(&error_type, &error, &traceback); /* of the compiled run: part of what is compared */
+    PyErr_NormalizeException(&error_type, &error, &traceback);
+    if ((result = mp_call_plain(call))) {
+        PyObject *module = PyImport_ImportModule("magpy.verify");
+        PyObject *done = module ? PyObject_CallMethod(module, "compare", "OOOO", compiled ? compiled : Py_None, result,
+                                                      pairs ? pairs : Py_None, error ? error : Py_None)
+                                : NULL;
+        if (!done) Py_CLEAR(result);
+        Py_XDECREF(done);
+        Py_XDECREF(module);
+    }
+    Py_XDECREF(error_type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    if (result) end = MP_RUN_DONE;
+    *answer = result;
+done:
+    Py_XDECREF(random);
+    Py_XDECREF(pairs);
+    Py_XDECREF(compiled);
+    release_outputs(trace, outputs);
+    PyMem_Free(outputs);
+    return end;
+}

@@ -1,0 +1,140 @@
+/* What other rooms need of CPython 3.11's insides: versions, and where an instance keeps its attributes. */
+#define Py_BUILD_CORE 1
+#include "observe/observe.h"
+
+#include <internal/pycore_dict.h>
+#include <internal/pycore_object.h>
+
+/* -- Versions --------------------------------------------------------------------------------------------------------- */
+
+uint64_t mp_dict_version(PyObject *dict) { return ((PyDictObject *)dict)->ma_version_tag; }
+const uint64_t *mp_dict_version_address(PyObject *dict) { return &((PyDictObject *)dict)->ma_version_tag; }
+
+static bool has_version(PyTypeObject *type)
+{ return PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG) && type->tp_version_tag != 0; }
+
+uint32_t mp_type_version(PyTypeObject *type)
+{
+    if (!has_version(type)) { /* a lookup assigns one, if there are any left */
+        PyObject *error, *value, *trace;
+        PyErr_Fetch(&error, &value, &trace);
+        PyObject *name = PyUnicode_InternFromString("__init__");
+        if (name) _PyType_Lookup(type, name);
+        Py_XDECREF(name);
+        PyErr_Clear();
+        PyErr_Restore(error, value, trace);
+    }
+    return has_version(type) ? type->tp_version_tag : 0;
+}
+
+/* The interpreter counts function versions up from 1 when it specialises a call, by a function it does not export; ours count down
+** from the top and so are never one of its. Either way 0 is put back when code, defaults or annotations are replaced. */
+uint32_t mp_function_version(PyObject *func)
+{
+    static uint32_t next = UINT32_MAX;
+    PyFunctionObject *function = (PyFunctionObject *)func;
+    if (function->func_version == 0 && next > UINT32_MAX / 2) function->func_version = next--;
+    return function->func_version;
+}
+
+const uint32_t *mp_function_version_address(PyObject *func) { return &((PyFunctionObject *)func)->func_version; }
+
+/* -- Instances ----------------------------------------------------------------------------------------------------------- */
+
+PyObject **mp_instance_dict_slot(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    if (PyType_HasFeature(type, Py_TPFLAGS_MANAGED_DICT)) return _PyObject_ManagedDictPointer(object);
+    return type->tp_dictoffset ? _PyObject_GetDictPtr(object) : NULL; /* materialises managed ones only */
+}
+
+PyObject **mp_instance_value_slot(PyObject *object, PyObject *name)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    if (!PyType_HasFeature(type, Py_TPFLAGS_MANAGED_DICT) || !PyUnicode_CheckExact(name)) return NULL;
+    PyDictValues *values = *_PyObject_ValuesPointer(object);
+    PyDictKeysObject *keys = ((PyHeapTypeObject *)type)->ht_cached_keys;
+    if (!values || !keys || !DK_IS_UNICODE(keys)) return NULL;
+    const PyDictUnicodeEntry *entries = DK_UNICODE_ENTRIES(keys);
+    Py_ssize_t n = keys->dk_nentries;  /* at most SHARED_KEYS_MAX_SIZE */
+    for (Py_ssize_t i = 0; i < n; i++) /* both are interned nearly always */
+        if (entries[i].me_key == name) return &values->values[i];
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (entries[i].me_key && PyUnicode_Compare(entries[i].me_key, name) == 0) return &values->values[i];
+    return NULL;
+}
+
+/* -- Keys -------------------------------------------------------------------------------------------------------------------- */
+
+/* Is comparing it C's business alone? */
+static bool compared_by_c(PyObject *key)
+{
+    static PyTypeObject *const builtin[] = {&PyUnicode_Type, &PyLong_Type, &PyFloat_Type, &PyBytes_Type,
+                                            &PyComplex_Type};
+    PyTypeObject *type = Py_TYPE(key);
+    if (type->tp_richcompare == PyBaseObject_Type.tp_richcompare) return true;
+    for (size_t i = 0; i < sizeof builtin / sizeof *builtin; i++)
+        if (type->tp_richcompare == builtin[i]->tp_richcompare) return true;
+    if (!PyTuple_CheckExact(key)) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(key); i++)
+        if (!compared_by_c(PyTuple_GET_ITEM(key, i))) return false;
+    return true;
+}
+
+/* Keys of equal hash: 1 equal, 0 not, -1 unknown. */
+static int same_key(PyObject *a, PyObject *b)
+{
+    if (a == b) return 1;
+    if (PyUnicode_CheckExact(a) && PyUnicode_CheckExact(b)) return _PyUnicode_EQ(a, b);
+    if (!compared_by_c(a) || !compared_by_c(b)) return -1;
+    int same = PyObject_RichCompareBool(a, b, Py_EQ);
+    if (same < 0) PyErr_Clear(); /* C's comparison of such keys fails for lack of memory only */
+    return same;
+}
+
+int mp_dict_find(PyObject *object, PyObject *key, Py_hash_t hash, PyObject **value)
+{
+    PyDictObject *dict = (PyDictObject *)object;
+    PyDictKeysObject *keys = dict->ma_keys;
+    bool unicode = DK_IS_UNICODE(keys);
+    size_t mask = (size_t)DK_SIZE(keys) - 1, perturb = (size_t)hash, at = (size_t)hash & mask;
+    int log2 = DK_LOG_SIZE(keys);
+    for (;; perturb >>= 5, at = (at * 5 + perturb + 1) & mask) {
+        const void *indices = keys->dk_indices;
+        Py_ssize_t index = log2 < 8    ? ((const int8_t *)indices)[at]
+                           : log2 < 16 ? ((const int16_t *)indices)[at]
+                           : log2 < 32 ? ((const int32_t *)indices)[at]
+                                       : (Py_ssize_t)((const int64_t *)indices)[at];
+        if (index == DKIX_EMPTY) return 0;
+        if (index < 0) continue; /* deleted */
+        PyObject *other = unicode ? DK_UNICODE_ENTRIES(keys)[index].me_key : DK_ENTRIES(keys)[index].me_key;
+        Py_hash_t other_hash = unicode ? ((PyASCIIObject *)other)->hash : DK_ENTRIES(keys)[index].me_hash;
+        int same = other == key ? 1 : other_hash == hash ? same_key(other, key) : 0;
+        if (same < 0) return -1;
+        if (!same) continue;
+        *value = dict->ma_values ? dict->ma_values->values[index]
+                 : unicode       ? DK_UNICODE_ENTRIES(keys)[index].me_value
+                                 : DK_ENTRIES(keys)[index].me_value;
+        return *value != NULL; /* another instance's attribute may have a place in shared keys */
+    }
+}
+
+int mp_dict_find_str(PyObject *dict, PyObject *key, PyObject **value)
+{ return mp_dict_find(dict, key, PyObject_Hash(key), value); }
+
+#define SET_LINEAR_PROBES 9 /* Objects/setobject.c */
+
+int mp_set_find(PyObject *object, PyObject *key, Py_hash_t hash)
+{
+    PySetObject *set = (PySetObject *)object;
+    size_t mask = (size_t)set->mask, perturb = (size_t)hash, at = (size_t)hash & mask;
+    for (;; perturb >>= 5, at = (at * 5 + 1 + perturb) & mask) {
+        const setentry *entry = &set->table[at];
+        int probes = at + SET_LINEAR_PROBES <= mask ? SET_LINEAR_PROBES : 0;
+        for (; probes >= 0; probes--, entry++) {
+            if (!entry->key) return 0;
+            int same = entry->key == key ? 1 : entry->hash == hash ? same_key(entry->key, key) : 0;
+            if (same) return same;
+        }
+    }
+}

@@ -1,0 +1,49 @@
+/* Observe: runs a call under the eye of the recorder. The only room that knows interpreter internals.
+**
+** While a call is observed: a C trace function with opcode events and a torch-function mode are installed on this thread, garbage
+** collection is held off, and the eval hook is chained. Everything is put back at the end, whatever happened in between.
+*/
+#ifndef MP_OBSERVE_H
+#define MP_OBSERVE_H
+#include "trace/recorder.h"
+
+/* Call target(*args, **kwargs) (vectorcall style) observed by `rec`. Returns what the call returned: an owned result, or NULL with the
+** program's own exception. If it could not be observed, the call has still been made exactly once and rec is abandoned. */
+PyObject *mp_observe_call(mp_recorder *rec, PyObject *target, PyObject *const *args, size_t nargs, PyObject *kwnames);
+
+/* Is this thread inside mp_observe_call? Then magpy's own callables run their targets plainly (they are being watched). */
+bool mp_observe_active(void);
+
+/* Can this thread be observed now? 0, or -1 with *why set (another tracer, torch mode, recursion). */
+int mp_observe_possible(mp_reason *why);
+
+/* -- Frame fallback: run plainly, offer every callee frame to dispatch ------------------------------------------------------ */
+
+/* Called for each Python function frame entered on this thread while mp_observe_frames runs a call; `func` and the bound arguments
+** are borrowed. Return 1 with *result set (owned, or NULL with exception) to answer instead of running the frame; 0 to run it. */
+typedef int (*mp_frame_offer)(void *context, PyFunctionObject *func, PyObject *const *locals, PyObject **result);
+
+/* Call target with the eval hook installed (chained to the hook that was there; removed only if still ours). Owned result or NULL
+** with the program's exception. */
+PyObject *mp_observe_frames(PyObject *target, PyObject *const *args, size_t nargs, PyObject *kwnames,
+                            mp_frame_offer offer, void *context);
+
+/* -- Interpreter internals other rooms need ---------------------------------------------------------------------------------- */
+
+uint64_t mp_dict_version(PyObject *dict); /* ma_version_tag */
+const uint64_t *mp_dict_version_address(PyObject *dict);
+uint32_t mp_type_version(PyTypeObject *type); /* forced to exist; 0: impossible */
+uint32_t mp_function_version(PyObject *func); /* forced to exist; 0: impossible */
+const uint32_t *mp_function_version_address(PyObject *func);
+/* Where an instance's attributes are: its dict pointer's slot and inline values' slot, NULL where it has none. No materialisation. */
+PyObject **mp_instance_dict_slot(PyObject *object);
+/* The inline value slot of attribute `name` of an instance whose dict is not materialised, or NULL. Borrowed address, valid while the
+** type's shared keys and the instance's values stay. */
+PyObject **mp_instance_value_slot(PyObject *object, PyObject *name);
+/* Look a key up without hashing or comparing by anybody's Python code; subclass methods are not called. 1: found, *value is borrowed (set
+** only for dicts). 0: not there. -1: a key of the same hash has an equality of its own, so only the program can tell. No exception. */
+int mp_dict_find(PyObject *dict, PyObject *key, Py_hash_t hash, PyObject **value);
+int mp_set_find(PyObject *set, PyObject *key, Py_hash_t hash);
+int mp_dict_find_str(PyObject *dict, PyObject *key, PyObject **value); /* an exact str, whose hash is C's own */
+
+#endif

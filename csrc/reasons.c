@@ -1,0 +1,64 @@
+/* Reasons for giving up, and logging. */
+#include "magpy.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static const char *const reason_texts[] = {
+#define MP_REASON(code, text) text,
+#include "reasons.h"
+#undef MP_REASON
+};
+
+const char *mp_reason_text(mp_reason_code code) { return (unsigned)code < MP_REASON_COUNT ? reason_texts[code] : "?"; }
+
+void mp_reason_set(mp_reason *why, mp_reason_code code, const char *detail, ...)
+{
+    if (!why || why->code != MP_REASON_NONE) return;
+    why->code = code;
+    va_list args;
+    va_start(args, detail);
+    vsnprintf(why->detail, sizeof why->detail, detail, args);
+    va_end(args);
+}
+
+void mp_reason_set_exception(mp_reason *why, mp_reason_code code)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject *text = value ? PyObject_Str(value) : NULL;
+    const char *chars = text ? PyUnicode_AsUTF8(text) : NULL;
+    PyErr_Clear(); /* a message that cannot be printed is no reason to fail */
+    mp_reason_set(why, code, "%s: %s", type ? ((PyTypeObject *)type)->tp_name : "?", chars ? chars : "");
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+}
+
+PyObject *mp_reason_describe(const mp_reason *why)
+{
+    char where[300] = "";
+    if (why->file[0]) snprintf(where, sizeof where, " (%s:%d)", why->file, why->line);
+    return PyUnicode_FromFormat("%s%s%s%s", mp_reason_text(why->code), why->detail[0] ? ": " : "", why->detail, where);
+}
+
+void mp_log(const char *level, const char *format, ...)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    PyObject *logging = PyImport_ImportModule("logging");
+    PyObject *logger = logging ? PyObject_CallMethod(logging, "getLogger", "s", "magpy") : NULL;
+    PyObject *done = logger ? PyObject_CallMethod(logger, level, "ss", "%s", text) : NULL;
+    if (!done) PyErr_Clear(); /* logging must never change the outcome of a call */
+    Py_XDECREF(done);
+    Py_XDECREF(logger);
+    Py_XDECREF(logging);
+    PyErr_Restore(type, value, trace);
+}

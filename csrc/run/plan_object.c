@@ -1,0 +1,300 @@
+/* _C.Plan and _C.compile_graph: plans as Python sees them. */
+#include "run/plan_inside.h"
+
+#include "run/cache.h"
+#include "run/compiler.h"
+
+typedef struct {
+    PyObject_HEAD mp_plan *plan; /* owned */
+} plan_object;
+
+static PyTypeObject *plan_type; /* owned by the module as well; one per process, like libtorch */
+
+mp_plan *mp_plan_from_object(PyObject *object)
+{ return plan_type && Py_TYPE(object) == plan_type ? ((plan_object *)object)->plan : NULL; }
+
+static void plan_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    mp_plan_free(((plan_object *)self)->plan);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* -- Calling --------------------------------------------------------------------------------------------------------------- */
+
+/* From Python nobody has checked the inputs, and kernels trust them. Returns 0, or -1 with an exception. */
+static int check_input(const mp_plan *plan, PyObject *object, uint32_t number)
+{
+    const mp_meta *meta = &plan->graph->metas[number];
+    int64_t ndim, *sizes, *strides;
+    int32_t dtype, device, layout;
+    if (!PyObject_TypeCheck(object, mp_torch.tensor_type)) {
+        PyErr_Format(PyExc_TypeError, "input %u is a %.80s, not a tensor", number, Py_TYPE(object)->tp_name);
+        return -1;
+    }
+    mp_handle handle = mp_tensor_handle(object);
+    if (mp_torch.get_device_type(handle, &device) || mp_torch.get_layout(handle, &layout) ||
+        mp_torch.get_dtype(handle, &dtype) || mp_torch.get_dim(handle, &ndim))
+        return mp_torch_raise();
+    bool same = dtype == meta->dtype && device == meta->device && layout == 0 && ndim == meta->ndim;
+    if (same && (mp_torch.get_sizes(handle, &sizes) || mp_torch.get_strides(handle, &strides))) return mp_torch_raise();
+    bool empty = false, same_strides = true;
+    for (int64_t i = 0; same && i < ndim; i++) {
+        same = sizes[i] == meta->size[i];
+        empty |= sizes[i] == 0;
+        same_strides &= sizes[i] < 2 || strides[i] == meta->stride[i];
+    }
+    if (same && (same_strides || empty)) return 0;
+    PyErr_Format(PyExc_ValueError, "input %u has not the size, strides, dtype or device the plan was compiled for",
+                 number);
+    return -1;
+}
+
+/* The inputs as a tuple of our own (the caller's list may change while an operator runs Python). Owned, or NULL with an exception. */
+static PyObject *checked_inputs(const mp_plan *plan, PyObject *inputs)
+{
+    PyObject *fast = PySequence_Tuple(inputs);
+    uint32_t n = plan->graph->n_inputs;
+    if (!fast) return NULL;
+    if (PyTuple_GET_SIZE(fast) != n) {
+        PyErr_Format(PyExc_TypeError, "%zd inputs given, the plan takes %u", PyTuple_GET_SIZE(fast), n);
+        Py_CLEAR(fast);
+    }
+    for (uint32_t i = 0; fast && i < n; i++)
+        if (check_input(plan, PyTuple_GET_ITEM(fast, i), i) < 0) Py_CLEAR(fast);
+    return fast;
+}
+
+static PyObject *plan_call(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    mp_plan *plan = ((plan_object *)self)->plan;
+    PyObject *inputs, *fast, *result = NULL, *small[16], **outputs = small;
+    uint32_t n = plan->graph->n_outputs;
+    if (kwargs && PyDict_GET_SIZE(kwargs)) return PyErr_Format(PyExc_TypeError, "a plan takes no keywords"), NULL;
+    if (!PyArg_ParseTuple(args, "O", &inputs)) return NULL;
+    if (!(fast = checked_inputs(plan, inputs))) return NULL;
+    if (n > 16 && !(outputs = PyMem_Malloc(n * sizeof *outputs))) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (mp_plan_run(plan, &PyTuple_GET_ITEM(fast, 0), outputs) == 0) {
+        result = PyTuple_New(n);
+        for (uint32_t i = 0; i < n; i++) {
+            PyObject *output = outputs[i] ? outputs[i] : Py_NewRef(Py_None);
+            if (result)
+                PyTuple_SET_ITEM(result, i, output);
+            else
+                Py_DECREF(output);
+        }
+    }
+    if (outputs != small) PyMem_Free(outputs);
+done:
+    Py_DECREF(fast);
+    return result;
+}
+
+/* -- Attributes -------------------------------------------------------------------------------------------------------------- */
+
+static PyObject *kernel_ops(const mp_kernel *kernel)
+{
+    PyObject *names = PyList_New(0);
+    for (const char *const *name = kernel->ops; names && name && *name; name++) {
+        PyObject *text = PyUnicode_FromString(*name);
+        if (!text || PyList_Append(names, text) < 0) Py_CLEAR(names);
+        Py_XDECREF(text);
+    }
+    return names;
+}
+
+/* (tier, name, detail) of an instruction. Owned, or NULL with an exception. */
+static PyObject *describe(const mp_plan *plan, const mp_insn *insn)
+{
+    static const char *const tiers[] = {"kernel", "shim", "dispatcher", "python"};
+    if (insn->kind == MP_INSN_KERNEL) {
+        const mp_kernel *kernel = &plan->schedule->kernels[plan->calls[insn->index].number];
+        PyObject *ops = kernel_ops(kernel), *comma = PyUnicode_FromString(", ");
+        PyObject *detail = ops && comma ? PyUnicode_Join(comma, ops) : NULL;
+        Py_XDECREF(comma);
+        Py_XDECREF(ops);
+        return detail ? Py_BuildValue("(ssN)", "kernel", kernel->name, detail) : NULL;
+    }
+    if (insn->kind == MP_INSN_OP) {
+        const mp_op *op = &plan->ops[insn->index];
+        const char *detail = op->tier == MP_TIER_SHIM ? op->symbol : op->tier == MP_TIER_DISPATCHER ? op->name : "";
+        return Py_BuildValue("(sss)", tiers[op->tier], op->node->op, detail);
+    }
+    static const char *const names[] = {
+        [MP_INSN_ALLOC] = "alloc", [MP_INSN_VIEW] = "view", [MP_INSN_RELEASE] = "release"};
+    return Py_BuildValue("(ssN)", names[insn->kind], "", PyUnicode_FromFormat("value %u", insn->index));
+}
+
+static PyObject *get_steps(PyObject *self, void *closure)
+{
+    const mp_plan *plan = ((plan_object *)self)->plan;
+    PyObject *steps = PyList_New(plan->n_insns);
+    for (uint32_t i = 0; steps && i < plan->n_insns; i++) {
+        PyObject *step = describe(plan, &plan->insns[i]);
+        if (step)
+            PyList_SET_ITEM(steps, i, step);
+        else
+            Py_CLEAR(steps);
+    }
+    return steps;
+}
+
+static PyObject *describe_kernel(const mp_plan *plan, uint32_t number)
+{
+    const mp_schedule *schedule = plan->schedule;
+    const mp_kernel *kernel = &schedule->kernels[number];
+    PyObject *ops = kernel_ops(kernel);
+    char *ir = mp_fuse_dump(schedule, number);
+    PyObject *result = !ops ? NULL
+                            : Py_BuildValue("{s:s,s:N,s:s,s:s,s:z,s:z,s:L,s:L}", "name", kernel->name, "ops", ops,
+                                            "source_path", mp_code_source_path(plan->code), "source", schedule->source,
+                                            "cuda_source", kernel->cuda_source, "ir", ir, "extent",
+                                            (long long)kernel->extent, "grain", (long long)kernel->grain);
+    free(ir);
+    return result;
+}
+
+static PyObject *get_kernels(PyObject *self, void *closure)
+{
+    const mp_plan *plan = ((plan_object *)self)->plan;
+    PyObject *kernels = PyList_New(plan->schedule->n_kernels);
+    for (uint32_t i = 0; kernels && i < plan->schedule->n_kernels; i++) {
+        PyObject *kernel = describe_kernel(plan, i);
+        if (kernel)
+            PyList_SET_ITEM(kernels, i, kernel);
+        else
+            Py_CLEAR(kernels);
+    }
+    return kernels;
+}
+
+static PyObject *get_arena_bytes(PyObject *self, void *closure)
+{ return PyLong_FromLongLong(((plan_object *)self)->plan->schedule->arena_bytes); }
+
+/* Seconds of each step, the least of several runs. Reading the clock adds some 50 ns to each. */
+static PyObject *plan_profile(PyObject *self, PyObject *args)
+{
+    mp_plan *plan = ((plan_object *)self)->plan;
+    PyObject *inputs, *fast, *list = NULL;
+    int n = 10;
+    if (!PyArg_ParseTuple(args, "O|i:profile", &inputs, &n)) return NULL;
+    if (!(fast = checked_inputs(plan, inputs))) return NULL;
+    int64_t *ns = PyMem_Calloc(plan->n_insns + 1, sizeof *ns);
+    if (!ns) PyErr_NoMemory();
+    if (ns && mp_plan_profile(plan, &PyTuple_GET_ITEM(fast, 0), n < 1 ? 1 : (uint32_t)n, ns) == 0)
+        list = PyList_New(plan->n_insns);
+    for (uint32_t i = 0; list && i < plan->n_insns; i++) {
+        PyObject *step = describe(plan, &plan->insns[i]);
+        PyObject *row = step ? Py_BuildValue("(OOOd)", PyTuple_GET_ITEM(step, 0), PyTuple_GET_ITEM(step, 1),
+                                             PyTuple_GET_ITEM(step, 2), (double)ns[i] * 1e-9)
+                             : NULL;
+        Py_XDECREF(step);
+        if (row)
+            PyList_SET_ITEM(list, i, row);
+        else
+            Py_CLEAR(list);
+    }
+    PyMem_Free(ns);
+    Py_DECREF(fast);
+    return list;
+}
+
+static PyMethodDef plan_methods[] = {
+    {"profile", plan_profile, METH_VARARGS,
+     "profile(inputs, n=10) -> list of (tier, name, detail, seconds) in order: the least of n runs."},
+    {NULL},
+};
+
+static PyGetSetDef plan_getset[] = {
+    {"steps", get_steps, NULL, "list of (tier, name, detail) in the order of running", NULL},
+    {"kernels", get_kernels, NULL, "list of dicts: name, ops, source_path, source, cuda_source, ir, extent, grain",
+     NULL},
+    {"arena_bytes", get_arena_bytes, NULL, "bytes of the arena for intermediate values", NULL},
+    {NULL},
+};
+
+static PyType_Slot plan_slots[] = {
+    {Py_tp_dealloc, plan_dealloc},
+    {Py_tp_call, plan_call},
+    {Py_tp_methods, plan_methods},
+    {Py_tp_getset, plan_getset},
+    {Py_tp_doc, "A compiled graph: call it with a sequence of tensors, get a tuple of tensors (None where the graph's "
+                "output is)."},
+    {0, NULL},
+};
+
+static PyType_Spec plan_spec = {
+    .name = "magpy._C.Plan",
+    .basicsize = sizeof(plan_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = plan_slots,
+};
+
+/* -- Module functions --------------------------------------------------------------------------------------------------------- */
+
+static PyObject *compile_graph(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"nodes", "outputs", "fuse", NULL};
+    PyObject *nodes, *outputs;
+    int fuse = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|p:compile_graph", names, &nodes, &outputs, &fuse)) return NULL;
+    mp_graph *graph = mp_ir_graph_build(nodes, outputs);
+    if (!graph) return NULL;
+    plan_object *self = (plan_object *)plan_type->tp_alloc(plan_type, 0);
+    if (!self) {
+        mp_ir_graph_free(graph);
+        return NULL;
+    }
+    mp_fuse_options options = {.vector_bits = mp_cpu_vector_bits(), .fuse = fuse};
+    mp_reason why = {0};
+    self->plan = mp_plan_compile(graph, &options, &why);
+    if (self->plan) return (PyObject *)self;
+    Py_DECREF(self);
+    PyObject *text = mp_reason_describe(&why);
+    if (text) PyErr_SetObject(PyExc_RuntimeError, text);
+    Py_XDECREF(text);
+    return NULL;
+}
+
+static PyObject *cache_dir(PyObject *module, PyObject *unused)
+{
+    char dir[PATH_MAX];
+    if (mp_cache_dir(dir, sizeof dir)) return PyUnicode_DecodeFSDefault(dir);
+    Py_RETURN_NONE;
+}
+
+static PyObject *cpu_info(PyObject *module, PyObject *unused) { return mp_cpu_info(); }
+
+/* For tests: load `source` as a plan's code is, and keep it loaded. Returns (source path, address of function `symbol`). */
+static PyObject *load_code(PyObject *module, PyObject *args)
+{
+    const char *source, *symbol;
+    mp_reason why = {0};
+    if (!PyArg_ParseTuple(args, "ss:_run_load_code", &source, &symbol)) return NULL;
+    mp_code *code = mp_code_load(source, mp_cpu_vector_bits(), &why);
+    if (code) return Py_BuildValue("(sN)", mp_code_source_path(code), PyLong_FromVoidPtr(mp_code_symbol(code, symbol)));
+    PyObject *text = mp_reason_describe(&why);
+    if (text) PyErr_SetObject(PyExc_RuntimeError, text);
+    Py_XDECREF(text);
+    return NULL;
+}
+
+static PyMethodDef functions[] = {
+    {"compile_graph", (PyCFunction)(void *)compile_graph, METH_VARARGS | METH_KEYWORDS,
+     "compile_graph(nodes, outputs, fuse=True) -> Plan. RuntimeError says why a graph cannot be compiled."},
+    {"cache_dir", cache_dir, METH_NOARGS, "Directory of the kernel cache, or None without a home directory."},
+    {"cpu_info", cpu_info, METH_NOARGS, "The CPU that kernels are compiled for: model, vector_bits."},
+    {"_run_load_code", load_code, METH_VARARGS, NULL},
+    {NULL},
+};
+
+int mp_run_module_init(PyObject *module)
+{
+    if (!plan_type && !(plan_type = (PyTypeObject *)PyType_FromSpec(&plan_spec))) return -1;
+    if (PyModule_AddFunctions(module, functions) < 0) return -1;
+    return PyModule_AddObjectRef(module, "Plan", (PyObject *)plan_type);
+}

@@ -1,0 +1,122 @@
+/* What C callables do beyond what the watcher sees: the classes, the table's look-up, and the shape of a call.
+**
+** The table is keyed by the C function itself (a builtin's or method descriptor's ml_meth, a slot wrapper's slot function, a type), never
+** by a name that a program could change. It is filled once per process, torch's part when torch is there; entries are never removed but
+** by mp_effects_declare.
+*/
+#ifndef MP_TRACE_EFFECTS_H
+#define MP_TRACE_EFFECTS_H
+#include "trace/recorder_internal.h"
+
+/* Classes of effects. Columns: name, what it means. The table effects_table.h uses the names. */
+#define MP_EFFECT_CLASSES(X)                                                                                           \
+    X(UNKNOWN, "nothing is known: the trace ends")                                                                     \
+    X(PURE, "the result depends on the values of the arguments, as deep as they go")                                   \
+    X(READS, "the result depends on the arguments and, if they are containers, on what is in them, one level")         \
+    X(MAKES, "a new object that holds its arguments; nothing of them is read")                                         \
+    X(NOTHING, "no effect that matters, and no result but None, True or the argument")                                 \
+    X(ITERATES, "goes through its arguments: now, or later as an iterator or view over them")                          \
+    X(CALLS, "as ITERATES, and calls those of its arguments that can be called, itself, from C")                       \
+    X(STORES, "changes its first argument; the others become part of it unread")                                       \
+    X(WRITES, "changes its first argument by the items of the others")                                                 \
+    X(COMPARES, "changes its first argument after comparing, hashing or calling what is in it and in the others")      \
+    X(TORCH, "a torch function: the mode shows it, else it is recorded from the call")                                 \
+    X(STATE, "reads a mode that the guard's torch state covers")                                                       \
+    X(STATE_CALL, "reads outside state, a scalar: the guard makes the same call")                                      \
+    X(STATE_WRITE, "changes a torch mode: an operator of the graph")                                                   \
+    X(OPAQUE, "another result each time: time, random numbers, files, numpy")                                          \
+    X(REFUSED, "known, and not traceable")                                                                             \
+    X(SPECIAL, "has a handler of its own")                                                                             \
+    /* torch functions as the mode shows them */                                                                       \
+    X(OP, "computes tensors: an operator")                                                                             \
+    X(SHAPES, "an operator whose size follows from the numbers it is given: a tensor in their place is data")          \
+    X(COPIES, "makes a tensor of what it is given: a constant of the trace where that is")                             \
+    X(FACTORY, "an operator whose result depends on sizes, types and numbers only: a constant of the trace")           \
+    X(LIKE, "an operator that takes from its first tensor only size and type: a constant of the trace")                \
+    X(RANDOM, "an operator that draws random numbers or leaves memory uninitialised: never a constant")                \
+    X(META, "reads metadata of a tensor, which is guarded")                                                            \
+    X(DATA, "reads data of a tensor")                                                                                  \
+    X(SIZED, "an operator whose result's size is data")                                                                \
+    X(ATTR, "reads state of a tensor that is neither metadata nor data: grad and the like")
+
+typedef enum {
+#define MP_EFFECT_CLASS(name, text) MP_EFFECT_##name,
+    MP_EFFECT_CLASSES(MP_EFFECT_CLASS)
+#undef MP_EFFECT_CLASS
+        MP_EFFECT_CLASS_COUNT
+} mp_effect_class;
+
+typedef struct
+{ /* a call as the effects see it: methods and partials unwrapped, `self` the first argument; all borrowed */
+    mp_recorder *rec;
+    const mp_frame *frame;
+    PyObject *callable;
+    PyObject *const *args; /* positional */
+    Py_ssize_t nargs;
+    PyObject *const *kwvalues;
+    PyObject *kwnames; /* tuple or NULL */
+    Py_ssize_t nkw;
+} mp_call;
+
+typedef void (*mp_effect_handler)(mp_call *call);
+
+typedef struct {
+    uint8_t effect;            /* mp_effect_class */
+    mp_effect_handler handler; /* SPECIAL, or NULL */
+    const char *name;          /* of the row, static or owned for ever */
+} mp_effect;
+
+/* Fill the table with what can be resolved now. False without memory. Leaves no exception. */
+bool mp_effects_ready(void);
+
+/* What the table says of a callable, of calling an instance of its type, or of a torch function that the mode shows. Borrowed or NULL. */
+const mp_effect *mp_effect_of(PyObject *callable);
+const mp_effect *mp_effect_of_type(PyTypeObject *type);     /* calling the type itself */
+const mp_effect *mp_effect_of_instance(PyTypeObject *type); /* calling an instance whose C tp_call is the type's */
+const mp_effect *mp_effect_of_torch(PyObject *func);
+
+/* "module.qualname" for people. Owned str, or NULL without an exception. */
+PyObject *mp_callable_name(PyObject *callable);
+void mp_call_abandon(mp_call *call, mp_reason_code code, const char *what); /* names the callable; `what` may be NULL */
+
+/* Record what the call does. */
+void mp_effect_apply(mp_call *call, const mp_effect *effect);
+/* A callable that C code is about to call with things it has: Python functions are frames; C functions must be harmless. */
+void mp_effect_callback(mp_call *call, PyObject *callable);
+/* Reads of an argument: all of it, or that it is gone through. */
+void mp_effect_read(mp_call *call, PyObject *argument, bool deep);
+/* The result must be a scalar, known, fresh, or from an argument of the call's own. */
+void mp_effect_check_result(mp_call *call);
+
+/* Handlers of effects_special.c, by the names the table uses. */
+#define FUNCTIONS(effect, where, names)
+#define TYPES(effect, where, names)
+#define INSTANCES(effect, where, names)
+#define SEEN(effect, where, names)
+#define SEEN_MEMBERS(effect, where, names)
+#define HANDLED(handler, where, names) void mp_handle_##handler(mp_call *call);
+#define HANDLED_TYPES(handler, where, names) void mp_handle_##handler(mp_call *call);
+#define HANDLED_INSTANCES(handler, where, names) void mp_handle_##handler(mp_call *call);
+#include "trace/effects_table.h"
+#undef FUNCTIONS
+#undef TYPES
+#undef INSTANCES
+#undef SEEN
+#undef SEEN_MEMBERS
+#undef HANDLED
+#undef HANDLED_TYPES
+#undef HANDLED_INSTANCES
+
+/* Calling a type, `skip_metaclass` when type.__call__ itself was called (calls.c). */
+void mp_call_type(mp_call *call, bool skip_metaclass);
+/* mp_rec_type_attr by a C string (calls.c). */
+void mp_type_attr_named(mp_recorder *rec, PyTypeObject *type, const char *name);
+/* Any call, methods and partials not yet unwrapped (calls.c). */
+void mp_call_any(mp_call *call);
+
+/* User's classification; class_name as in `magpy.declare`. 0, or -1 with an exception. */
+int mp_effects_declare(PyObject *callable, const char *class_name);
+
+int mp_effects_module_init(PyObject *module);
+
+#endif

@@ -1,0 +1,761 @@
+/* Handlers of the C callables whose effect no class describes: attributes by name, type tests, dict look-ups, context variables,
+** weak references, deferred output. Each records what the C code is about to read and write, with raw looks.
+*/
+#include "trace/effects.h"
+#include "trace/raw.h"
+#include "trace/tensors.h"
+
+/* -- Helpers ---------------------------------------------------------------------------------------------------------- */
+
+static PyObject *argument(const mp_call *call, Py_ssize_t i) { return i < call->nargs ? call->args[i] : NULL; }
+
+static PyObject *keyword(const mp_call *call, const char *name)
+{
+    for (Py_ssize_t i = 0; i < call->nkw; i++)
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), name) == 0) return call->kwvalues[i];
+    return NULL;
+}
+
+static bool is_object(PyObject *object) { return object && !mp_is_scalar(object) && !mp_is_tensor(object); }
+
+static void no_memory(mp_call *call)
+{
+    PyErr_Clear();
+    mp_rec_abandon(call->rec, MP_REASON_NO_MEMORY, "call");
+}
+
+static void read_attr_named(mp_recorder *rec, PyObject *object, const char *name)
+{
+    mp_kept kept = mp_keep();
+    PyObject *key = mp_intern(name);
+    if (key) mp_rec_attr(rec, object, key);
+    Py_XDECREF(key);
+    mp_restore(kept);
+}
+
+static void read_arguments(mp_call *call, Py_ssize_t from, bool deep)
+{
+    for (Py_ssize_t i = from; i < call->nargs; i++) mp_effect_read(call, call->args[i], deep);
+    for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], deep);
+}
+
+/* -- Attributes by name ------------------------------------------------------------------------------------------------- */
+
+void mp_handle_getattr(mp_call *call)
+{
+    if (call->nargs >= 2 && !mp_is_scalar(call->args[0])) mp_rec_attr(call->rec, call->args[0], call->args[1]);
+}
+
+void mp_handle_generic_getattr(mp_call *call)
+{
+    if (call->nargs >= 2 && !mp_is_scalar(call->args[0])) mp_rec_generic_attr(call->rec, call->args[0], call->args[1]);
+}
+
+void mp_handle_setattr(mp_call *call)
+{
+    if (call->nargs == 3) mp_rec_store_attr(call->rec, call->args[0], call->args[1], call->args[2]);
+}
+
+void mp_handle_delattr(mp_call *call)
+{
+    if (call->nargs != 2) return;
+    mp_rec_attr(call->rec, call->args[0], call->args[1]);
+    mp_rec_store_attr(call->rec, call->args[0], call->args[1], NULL);
+}
+
+/* object.__setattr__ and __delattr__ are one C function: three arguments or two. */
+void mp_handle_generic_setattr(mp_call *call)
+{
+    if (call->nargs < 2) return;
+    if (call->nargs == 2) mp_rec_generic_attr(call->rec, call->args[0], call->args[1]);
+    mp_rec_generic_store(call->rec, call->args[0], call->args[1], argument(call, 2));
+}
+
+void mp_handle_vars(mp_call *call)
+{
+    if (call->nargs == 1 && is_object(call->args[0])) read_attr_named(call->rec, call->args[0], "__dict__");
+}
+
+void mp_handle_globals(mp_call *call)
+{
+    if (call->frame->globals && mp_rec_find(call->rec, call->frame->globals) == MP_NO_OBJ)
+        mp_rec_pin(call->rec, call->frame->globals, "globals");
+}
+
+/* -- Types and identity ----------------------------------------------------------------------------------------------------- */
+
+static void class_info(mp_call *call, PyObject *info, int depth)
+{
+    if (PyTuple_Check(info) && depth < 16) {
+        mp_rec_whole(call->rec, info);
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(info); i++) class_info(call, PyTuple_GET_ITEM(info, i), depth + 1);
+    } else if (PyType_Check(info)) {
+        mp_rec_type_dunders(call->rec, (PyTypeObject *)info);
+        if (Py_IS_TYPE(info, &PyType_Type)) return;
+        mp_rec_type(call->rec, info);
+        mp_type_attr_named(call->rec, Py_TYPE(info), "__instancecheck__");
+        mp_type_attr_named(call->rec, Py_TYPE(info), "__subclasscheck__");
+    } else
+        mp_rec_deep(call->rec, info);
+}
+
+void mp_handle_isinstance(mp_call *call)
+{
+    if (call->nargs != 2) return;
+    if (is_object(call->args[0])) mp_rec_type(call->rec, call->args[0]);
+    if (PyType_Check(call->args[0])) mp_rec_type_dunders(call->rec, (PyTypeObject *)call->args[0]);
+    class_info(call, call->args[1], 0);
+}
+
+/* type.__instancecheck__(cls, object), as a metaclass in Python calls it. */
+void mp_handle_instancecheck(mp_call *call)
+{
+    if (call->nargs != 2) return;
+    if (is_object(call->args[1])) mp_rec_type(call->rec, call->args[1]);
+    if (PyType_Check(call->args[1])) mp_rec_type_dunders(call->rec, (PyTypeObject *)call->args[1]);
+    if (PyType_Check(call->args[0])) mp_rec_type_dunders(call->rec, (PyTypeObject *)call->args[0]);
+}
+
+/* What an abstract class counts as its own changes by ABC.register: the cache token tells. */
+void mp_handle_abc_check(mp_call *call)
+{
+    mp_handle_instancecheck(call);
+    mp_kept kept = mp_keep();
+    PyObject *module = PyImport_ImportModule("_abc"), *none = PyTuple_New(0);
+    PyObject *getter = module ? PyObject_GetAttrString(module, "get_cache_token") : NULL;
+    PyObject *token = getter ? PyObject_CallNoArgs(getter) : NULL;
+    if (token && none && mp_rec_ensure(call->rec, getter) != MP_NO_OBJ)
+        mp_rec_read(call->rec, getter, MP_READ_STATE_CALL, none, token);
+    else
+        mp_rec_abandon(call->rec, MP_REASON_UNGUARDABLE, "the cache token of abstract classes");
+    Py_XDECREF(module);
+    Py_XDECREF(none);
+    Py_XDECREF(getter);
+    Py_XDECREF(token);
+    mp_restore(kept);
+}
+
+static void made_inside(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    if (slot && *slot && !mp_is_scalar(*slot)) mp_rec_internal(rec, *slot);
+    Py_XDECREF(data);
+}
+
+void mp_handle_build_class(mp_call *call) { mp_rec_pend(call->rec, call->frame, made_inside, NULL); }
+
+void mp_handle_type_type(mp_call *call)
+{
+    if (call->nargs == 1) {
+        if (is_object(call->args[0])) mp_rec_type(call->rec, call->args[0]);
+    } else
+        mp_handle_build_class(call);
+}
+
+/* type.__call__(cls, ...), as a metaclass in Python calls it. */
+void mp_handle_type(mp_call *call)
+{
+    if (!call->nargs || !PyType_Check(call->args[0])) return;
+    mp_call inner = *call;
+    inner.callable = call->args[0];
+    inner.args++;
+    inner.nargs--;
+    mp_call_type(&inner, true);
+}
+
+enum { FAST_FREE = 0x80 }; /* CO_FAST_FREE of CPython's pycore_code.h, 3.11 */
+
+/* super() without arguments looks into the frame's __class__ cell. */
+static void read_class_cell(mp_call *call)
+{
+    PyCodeObject *code = call->frame->code;
+    if (!code) return;
+    const char *kinds = PyBytes_AS_STRING(code->co_localspluskinds);
+    for (int i = 0; i < code->co_nlocalsplus; i++) {
+        PyObject *cell = call->frame->localsplus[i];
+        if (!(kinds[i] & FAST_FREE) || !cell || !PyCell_Check(cell)) continue;
+        PyObject *name = PyTuple_GET_ITEM(code->co_localsplusnames, i);
+        if (PyUnicode_CompareWithASCIIString(name, "__class__") == 0)
+            mp_rec_read(call->rec, cell, MP_READ_CELL, NULL, PyCell_GET(cell));
+    }
+}
+
+void mp_handle_super(mp_call *call)
+{
+    if (!call->nargs) read_class_cell(call);
+    for (Py_ssize_t i = 0; i < call->nargs; i++)
+        if (is_object(call->args[i])) mp_rec_type(call->rec, call->args[i]);
+}
+
+static bool named(const mp_call *call, const char *name)
+{ return PyCFunction_Check(call->callable) && !strcmp(((PyCFunctionObject *)call->callable)->m_ml->ml_name, name); }
+
+/* id, and the hash or text that is made of it. */
+void mp_handle_identity(mp_call *call)
+{
+    PyObject *object = argument(call, 0);
+    if (!object || mp_is_scalar(object)) return;
+    bool by_address = !named(call, "hash") || Py_TYPE(object)->tp_hash == PyBaseObject_Type.tp_hash;
+    if (by_address)
+        mp_rec_identity(call->rec, object);
+    else
+        mp_effect_read(call, object, true);
+}
+
+/* copy.copy and pickle ask an object how it is made: its class and its whole state. */
+void mp_handle_reduce_ex(mp_call *call)
+{
+    PyObject *object = argument(call, 0);
+    if (!is_object(object)) return;
+    mp_rec_type(call->rec, object);
+    mp_rec_type_dunders(call->rec, Py_TYPE(object));
+    if (PyType_Check(object) || PyFunction_Check(object)) return;
+    if (mp_is_container(object)) mp_rec_whole(call->rec, object);
+    if (!mp_is_container(object)) mp_rec_foreign(call->rec, object);
+    PyObject *slots = NULL;
+    mp_kept kept = mp_keep();
+    PyObject *name = mp_intern("__slots__");
+    if (name) slots = mp_raw_type_lookup(Py_TYPE(object), name);
+    Py_XDECREF(name);
+    mp_restore(kept);
+    if (slots && mp_rec_find(call->rec, object) != MP_NO_OBJ)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "an object with __slots__");
+    else if (mp_raw_dict(object) || Py_TYPE(object)->tp_dictoffset)
+        read_attr_named(call->rec, object, "__dict__");
+}
+
+/* function.__call__(...) */
+void mp_handle_call_self(mp_call *call)
+{
+    if (!call->nargs) return;
+    mp_call inner = *call;
+    inner.callable = call->args[0];
+    inner.args++;
+    inner.nargs--;
+    mp_call_any(&inner);
+}
+
+/* -- Text and numbers ------------------------------------------------------------------------------------------------------------ */
+
+/* format(x), repr(x): the default text holds the address. */
+void mp_handle_format(mp_call *call)
+{
+    PyObject *object = argument(call, 0);
+    if (is_object(object) && Py_TYPE(object)->tp_repr == PyBaseObject_Type.tp_repr) mp_rec_identity(call->rec, object);
+    read_arguments(call, 0, true);
+}
+
+/* Do replacement fields look at attributes or items ("{0.shape}")? */
+static bool looks_inside(PyObject *text)
+{
+    const char *at = PyUnicode_AsUTF8(text);
+    if (!at) {
+        PyErr_Clear();
+        return true;
+    }
+    while ((at = strchr(at, '{'))) {
+        if (at[1] == '{') {
+            at += 2;
+            continue;
+        }
+        size_t field = strcspn(at, "}:!"), inside = strcspn(at, ".[");
+        if (inside < field) return true;
+        at++;
+    }
+    return false;
+}
+
+void mp_handle_str_format(mp_call *call)
+{
+    PyObject *text = argument(call, 0);
+    if (text && PyUnicode_Check(text) && looks_inside(text)) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a field that looks at attributes or items");
+        return;
+    }
+    read_arguments(call, 0, true);
+}
+
+/* int(x), float(x), bool(x), str(x) */
+void mp_handle_convert(mp_call *call)
+{
+    PyObject *object = argument(call, 0);
+    if (PyType_IsSubtype((PyTypeObject *)call->callable, &PyBool_Type) && object) {
+        mp_rec_truth(call->rec, object);
+        return;
+    }
+    mp_handle_format(call);
+}
+
+/* -- operator ------------------------------------------------------------------------------------------------------------------------ */
+
+void mp_handle_subscript(mp_call *call)
+{
+    if (call->nargs != 2) return;
+    mp_rec_subscript(call->rec, call->args[0], call->args[1]);
+    mp_effect_check_result(call);
+}
+
+void mp_handle_raw_subscript(mp_call *call)
+{
+    if (call->nargs != 2) return;
+    mp_effect_read(call, call->args[1], true);
+    mp_rec_raw_subscript(call->rec, call->args[0], call->args[1]);
+    mp_effect_check_result(call);
+}
+
+void mp_handle_store_subscript(mp_call *call)
+{
+    if (call->nargs < 2) return;
+    mp_effect_read(call, call->args[1], true);
+    mp_rec_raw_store_subscript(call->rec, call->args[0], call->args[1], argument(call, 2));
+}
+
+void mp_handle_truth(mp_call *call)
+{
+    if (call->nargs) mp_rec_truth(call->rec, call->args[0]);
+}
+
+void mp_handle_attrgetter(mp_call *call)
+{
+    PyObject *object = argument(call, 0), *parts = NULL;
+    if (!object || mp_is_scalar(object)) return;
+    mp_kept kept = mp_keep();
+    PyObject *state = PyObject_CallMethod(call->callable, "__reduce__", NULL);
+    if (state && PyTuple_Check(state) && PyTuple_GET_SIZE(state) > 1) parts = PyTuple_GET_ITEM(state, 1);
+    for (Py_ssize_t i = 0; parts && PyTuple_Check(parts) && i < PyTuple_GET_SIZE(parts); i++) {
+        PyObject *name = PyTuple_GET_ITEM(parts, i);
+        if (PyUnicode_FindChar(name, '.', 0, PyUnicode_GET_LENGTH(name), 1) >= 0)
+            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a dotted name");
+        else
+            mp_rec_attr(call->rec, object, name);
+    }
+    if (!parts) no_memory(call);
+    Py_XDECREF(state);
+    mp_restore(kept);
+}
+
+void mp_handle_itemgetter(mp_call *call)
+{
+    PyObject *object = argument(call, 0), *parts = NULL;
+    if (!object || mp_is_scalar(object)) return;
+    mp_kept kept = mp_keep();
+    PyObject *state = PyObject_CallMethod(call->callable, "__reduce__", NULL);
+    if (state && PyTuple_Check(state) && PyTuple_GET_SIZE(state) > 1) parts = PyTuple_GET_ITEM(state, 1);
+    for (Py_ssize_t i = 0; parts && PyTuple_Check(parts) && i < PyTuple_GET_SIZE(parts); i++)
+        mp_rec_subscript(call->rec, object, PyTuple_GET_ITEM(parts, i));
+    if (!parts) no_memory(call);
+    Py_XDECREF(state);
+    mp_restore(kept);
+}
+
+/* Calls a method: the attribute is read, and what is found must be a Python function or belong to torch. */
+void mp_handle_methodcaller(mp_call *call)
+{
+    PyObject *object = argument(call, 0), *name = NULL;
+    if (!object) return;
+    mp_kept kept = mp_keep();
+    PyObject *state = PyObject_CallMethod(call->callable, "__reduce__", NULL);
+    PyObject *parts = state && PyTuple_Check(state) && PyTuple_GET_SIZE(state) > 1 ? PyTuple_GET_ITEM(state, 1) : NULL;
+    if (parts && PyTuple_Check(parts) && PyTuple_GET_SIZE(parts)) name = PyTuple_GET_ITEM(parts, 0);
+    if (name && PyUnicode_Check(name)) {
+        mp_rec_attr(call->rec, object, name);
+        PyObject *found = mp_raw_type_lookup(Py_TYPE(object), name);
+        const mp_effect *effect = found && !PyFunction_Check(found) ? mp_effect_of(found) : NULL;
+        if (mp_is_scalar(object) || (found && PyFunction_Check(found)) || (effect && effect->effect == MP_EFFECT_TORCH))
+            ;
+        else
+            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a method in C");
+    } else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "keyword arguments");
+    Py_XDECREF(state);
+    mp_restore(kept);
+}
+
+/* -- Containers ------------------------------------------------------------------------------------------------------------------------ */
+
+void mp_handle_len(mp_call *call)
+{
+    PyObject *object = argument(call, 0);
+    if (!object) return;
+    if (is_object(object) && mp_type_mutable(Py_TYPE(object)))
+        mp_type_attr_named(call->rec, Py_TYPE(object), "__len__");
+    if (mp_type_python(Py_TYPE(object), "__len__") && !mp_is_tensor(object)) {
+        mp_rec_type(call->rec, object); /* the method's frame shows the rest; a raw len of the base shows itself */
+        if (!PyCFunction_Check(call->callable)) mp_rec_truth(call->rec, object);
+    } else
+        mp_rec_truth(call->rec, object);
+}
+
+void mp_handle_iter(mp_call *call)
+{
+    if (call->nargs == 2)
+        mp_effect_callback(call, call->args[0]);
+    else if (call->nargs == 1)
+        mp_rec_iterate(call->rec, call->args[0]);
+    mp_effect_check_result(call);
+}
+
+void mp_handle_next(mp_call *call)
+{
+    PyObject *object = argument(call, 0);
+    if (!is_object(object)) return;
+    mp_rec_type(call->rec, object);
+    if (mp_type_python(Py_TYPE(object), "__next__") || mp_rec_find(call->rec, object) == MP_NO_OBJ) return;
+    mp_rec_abandon(call->rec, MP_REASON_EXTERNAL_ITERATOR, "%s", Py_TYPE(object)->tp_name);
+}
+
+void mp_handle_generator(mp_call *call)
+{
+    PyObject *object = argument(call, 0);
+    if (object && mp_rec_find(call->rec, object) != MP_NO_OBJ)
+        mp_rec_abandon(call->rec, MP_REASON_EXTERNAL_ITERATOR, "%s", Py_TYPE(object)->tp_name);
+}
+
+void mp_handle_list_append(mp_call *call)
+{
+    if (call->nargs == 2 && PyList_Check(call->args[0])) mp_rec_append(call->rec, call->args[0], call->args[1]);
+}
+
+/* Read one key of a dict as the C code will, whatever methods a subclass has. False if it cannot be told. */
+static bool read_key(mp_call *call, PyObject *dict, PyObject *key, mp_read_kind kind, PyObject **value)
+{
+    *value = NULL;
+    if (!mp_is_scalar(key)) mp_effect_read(call, key, true);
+    if (mp_rec_find(call->rec, dict) == MP_NO_OBJ) return false;
+    if (!mp_key_safe(key)) mp_rec_whole(call->rec, dict);
+    bool known;
+    *value = mp_raw_dict_item(dict, key, &known);
+    if (!known) {
+        mp_rec_abandon(call->rec, MP_REASON_UNGUARDABLE, "a dict key whose class %s has its own __eq__",
+                       Py_TYPE(key)->tp_name);
+        return false;
+    }
+    PyObject *was = kind == MP_READ_HAS ? (*value ? Py_True : Py_False) : *value;
+    mp_rec_read(call->rec, dict, kind, key, was);
+    return true;
+}
+
+void mp_handle_dict_get(mp_call *call)
+{
+    PyObject *value;
+    if (call->nargs < 2 || !PyDict_Check(call->args[0])) return;
+    mp_rec_type(call->rec, call->args[0]);
+    read_key(call, call->args[0], call->args[1], MP_READ_KEY, &value);
+}
+
+void mp_handle_dict_setdefault(mp_call *call)
+{
+    PyObject *value, *other = argument(call, 2);
+    if (call->nargs < 2 || !PyDict_Check(call->args[0])) return;
+    mp_rec_type(call->rec, call->args[0]);
+    if (!other) other = keyword(call, "default");
+    if (read_key(call, call->args[0], call->args[1], MP_READ_KEY, &value) && !value)
+        mp_rec_write(call->rec, call->args[0], MP_WRITE_KEY, call->args[1], other ? other : Py_None);
+}
+
+void mp_handle_dict_pop(mp_call *call)
+{
+    PyObject *value;
+    if (call->nargs < 2 || !PyDict_Check(call->args[0])) return;
+    mp_rec_type(call->rec, call->args[0]);
+    if (read_key(call, call->args[0], call->args[1], MP_READ_KEY, &value) && value)
+        mp_rec_raw_store_subscript(call->rec, call->args[0], call->args[1], NULL);
+}
+
+/* key in container: operator.contains goes by the class, the methods of the built-in containers do not. */
+void mp_handle_contains(mp_call *call)
+{
+    if (call->nargs != 2) return;
+    PyObject *container = call->args[0], *value;
+    if (PyCFunction_Check(call->callable) && named(call, "contains"))
+        mp_rec_contains(call->rec, container, call->args[1]);
+    else if (PyDict_Check(container)) {
+        mp_rec_type(call->rec, container);
+        read_key(call, container, call->args[1], MP_READ_HAS, &value);
+    } else
+        read_arguments(call, 0, true);
+}
+
+typedef struct { /* mappingproxy, private to CPython's Objects/descrobject.c (3.11) */
+    PyObject_HEAD PyObject *mapping;
+} proxy_object;
+
+/* A read-only view: what is read is the mapping behind it. */
+void mp_handle_proxy(mp_call *call)
+{
+    PyObject *proxy = argument(call, 0), *value;
+    if (!proxy || !Py_IS_TYPE(proxy, &PyDictProxy_Type)) return;
+    PyObject *mapping = ((proxy_object *)proxy)->mapping;
+    if (mp_rec_find(call->rec, proxy) != MP_NO_OBJ) {
+        mp_rec_whole(call->rec, proxy); /* gives up: the way from a proxy to its mapping is no location */
+        return;
+    }
+    if (!PyDict_Check(mapping)) return;
+    mp_kept kept = mp_keep();
+    PyObject *name = mp_callable_name(call->callable);
+    const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
+    const char *method = text && strrchr(text, '.') ? strrchr(text, '.') + 1 : "";
+    bool one = !strcmp(method, "get") || !strcmp(method, "__getitem__") || !strcmp(method, "__contains__");
+    bool has = !strcmp(method, "__contains__");
+    Py_XDECREF(name);
+    mp_restore(kept);
+    if (one && call->nargs >= 2)
+        read_key(call, mapping, call->args[1], has ? MP_READ_HAS : MP_READ_KEY, &value);
+    else
+        mp_rec_whole(call->rec, mapping);
+}
+
+/* -- functools, weakref, contextvars ------------------------------------------------------------------------------------------------------ */
+
+/* Does a cached function belong to an installed library, whose caches nobody clears? The program's own may be cleared, and a guard that
+** asked them would run the program's code. */
+static bool library_function(PyObject *cached)
+{
+    PyObject *function = PyObject_GetAttrString(cached, "__wrapped__"); /* in its dict */
+    PyCodeObject *code = function && PyFunction_Check(function) ? (PyCodeObject *)PyFunction_GET_CODE(function) : NULL;
+    const char *file = code ? PyUnicode_AsUTF8(code->co_filename) : NULL;
+    bool library = code && (mp_is_library_code(code) || (file && strstr(file, "-packages/")));
+    PyErr_Clear();
+    Py_XDECREF(function);
+    return library;
+}
+
+/* A cached function: the program says that its result depends on its arguments alone. Where the result is None nothing is learned, a
+** scalar is what the guard's own call must give again; while the cache is filled, the call may only read. */
+static void cached(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *result = slot ? *slot : NULL;
+    unsigned int writes, ops;
+    PyObject *function, *args;
+    if (result && !mp_rec_abandoned(rec) && rec->recording &&
+        PyArg_ParseTuple(data, "OOII", &function, &args, &writes, &ops)) {
+        bool plain = true;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++)
+            plain = plain && mp_is_scalar(PyTuple_GET_ITEM(args, i));
+        if (writes != rec->recording->n_writes || ops != rec->recording->n_ops)
+            mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a cached function ran for the first time, with effects");
+        else if (!library_function(function))
+            mp_rec_abandon(rec, MP_REASON_UNKNOWN_OBJECT, "a cached %s of the program's own", Py_TYPE(result)->tp_name);
+        else if (result == Py_None || PyType_Check(result) || PyModule_Check(result))
+            ;
+        else if (mp_is_scalar(result) && plain && mp_rec_find(rec, function) != MP_NO_OBJ)
+            mp_rec_read(rec, function, MP_READ_STATE_CALL, args, result);
+        else if (mp_is_scalar(result) || mp_rec_find(rec, result) != MP_NO_OBJ)
+            ;
+        else if (!mp_is_tensor(result))
+            mp_rec_pin(rec, result, "cached result");
+        else
+            mp_rec_abandon(rec, MP_REASON_UNKNOWN_TENSOR, "a cached tensor");
+    }
+    PyErr_Clear();
+    Py_XDECREF(data);
+}
+
+void mp_handle_lru_cache(mp_call *call)
+{
+    read_arguments(call, 0, true);
+    if (mp_rec_abandoned(call->rec) || !call->rec->recording) return;
+    mp_kept kept = mp_keep();
+    PyObject *args = PyTuple_New(call->nargs + (call->nkw ? 1 : 0));
+    for (Py_ssize_t i = 0; args && i < call->nargs; i++) PyTuple_SET_ITEM(args, i, Py_NewRef(call->args[i]));
+    if (args && call->nkw) PyTuple_SET_ITEM(args, call->nargs, PyList_New(0)); /* not to be called again: not plain */
+    PyObject *data = args ? Py_BuildValue("(OOII)", call->callable, args, call->rec->recording->n_writes,
+                                          call->rec->recording->n_ops)
+                          : NULL;
+    Py_XDECREF(args);
+    if (data)
+        mp_rec_pend(call->rec, call->frame, cached, data);
+    else
+        no_memory(call);
+    mp_restore(kept);
+}
+
+void mp_handle_weakref(mp_call *call)
+{
+    if (!PyWeakref_Check(call->callable)) return;
+    PyObject *referent = PyWeakref_GET_OBJECT(call->callable);
+    if (mp_rec_find(call->rec, call->callable) != MP_NO_OBJ)
+        mp_rec_read(call->rec, call->callable, MP_READ_DEREF, NULL, referent == Py_None ? NULL : referent);
+    else
+        mp_effect_check_result(call);
+}
+
+void mp_handle_context_new(mp_call *call) { mp_rec_pend(call->rec, call->frame, made_inside, NULL); }
+
+static bool context_variable(mp_call *call)
+{
+    PyObject *variable = argument(call, 0);
+    if (!variable || !PyContextVar_CheckExact(variable) || mp_rec_is_internal(call->rec, variable)) return false;
+    return mp_rec_pin(call->rec, variable, "context variable") != MP_NO_OBJ;
+}
+
+static void read_context_variable(mp_call *call)
+{
+    static PyObject *unset; /* owned for ever: any object of our own */
+    mp_kept kept = mp_keep();
+    if (!unset) unset = PyList_New(0);
+    PyObject *value = NULL;
+    if (!unset || PyContextVar_Get(call->args[0], unset, &value) < 0)
+        mp_rec_abandon(call->rec, MP_REASON_NO_MEMORY, "context variable");
+    else
+        mp_rec_read(call->rec, call->args[0], MP_READ_CONTEXT_VAR, NULL, value == unset ? NULL : value);
+    Py_XDECREF(value);
+    mp_restore(kept);
+}
+
+void mp_handle_context_get(mp_call *call)
+{
+    if (context_variable(call)) read_context_variable(call);
+}
+
+void mp_handle_context_set(mp_call *call)
+{
+    if (call->nargs != 2 || !context_variable(call)) return;
+    read_context_variable(call); /* what reset will bring back */
+    mp_rec_write(call->rec, call->args[0], MP_WRITE_CONTEXT_VAR, NULL, call->args[1]);
+}
+
+void mp_handle_context_reset(mp_call *call)
+{
+    if (call->nargs != 2 || !context_variable(call)) return;
+    mp_kept kept = mp_keep();
+    if (mp_rec_find(call->rec, call->args[1]) != MP_NO_OBJ)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a token from outside the call");
+    PyObject *old =
+        PyObject_GetAttrString(call->args[1], "old_value"); /* a C getter of Token; another type raises in reset too */
+    PyObject *missing = old ? PyObject_GetAttrString((PyObject *)Py_TYPE(call->args[1]), "MISSING") : NULL;
+    if (missing) mp_rec_write(call->rec, call->args[0], MP_WRITE_CONTEXT_VAR, NULL, old == missing ? NULL : old);
+    Py_XDECREF(old);
+    Py_XDECREF(missing);
+    mp_restore(kept);
+}
+
+/* -- Locks: what the call takes, it gives back (checked at the end) ---------------------------------------------------------------------- */
+
+static void acquired(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *result = slot ? *slot : NULL;
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (result == Py_True && state)
+        state->locks++;
+    else if (result)
+        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a lock was not acquired");
+    Py_XDECREF(data);
+}
+
+void mp_handle_lock_acquire(mp_call *call) { mp_rec_pend(call->rec, call->frame, acquired, NULL); }
+
+void mp_handle_lock_release(mp_call *call)
+{
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    if (state) state->locks--;
+}
+
+/* -- Output, put off until the commit ------------------------------------------------------------------------------------------------------- */
+
+/* print of values that do not change: the same call at the commit. */
+void mp_handle_print(mp_call *call)
+{
+    for (Py_ssize_t i = 0; i < call->nargs; i++)
+        if (!mp_key_plain(call->args[i])) {
+            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of an object that may change until it is printed");
+            return;
+        }
+    PyObject *file = keyword(call, "file");
+    if (file && file != Py_None) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "to a file");
+        return;
+    }
+    mp_kept kept = mp_keep();
+    PyObject *args = PyTuple_New(call->nargs), *kwargs = call->nkw ? PyDict_New() : NULL, *callable = NULL;
+    for (Py_ssize_t i = 0; args && i < call->nargs; i++) PyTuple_SET_ITEM(args, i, Py_NewRef(call->args[i]));
+    for (Py_ssize_t i = 0; kwargs && i < call->nkw; i++)
+        if (PyDict_SetItem(kwargs, PyTuple_GET_ITEM(call->kwnames, i), call->kwvalues[i]) < 0) Py_CLEAR(kwargs);
+    if (args && !call->nkw) callable = Py_NewRef(call->callable);
+    if (args && kwargs) { /* the deferred call has no keywords: they go into a partial */
+        PyObject *functools = PyImport_ImportModule("functools"), *one = PyTuple_Pack(1, call->callable);
+        PyObject *partial = functools ? PyObject_GetAttrString(functools, "partial") : NULL;
+        if (partial && one) callable = PyObject_Call(partial, one, kwargs);
+        Py_XDECREF(functools);
+        Py_XDECREF(partial);
+        Py_XDECREF(one);
+    }
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    if (state) state->printed = true;
+    if (callable)
+        mp_rec_effect(call->rec, callable, args);
+    else
+        no_memory(call);
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(callable);
+    mp_restore(kept);
+}
+
+/* The frame that a warning is said to come from, as warnings.warn finds it. Owned, or NULL. */
+static PyFrameObject *warned_frame(long level)
+{
+    PyFrameObject *frame = PyEval_GetFrame();
+    Py_XINCREF(frame);
+    for (; frame && level > 1; level--) {
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        Py_SETREF(frame, back);
+    }
+    return frame;
+}
+
+/* Python code that shows a warning has been watched: what it did would be done a second time by the deferred warning. */
+static void warned(mp_recorder *rec, PyObject *frames, PyObject **slot)
+{
+    if (slot && *slot && rec->recording && !mp_rec_abandoned(rec) &&
+        rec->recording->frames != PyLong_AsUnsignedLongLong(frames))
+        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a warning that is shown by Python code");
+    Py_DECREF(frames);
+}
+
+/* warnings.warn looks at its caller: file, line and registry are found now, the warning is given at the commit. */
+void mp_handle_warn(mp_call *call)
+{
+    PyObject *message = argument(call, 0), *category = argument(call, 1), *level = argument(call, 2);
+    if (!message) message = keyword(call, "message");
+    if (!category) category = keyword(call, "category");
+    if (!level) level = keyword(call, "stacklevel");
+    PyObject *source = call->nargs > 3 ? call->args[3] : keyword(call, "source");
+    if (!message || !PyUnicode_CheckExact(message) || (source && source != Py_None) ||
+        (category && category != Py_None && !PyType_Check(category)) || (level && !PyLong_CheckExact(level))) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a warning that is an object");
+        return;
+    }
+    if (!category || category == Py_None) category = PyExc_UserWarning;
+    mp_kept kept = mp_keep();
+    PyFrameObject *frame = warned_frame(level ? PyLong_AsLong(level) : 1);
+    PyObject *globals = frame ? PyFrame_GetGlobals(frame) : NULL;
+    PyCodeObject *code = frame ? PyFrame_GetCode(frame) : NULL;
+    PyObject *module = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
+    PyObject *registry = globals ? PyDict_GetItemString(globals, "__warningregistry__") : NULL;
+    PyObject *warnings = PyImport_ImportModule("warnings");
+    PyObject *explicit = warnings ? PyObject_GetAttrString(warnings, "warn_explicit") : NULL;
+    if (!registry && globals) { /* as warn itself is about to do */
+        PyObject *made = PyDict_New();
+        if (made && PyDict_SetItemString(globals, "__warningregistry__", made) == 0)
+            registry = PyDict_GetItemString(globals, "__warningregistry__");
+        Py_XDECREF(made);
+    }
+    PyObject *args = NULL;
+    if (registry && code && explicit && module && PyUnicode_Check(module))
+        args = Py_BuildValue("(OOOiOO)", message, category, code->co_filename, PyFrame_GetLineNumber(frame), module,
+                             registry);
+    PyObject *frames = PyLong_FromUnsignedLongLong(call->rec->recording ? call->rec->recording->frames : 0);
+    if (args && frames && mp_rec_pin(call->rec, registry, "__warningregistry__") != MP_NO_OBJ) {
+        mp_rec_effect(call->rec, explicit, args);
+        mp_rec_pend(call->rec, call->frame, warned, Py_NewRef(frames));
+    } else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a warning from a frame that cannot be told");
+    Py_XDECREF(args);
+    Py_XDECREF(frames);
+    Py_XDECREF(frame);
+    Py_XDECREF(globals);
+    Py_XDECREF(code);
+    Py_XDECREF(warnings);
+    Py_XDECREF(explicit);
+    mp_restore(kept);
+}

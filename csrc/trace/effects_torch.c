@@ -1,0 +1,363 @@
+/* Handlers of torch's and numpy's own C callables: is there a torch function, mode stacks, autograd.Function, numpy on constants. */
+#include "observe/observe.h"
+#include "trace/effects.h"
+#include "trace/raw.h"
+#include "trace/tensors.h"
+
+#include <opcode.h>
+
+static void no_memory(mp_call *call)
+{
+    PyErr_Clear();
+    mp_rec_abandon(call->rec, MP_REASON_NO_MEMORY, "call");
+}
+
+static PyObject *keyword(const mp_call *call, const char *name)
+{
+    for (Py_ssize_t i = 0; i < call->nkw; i++)
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), name) == 0) return call->kwvalues[i];
+    return NULL;
+}
+
+/* -- numpy: pure where no tensor and no array from outside comes in, and nothing is written to a given array -------------------------------- */
+
+void mp_handle_numpy(mp_call *call)
+{
+    mp_kept kept = mp_keep();
+    PyObject *name = PyObject_GetAttrString(call->callable, "__name__"); /* C getters of numpy's types */
+    bool empty = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "empty_like") == 0;
+    Py_XDECREF(name);
+    mp_restore(kept);
+    PyObject *out = keyword(call, "out");
+    bool given = empty || (out && out != Py_None), ufunc = !strcmp(Py_TYPE(call->callable)->tp_name, "numpy.ufunc");
+    for (Py_ssize_t i = 0; i < call->nargs; i++) given = given || mp_has_tensor(call->args[i]);
+    if (given || (ufunc && call->nargs > 2)) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "on tensors, or into an array");
+        return;
+    }
+    for (Py_ssize_t i = 0; i < call->nargs; i++) mp_effect_read(call, call->args[i], true);
+    for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], true);
+    mp_effect_check_result(call);
+}
+
+/* -- torch ------------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Would eager find a torch function? Not where every argument is a plain tensor or no tensor at all. */
+static bool plain_for_torch(PyObject *object, int depth)
+{
+    if (mp_is_scalar(object) || mp_is_exact_tensor(object)) return true;
+    if (mp_is_tensor(object) || depth > 4) return false;
+    if (PyTuple_Check(object) || PyList_Check(object)) {
+        PyObject **items = PySequence_Fast_ITEMS(object);
+        for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); i++)
+            if (!plain_for_torch(items[i], depth + 1)) return false;
+        return true;
+    }
+    mp_kept kept = mp_keep();
+    PyObject *name = mp_intern("__torch_function__");
+    bool plain = name && !mp_raw_type_lookup(Py_TYPE(object), name);
+    Py_XDECREF(name);
+    mp_restore(kept);
+    return plain;
+}
+
+static void answer_no(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    if (slot && *slot == Py_True) Py_SETREF(*slot, Py_NewRef(Py_False));
+    Py_XDECREF(data);
+}
+
+/* Code of torch's own modules chooses its way by this (fast paths): it must not see that it is watched. Elsewhere True lets the mode
+** see the function as one operator. */
+void mp_handle_has_torch_function(mp_call *call)
+{
+    bool plain = true;
+    for (Py_ssize_t i = 0; i < call->nargs; i++) {
+        if (!mp_is_tensor(call->args[i])) mp_effect_read(call, call->args[i], true);
+        plain = plain && plain_for_torch(call->args[i], 0);
+    }
+    if (!call->frame->globals) return; /* the compiled callable itself */
+    mp_kept kept = mp_keep();
+    PyObject *name = PyDict_GetItemString(call->frame->globals, "__name__");
+    const char *module = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    bool own = module && (!strncmp(module, "torch.nn.modules", 16) || !strcmp(module, "torch.overrides"));
+    bool outside =
+        !module || strncmp(module, "torch", 5) != 0; /* the program itself is told what is so without magpy */
+    mp_restore(kept);
+    if (plain && (own || outside)) mp_rec_pend(call->rec, call->frame, answer_no, NULL);
+}
+
+/* torch.Size reads numbers out of tensors unseen. */
+void mp_handle_size(mp_call *call)
+{
+    bool tensors = false;
+    for (Py_ssize_t i = 0; i < call->nargs; i++) {
+        tensors = tensors || mp_has_tensor(call->args[i]);
+        mp_effect_read(call, call->args[i], true);
+    }
+    if (tensors) mp_call_abandon(call, MP_REASON_DATA_READ, NULL);
+}
+
+static void detached(mp_recorder *rec, PyObject *tensor, PyObject **slot)
+{
+    mp_kept kept = mp_keep();
+    PyObject *func = PyObject_GetAttrString((PyObject *)mp_names.tensor_base, "detach");
+    PyObject *args = tensor ? PyTuple_Pack(1, tensor) : NULL;
+    if (slot && *slot && func && args)
+        mp_rec_op(rec, func, args, NULL, *slot, false);
+    else if (slot && *slot)
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "call");
+    Py_XDECREF(func);
+    Py_XDECREF(args);
+    Py_XDECREF(tensor);
+    mp_restore(kept);
+}
+
+/* Variable(tensor) of old programs is tensor.detach(), from C. With more arguments it makes a leaf, a name or a warning. */
+void mp_handle_variable(mp_call *call)
+{
+    bool plain = call->nargs == 1 && mp_is_exact_tensor(call->args[0]);
+    for (Py_ssize_t i = 0; i < call->nkw; i++) {
+        bool flag = PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), "requires_grad") == 0;
+        plain = plain && flag && call->kwvalues[i] == Py_False;
+    }
+    if (plain)
+        mp_rec_pend(call->rec, call->frame, detached, Py_NewRef(call->args[0]));
+    else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "with more than a tensor");
+}
+
+static void answer_zero(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    if (slot && *slot && PyBool_Check(*slot))
+        Py_SETREF(*slot, Py_NewRef(Py_False));
+    else if (slot && *slot && PyLong_CheckExact(*slot)) {
+        PyObject *zero = PyLong_FromLong(0); /* a small int: cannot fail */
+        if (zero) Py_SETREF(*slot, zero);
+    }
+    Py_XDECREF(data);
+}
+
+/* How many torch-function modes there are: one less than it seems, and tracing starts only where there is none. */
+void mp_handle_function_stack(mp_call *call) { mp_rec_pend(call->rec, call->frame, answer_zero, NULL); }
+
+/* torch.compiler.disable and the like put Dynamo's callback away and back around a call. The functions that torch disables for Dynamo are no
+** trouble here; what a user has disabled is not to be compiled. */
+static void restored(mp_recorder *rec, PyObject *data, PyObject **slot) { Py_XDECREF(data); }
+
+/* The function that a wrapper of torch.compiler.disable is about to call, or NULL: another caller of set_eval_frame. Borrowed. */
+static PyFunctionObject *disabled_function(const mp_frame *frame)
+{
+    PyCodeObject *code = frame->code;
+    if (!code || PyUnicode_CompareWithASCIIString(code->co_qualname, "DisableContext.__call__.<locals>._fn") != 0)
+        return NULL;
+    for (int i = 0; i < code->co_nlocalsplus; i++) {
+        PyObject *cell = frame->localsplus[i];
+        if (!cell || !PyCell_Check(cell)) continue;
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(code->co_localsplusnames, i), "fn") != 0) continue;
+        PyObject *fn = PyCell_GET(cell);
+        if (fn && PyMethod_Check(fn)) fn = PyMethod_GET_FUNCTION(fn);
+        return fn && PyFunction_Check(fn) ? (PyFunctionObject *)fn : NULL;
+    }
+    return NULL;
+}
+
+void mp_handle_set_eval_frame(mp_call *call)
+{
+    PyFunctionObject *disabled = disabled_function(call->frame);
+    if (disabled && !mp_is_library_code((PyCodeObject *)disabled->func_code)) {
+        const char *name = PyUnicode_AsUTF8(disabled->func_qualname);
+        PyErr_Clear(); /* a name that cannot be encoded is left out */
+        mp_rec_abandon(call->rec, MP_REASON_DISABLED, "torch.compiler.disable on %s", name ? name : "?");
+        return;
+    }
+    mp_rec_pend(call->rec, call->frame, restored, NULL);
+}
+
+/* What magpy has compiled runs plainly while it is watched: a callable calls its target, which never changes. */
+void mp_handle_compiled_callable(mp_call *call)
+{
+    mp_kept kept = mp_keep();
+    PyObject *target = PyObject_GetAttrString(call->callable, "__wrapped__"); /* a C member */
+    mp_restore(kept);
+    if (!target) return;
+    mp_rec_identity(call->rec, call->callable);
+    if (mp_rec_find(call->rec, target) == MP_NO_OBJ) mp_rec_pin(call->rec, target, "compiled function");
+    mp_call inner = *call;
+    inner.callable = target;
+    mp_call_any(&inner);
+    Py_DECREF(target); /* the callable holds it */
+}
+
+/* A compiled module takes the way through its Python method _slow_call, whose frame shows the rest. */
+void mp_handle_compiled_module(mp_call *call)
+{
+    mp_kept kept = mp_keep();
+    PyObject *name = mp_intern("_slow_call");
+    if (name) mp_rec_type_attr(call->rec, Py_TYPE(call->callable), name);
+    Py_XDECREF(name);
+    mp_restore(kept);
+}
+
+typedef struct {
+    mp_recorder *rec;   /* NULL once the call has ended */
+    PyObject *call;     /* owned: (function, args, kwargs) */
+    PyObject *previous; /* borrowed: arguments of the call around it */
+} apply_data;
+
+/* Does the code look name number `index` up among its globals (or is it an attribute's name)? */
+static bool loads_global(PyObject *bytes, Py_ssize_t index)
+{
+    const uint8_t *at = (const uint8_t *)PyBytes_AS_STRING(bytes), *end = at + PyBytes_GET_SIZE(bytes);
+    for (unsigned oparg = 0; at + 1 < end; at += 2) {
+        oparg = oparg << 8 | at[1];
+        if (at[0] == LOAD_GLOBAL && (Py_ssize_t)(oparg >> 1) == index) return true;
+        if (at[0] != EXTENDED_ARG) oparg = 0;
+    }
+    return false;
+}
+
+/* What the code of `backward` will look up by name when a gradient is computed is fixed when the graph is made: its globals and cells are
+** read now, and must be what cannot change inside. */
+static void read_names(mp_call *call, PyObject *function, int depth)
+{
+    if (PyObject_TypeCheck(function, &PyStaticMethod_Type) || PyObject_TypeCheck(function, &PyClassMethod_Type)) {
+        PyObject *inside = PyObject_GetAttrString(function, "__func__");
+        if (inside) read_names(call, inside, depth + 1);
+        Py_XDECREF(inside);
+        return;
+    }
+    if (!PyFunction_Check(function) || depth > 8) return;
+    PyFunctionObject *f = (PyFunctionObject *)function;
+    if (mp_is_library_code((PyCodeObject *)f->func_code)) return;
+    mp_rec_ensure(call->rec, function);
+    PyObject *names = ((PyCodeObject *)f->func_code)->co_names, *cells = f->func_closure;
+    PyObject *bytes = PyCode_GetCode((PyCodeObject *)f->func_code);
+    if (!bytes) {
+        no_memory(call);
+        return;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names) + (cells ? PyTuple_GET_SIZE(cells) : 0); i++) {
+        Py_ssize_t n = PyTuple_GET_SIZE(names);
+        PyObject *value = NULL;
+        if (i >= n)
+            value = PyCell_GET(PyTuple_GET_ITEM(cells, i - n));
+        else if (!loads_global(bytes, i) || mp_dict_find_str(f->func_globals, PyTuple_GET_ITEM(names, i), &value) <= 0)
+            continue;
+        if (i < n && value) {
+            mp_rec_pin(call->rec, f->func_globals, "globals");
+            mp_rec_read(call->rec, f->func_globals, MP_READ_KEY, PyTuple_GET_ITEM(names, i), value);
+        } else if (value && mp_rec_find(call->rec, PyTuple_GET_ITEM(cells, i - n)) != MP_NO_OBJ)
+            mp_rec_read(call->rec, PyTuple_GET_ITEM(cells, i - n), MP_READ_CELL, NULL, value);
+        if (!value || PyType_Check(value) || PyModule_Check(value) || PyCFunction_Check(value)) continue;
+        if (PyFunction_Check(value))
+            read_names(call, value, depth + 1);
+        else /* a number too: it may be another one by the time the gradient is computed */
+            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "its backward uses an object of the program's");
+    }
+    Py_DECREF(bytes);
+}
+
+/* May a context keep this value for its backward? Not what can change until then. */
+static bool lasting(PyObject *value)
+{
+    if (mp_is_scalar(value) || mp_is_tensor(value) || PyType_Check(value) || PyModule_Check(value) ||
+        PyCFunction_Check(value))
+        return true;
+    PyObject *key, *item;
+    if (PyTuple_Check(value) || PyList_Check(value)) {
+        for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); i++)
+            if (!lasting(PySequence_Fast_GET_ITEM(value, i))) return false;
+        return true;
+    }
+    if (!PyDict_CheckExact(value)) return false;
+    for (Py_ssize_t at = 0; PyDict_Next(value, &at, &key, &item);)
+        if (!lasting(key) || !lasting(item)) return false;
+    return true;
+}
+
+/* What forward has left in its context is read by backward, unseen: containers must be the call's own, and hold values only. */
+static void read_context(mp_recorder *rec, PyObject *result)
+{
+    if (!mp_is_tensor(result)) {
+        for (Py_ssize_t i = 0; PyTuple_Check(result) && i < PyTuple_GET_SIZE(result); i++)
+            read_context(rec, PyTuple_GET_ITEM(result, i));
+        return;
+    }
+    PyObject *context = PyObject_GetAttrString(result, "grad_fn");
+    PyObject *kept = context && context != Py_None ? PyObject_GetAttrString(context, "__dict__") : NULL;
+    PyErr_Clear(); /* no Python context: nothing is kept in one */
+    PyObject *name, *value;
+    for (Py_ssize_t at = 0; kept && PyDict_Check(kept) && PyDict_Next(kept, &at, &name, &value);)
+        if (!lasting(value) || (mp_is_container(value) && mp_rec_find(rec, value) != MP_NO_OBJ)) {
+            const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+            PyErr_Clear();
+            mp_rec_abandon(rec, MP_REASON_UNKNOWN_OBJECT, "a %s kept for backward (ctx.%s)", Py_TYPE(value)->tp_name,
+                           text ? text : "?");
+        }
+    Py_XDECREF(kept);
+    Py_XDECREF(context);
+}
+
+/* The function's forward has ended, or the pending operation was dropped because it raised. */
+static void apply_free(PyObject *capsule)
+{
+    apply_data *data = PyCapsule_GetPointer(capsule, "magpy apply");
+    if (!data) return;
+    if (data->rec) {
+        if (data->rec->op_state) data->rec->op_state->muted--;
+        if (data->rec->op_state) data->rec->op_state->given = data->previous;
+        mp_rec_abandon(data->rec, MP_REASON_EXCEPTION, "autograd.Function.apply");
+    }
+    Py_DECREF(data->call);
+    PyMem_RawFree(data);
+}
+
+static void applied(mp_recorder *rec, PyObject *capsule, PyObject **slot)
+{
+    apply_data *data = PyCapsule_GetPointer(capsule, "magpy apply");
+    PyObject *result = slot ? *slot : NULL;
+    if (data && result) {
+        data->rec = NULL;
+        read_context(rec, result);
+        if (rec->op_state) rec->op_state->muted--;
+        if (rec->op_state) rec->op_state->given = data->previous;
+        mp_rec_op(rec, PyTuple_GET_ITEM(data->call, 0), PyTuple_GET_ITEM(data->call, 1),
+                  PyTuple_GET_ITEM(data->call, 2), result, false);
+    }
+    Py_XDECREF(capsule);
+}
+
+/* autograd.Function.apply is one node: what its forward does with tensors is its own business, or its gradient would be lost. */
+void mp_handle_function_apply(mp_call *call)
+{
+    static const char *const methods[] = {"forward", "backward", "setup_context", "vjp", "jvp", "vmap", "_is_legacy"};
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    if (!state || !call->nargs || !PyType_Check(call->args[0])) return;
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
+        mp_type_attr_named(call->rec, (PyTypeObject *)call->args[0], methods[i]);
+    mp_kept kept = mp_keep();
+    for (size_t i = 1; i < sizeof methods / sizeof *methods; i++) {
+        PyObject *name = mp_intern(methods[i]);
+        PyObject *found = name ? mp_raw_type_lookup((PyTypeObject *)call->args[0], name) : NULL;
+        if (found) read_names(call, found, 0);
+        Py_XDECREF(name);
+    }
+    PyObject *func = PyObject_GetAttrString(call->args[0], "apply"), *args = PyTuple_New(call->nargs - 1);
+    for (Py_ssize_t i = 1; args && i < call->nargs; i++) PyTuple_SET_ITEM(args, i - 1, Py_NewRef(call->args[i]));
+    bool known = args && mp_rec_check_tensors(call->rec, args, NULL, NULL);
+    apply_data *data = known && func ? PyMem_RawCalloc(1, sizeof *data) : NULL;
+    if (data) data->call = Py_BuildValue("(OO{})", call->callable, args);
+    PyObject *capsule = data && data->call ? PyCapsule_New(data, "magpy apply", apply_free) : NULL;
+    if (capsule) {
+        data->rec = call->rec;
+        data->previous = state->given;
+        state->given = PyTuple_GET_ITEM(data->call, 1);
+        state->muted++;
+        mp_rec_pend(call->rec, call->frame, applied, capsule);
+    } else if (!mp_rec_abandoned(call->rec))
+        no_memory(call);
+    Py_XDECREF(func);
+    Py_XDECREF(args);
+    mp_restore(kept);
+}

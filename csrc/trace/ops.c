@@ -1,0 +1,506 @@
+/* Operators: what the torch-function mode shows, and calls of torch that it does not see, become nodes of the graph.
+**
+** An operator is recorded at API level. Its template is made before it runs (it may change its arguments), its in-place changes are
+** found by version counters afterwards, and its results are bound to new values. What it reads of data ends the trace, unless the
+** data is a constant of the trace.
+*/
+#include "trace/effects.h"
+#include "trace/raw.h"
+#include "trace/tensors.h"
+
+typedef struct {                               /* a torch function between op_begin and op_end */
+    PyObject *func;                            /* owned */
+    PyObject *real_args, *kwargs;              /* owned; kwargs may be NULL */
+    PyObject *args_template, *kwargs_template; /* owned, NULL where no operator is recorded */
+    mp_effect_class effect;
+    bool constant; /* all tensors given are constants of the trace */
+    bool check;    /* DATA that becomes a check */
+    int tensors;   /* how many there are */
+} running_op;
+
+static void free_running(running_op *op)
+{
+    mp_kept kept = mp_keep();
+    Py_XDECREF(op->func);
+    Py_XDECREF(op->real_args);
+    Py_XDECREF(op->kwargs);
+    Py_XDECREF(op->args_template);
+    Py_XDECREF(op->kwargs_template);
+    PyMem_RawFree(op);
+    mp_restore(kept);
+}
+
+static void abandon_func(mp_recorder *rec, mp_reason_code code, PyObject *func, const char *what)
+{
+    if (mp_rec_abandoned(rec)) return;
+    mp_kept kept = mp_keep();
+    PyObject *name = mp_callable_name(func);
+    const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
+    mp_rec_abandon(rec, code, "%s%s%s", text ? text : "torch function", what ? ": " : "", what ? what : "");
+    Py_XDECREF(name);
+    mp_restore(kept);
+}
+
+/* -- Recording ------------------------------------------------------------------------------------------------------- */
+
+/* Append an operator and bind its results. Steals the templates. */
+static void append_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs, PyObject *out, bool state,
+                      bool constant)
+{
+    mp_op *op = NULL;
+    uint32_t index = rec->recording ? rec->recording->n_ops : 0;
+    if (rec->recording) op = mp_rec_grow(rec, &rec->recording->ops, &rec->recording->n_ops, sizeof *op);
+    if (!op) {
+        Py_XDECREF(args);
+        Py_XDECREF(kwargs);
+        return;
+    }
+    op->func = Py_NewRef(func);
+    op->args = args;
+    op->kwargs = kwargs;
+    op->state = state;
+    op->site = mp_rec_site(rec);
+    mp_rec_bind_results(rec, out, index, constant);
+    PyObject *made = mp_rec_template(rec, out);
+    rec->recording->ops[index].out = made ? made : Py_NewRef(Py_None);
+}
+
+/* What C code inside torch reads of the arguments that are no tensors. */
+static void read_arguments(mp_recorder *rec, PyObject *args, PyObject *kwargs)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++)
+        if (!mp_is_tensor(PyTuple_GET_ITEM(args, i))) mp_rec_deep(rec, PyTuple_GET_ITEM(args, i));
+    PyObject *key, *value;
+    for (Py_ssize_t i = 0; kwargs && PyDict_Next(kwargs, &i, &key, &value);)
+        if (!mp_is_tensor(value)) mp_rec_deep(rec, value);
+}
+
+/* Is the name one of an in-place function, where version counters do not tell (inference tensors)? */
+static bool named_in_place(PyObject *func, PyObject *kwargs)
+{
+    if (kwargs && PyDict_GetItemString(kwargs, "out")) return true;
+    PyObject *name = NULL;
+    if (Py_IS_TYPE(func, &PyMethodDescr_Type)) name = PyDescr_NAME(func);
+    if (Py_IS_TYPE(func, &PyWrapperDescr_Type)) name = PyDescr_NAME(func);
+    const char *text = name                      ? PyUnicode_AsUTF8(name)
+                       : PyCFunction_Check(func) ? ((PyCFunctionObject *)func)->m_ml->ml_name
+                                                 : NULL;
+    size_t n = text ? strlen(text) : 0;
+    if (n > 4 && !strncmp(text, "__", 2)) return !strcmp(text, "__setitem__") || text[2] == 'i'; /* __iadd__ */
+    return n > 1 && text[n - 1] == '_';
+}
+
+static bool visit_mark_mutated(mp_recorder *rec, PyObject *tensor, void *context)
+{
+    mp_value_id id = mp_rec_find_value(rec, tensor);
+    mp_facts *facts = mp_rec_facts(rec, id);
+    if (!facts || facts->versioned) return true;
+    facts->constant = false;
+    for (uint32_t k = 0; k < rec->recording->n_inputs; k++)
+        if (rec->recording->inputs[k] == id) rec->recording->input_mutated[k] = true;
+    return true;
+}
+
+/* -- Checks -------------------------------------------------------------------------------------------------------- */
+
+static bool accept_checks; /* process-wide default for tests */
+
+void mp_rec_accept_checks(mp_recorder *rec)
+{
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (state) state->accept_checks = true;
+}
+
+/* A method of tensors without arguments as an operator that the program did not call. Steals `args`; its owned _C.Value, or NULL after
+** abandoning. */
+static PyObject *silent_op(mp_recorder *rec, const char *method, PyObject *args)
+{
+    PyObject *func = args ? PyObject_GetAttrString((PyObject *)mp_names.tensor_base, method) : NULL, *value = NULL;
+    uint32_t index = rec->recording->n_ops;
+    mp_value_id id = func ? mp_rec_new_value(rec, index) : MP_NO_VALUE;
+    if (id != MP_NO_VALUE) {
+        append_op(rec, func, Py_NewRef(args), NULL, Py_None, false, false);
+        value = mp_value_new(id);
+        if (value && rec->recording->n_ops > index) Py_SETREF(rec->recording->ops[index].out, Py_NewRef(value));
+    }
+    Py_XDECREF(args);
+    Py_XDECREF(func);
+    PyErr_Clear();
+    if (!value) mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "check");
+    return value;
+}
+
+/* The value of a copy of `tensor` as it is now, which no later operator changes and no gradient flows through. */
+static PyObject *snapshot(mp_recorder *rec, PyObject *tensor)
+{
+    PyObject *args = PyTuple_Pack(1, tensor), *template = args ? mp_rec_template(rec, args) : NULL;
+    PyObject *detached = template ? silent_op(rec, "detach", template) : NULL;
+    Py_XDECREF(args);
+    if (!detached) return NULL;
+    args = PyTuple_Pack(1, detached);
+    Py_DECREF(detached);
+    return silent_op(rec, "clone", args);
+}
+
+/* The tensors among the arguments become snapshots, the rest stays. Owned, or NULL after abandoning. */
+static PyObject *check_arguments(mp_recorder *rec, PyObject *args)
+{
+    PyObject *copy = PyTuple_New(PyTuple_GET_SIZE(args));
+    for (Py_ssize_t i = 0; copy && i < PyTuple_GET_SIZE(args); i++) {
+        PyObject *item = PyTuple_GET_ITEM(args, i);
+        item = mp_is_tensor(item) ? snapshot(rec, item) : mp_rec_template(rec, item);
+        if (item)
+            PyTuple_SET_ITEM(copy, i, item);
+        else
+            Py_CLEAR(copy);
+    }
+    return copy;
+}
+
+/* The program saw `out`: the recording holds where it is so again. */
+static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
+{
+    bool nested = op->kwargs && mp_has_tensor(op->kwargs);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(op->real_args); i++) {
+        PyObject *item = PyTuple_GET_ITEM(op->real_args, i);
+        nested = nested || (!mp_is_tensor(item) && mp_has_tensor(item));
+    }
+    if (nested || (!PyBool_Check(out) && !PyLong_CheckExact(out))) {
+        abandon_func(rec, MP_REASON_DATA_READ, op->func, NULL);
+        return;
+    }
+    PyObject *args = check_arguments(rec, op->real_args);
+    PyObject *kwargs = args && op->kwargs ? mp_rec_template(rec, op->kwargs) : NULL;
+    mp_check *check = NULL;
+    if (args && (kwargs || !op->kwargs) && rec->recording)
+        check = mp_rec_grow(rec, &rec->recording->checks, &rec->recording->n_checks, sizeof *check);
+    if (!check) {
+        Py_XDECREF(args);
+        Py_XDECREF(kwargs);
+        return;
+    }
+    *check = (mp_check){.func = Py_NewRef(op->func), .args = args, .kwargs = kwargs, .result = Py_NewRef(out)};
+    check->op = rec->recording->n_ops;
+    check->site = mp_rec_site(rec);
+}
+
+/* -- Functions that the mode shows ------------------------------------------------------------------------------------- */
+
+static mp_effect_class class_of(PyObject *func)
+{
+    const mp_effect *effect = mp_effect_of_torch(func);
+    return effect ? (mp_effect_class)effect->effect : MP_EFFECT_OP;
+}
+
+static const char *member_name(PyObject *func) /* of a getset whose __get__ or __set__ this is; borrowed, or NULL */
+{
+    if (!Py_IS_TYPE(func, &_PyMethodWrapper_Type)) return NULL;
+    PyObject *self = PyObject_GetAttrString(func, "__self__"); /* a C member */
+    const char *name = self && Py_IS_TYPE(self, &PyGetSetDescr_Type) ? PyUnicode_AsUTF8(PyDescr_NAME(self)) : NULL;
+    Py_XDECREF(self); /* the type keeps it */
+    return name;
+}
+
+/* Is this index data: a mask of bool or uint8, whose count of true elements is the result's size? */
+static bool visit_mask(mp_recorder *rec, PyObject *tensor, void *context)
+{
+    PyObject *dtype = mp_tensor_ask(mp_names.dtype, tensor);
+    PyObject *code = dtype ? PyDict_GetItemWithError(mp_names.dtypes, dtype) : NULL;
+    long kind = code ? PyLong_AsLong(code) : 0;
+    Py_XDECREF(dtype);
+    PyErr_Clear();
+    return kind != 0 && kind != 11;
+}
+
+/* Does a slice in the index hold a tensor? */
+static bool sliced_by_tensor(PyObject *index)
+{
+    if (PySlice_Check(index)) return mp_has_tensor(index);
+    for (Py_ssize_t i = 0; PyTuple_Check(index) && i < PyTuple_GET_SIZE(index); i++)
+        if (sliced_by_tensor(PyTuple_GET_ITEM(index, i))) return true;
+    return false;
+}
+
+/* The index with tensors in slices replaced by their numbers. Owned, or NULL with an exception. */
+static PyObject *slices_as_numbers(PyObject *index)
+{
+    if (PySlice_Check(index)) {
+        PySliceObject *slice = (PySliceObject *)index;
+        PyObject *bounds[3] = {slice->start, slice->stop, slice->step}, *numbers[3] = {NULL}, *made = NULL;
+        int n = 0;
+        for (; n < 3; n++)
+            if (!(numbers[n] = mp_is_tensor(bounds[n]) ? PyNumber_Index(bounds[n]) : Py_NewRef(bounds[n]))) break;
+        if (n == 3) made = PySlice_New(numbers[0], numbers[1], numbers[2]);
+        for (int i = 0; i < 3; i++) Py_XDECREF(numbers[i]);
+        return made;
+    }
+    if (!PyTuple_CheckExact(index)) return Py_NewRef(index);
+    PyObject *copy = PyTuple_New(PyTuple_GET_SIZE(index));
+    for (Py_ssize_t i = 0; copy && i < PyTuple_GET_SIZE(index); i++) {
+        PyObject *item = slices_as_numbers(PyTuple_GET_ITEM(index, i));
+        if (!item)
+            Py_CLEAR(copy);
+        else
+            PyTuple_SET_ITEM(copy, i, item);
+    }
+    return copy;
+}
+
+static void add_check(mp_recorder *rec, running_op *op, PyObject *out);
+
+/* The program looked at every tensor in a slice as a number. */
+static bool visit_bound(mp_recorder *rec, PyObject *tensor, void *context)
+{
+    PyObject *func = PyObject_GetAttrString((PyObject *)Py_TYPE(tensor), "__index__"), *number = PyNumber_Index(tensor);
+    running_op op = {.func = func, .real_args = PyTuple_Pack(1, tensor), .tensors = 1};
+    if (func && number && op.real_args) add_check(rec, &op, number);
+    PyErr_Clear(); /* such as a bound that is no number: the call itself raises */
+    Py_XDECREF(func);
+    Py_XDECREF(number);
+    Py_XDECREF(op.real_args);
+    return true;
+}
+
+static void check_bounds(mp_recorder *rec, PyObject *index)
+{
+    if (PySlice_Check(index)) mp_each_tensor(rec, index, visit_bound, NULL);
+    for (Py_ssize_t i = 0; PyTuple_Check(index) && i < PyTuple_GET_SIZE(index); i++)
+        check_bounds(rec, PyTuple_GET_ITEM(index, i));
+}
+
+/* tensor[a:b] with bounds that are tensors is recorded with the numbers they are: constants of the trace, or looked at and checked. */
+static void settle_slices(mp_recorder *rec, running_op *op)
+{
+    if (!Py_IS_TYPE(op->func, &PyWrapperDescr_Type) || PyTuple_GET_SIZE(op->real_args) != 2 ||
+        PyUnicode_CompareWithASCIIString(PyDescr_NAME(op->func), "__getitem__") != 0)
+        return;
+    PyObject *index = PyTuple_GET_ITEM(op->real_args, 1);
+    bool constant = true;
+    int count = 0;
+    if (!sliced_by_tensor(index) || !mp_rec_check_tensors(rec, index, &constant, &count)) return;
+    if (!constant && !rec->op_state->accept_checks) return;
+    if (!constant) check_bounds(rec, index);
+    PyObject *numbers = slices_as_numbers(index);
+    PyObject *args = numbers ? PyTuple_Pack(2, PyTuple_GET_ITEM(op->real_args, 0), numbers) : NULL;
+    Py_XDECREF(numbers);
+    if (args)
+        Py_SETREF(op->real_args, args);
+    else
+        PyErr_Clear(); /* the call itself raises */
+}
+
+static bool numbers_are_tensors(PyObject *args, PyObject *kwargs, Py_ssize_t from)
+{
+    for (Py_ssize_t i = from; i < PyTuple_GET_SIZE(args); i++)
+        if (mp_has_tensor(PyTuple_GET_ITEM(args, i))) return true;
+    PyObject *key, *value;
+    for (Py_ssize_t i = 0; kwargs && PyDict_Next(kwargs, &i, &key, &value);)
+        if (mp_has_tensor(value) && PyUnicode_CompareWithASCIIString(key, "input") &&
+            PyUnicode_CompareWithASCIIString(key, "out"))
+            return true;
+    return false;
+}
+
+static bool size_is_data(mp_recorder *rec, mp_effect_class effect, PyObject *func, PyObject *args, PyObject *kwargs)
+{
+    if (effect == MP_EFFECT_FACTORY) return numbers_are_tensors(args, kwargs, 0);
+    if (effect == MP_EFFECT_SHAPES || effect == MP_EFFECT_LIKE) return numbers_are_tensors(args, kwargs, 1);
+    if (effect != MP_EFFECT_OP) return false;
+    if (Py_IS_TYPE(func, &PyWrapperDescr_Type) && PyTuple_GET_SIZE(args) == 2 &&
+        PyUnicode_CompareWithASCIIString(PyDescr_NAME(func), "__getitem__") == 0)
+        return sliced_by_tensor(PyTuple_GET_ITEM(args, 1)) ||
+               !mp_each_tensor(rec, PyTuple_GET_ITEM(args, 1), visit_mask, NULL);
+    const char *name = PyCFunction_Check(func)                 ? ((PyCFunctionObject *)func)->m_ml->ml_name
+                       : Py_IS_TYPE(func, &PyMethodDescr_Type) ? ((PyMethodDescrObject *)func)->d_method->ml_name
+                                                               : "";
+    if (!strcmp(name, "where")) return PyTuple_GET_SIZE(args) == 1 && !kwargs;
+    if (!strcmp(name, "repeat_interleave")) { /* sizes are data where the repeats are a tensor */
+        Py_ssize_t n = PyTuple_GET_SIZE(args);
+        PyObject *repeats = kwargs ? PyDict_GetItemString(kwargs, "repeats") : NULL;
+        if (kwargs && PyDict_GetItemString(kwargs, "output_size")) return false;
+        return n < 2 ? !repeats || mp_is_tensor(repeats) : mp_is_tensor(PyTuple_GET_ITEM(args, 1));
+    }
+    if (!strcmp(name, "one_hot"))
+        return PyTuple_GET_SIZE(args) < 2 && !(kwargs && PyDict_GetItemString(kwargs, "num_classes"));
+    return false;
+}
+
+/* May the function be run under observation at all? */
+static bool admit(mp_recorder *rec, running_op *op)
+{
+    if (op->effect == MP_EFFECT_REFUSED) {
+        abandon_func(rec, MP_REASON_UNKNOWN_C_CALLABLE, op->func, "not traceable");
+        return false;
+    }
+    bool data = op->effect == MP_EFFECT_DATA || op->effect == MP_EFFECT_SIZED ||
+                size_is_data(rec, op->effect, op->func, op->real_args, op->kwargs);
+    op->check = op->effect == MP_EFFECT_DATA && !op->constant && rec->op_state->accept_checks && !rec->op_state->muted;
+    if (data && !op->check && !(op->constant && op->tensors)) {
+        abandon_func(rec, MP_REASON_DATA_READ, op->func, NULL);
+        return false;
+    }
+    if (data && op->effect == MP_EFFECT_OP) op->effect = MP_EFFECT_SIZED;
+    return true;
+}
+
+/* Inside a call that is one node of the graph, tensors are its own or its arguments: what it takes from elsewhere would be no argument
+** of the node. */
+static bool visit_given(mp_recorder *rec, PyObject *tensor, void *context)
+{
+    PyObject *given = rec->op_state->given;
+    for (Py_ssize_t i = 0; given && i < PyTuple_GET_SIZE(given); i++)
+        if (PyTuple_GET_ITEM(given, i) == tensor) return true;
+    return mp_rec_find_value(rec, tensor) == MP_NO_VALUE && mp_rec_find(rec, tensor) == MP_NO_OBJ;
+}
+
+/* A torch function written in Python runs unwatched: it must be torch's own. */
+static bool is_foreign_function(PyObject *func)
+{ return PyFunction_Check(func) && !mp_is_library_code((PyCodeObject *)((PyFunctionObject *)func)->func_code); }
+
+void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs)
+{
+    rec->in_op++;
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (state && accept_checks) state->accept_checks = true;
+    if (!state || mp_rec_abandoned(rec) || !mp_torch_names_ready() || !mp_effects_ready()) return NULL;
+    mp_kept kept = mp_keep();
+    state->seen++;
+    running_op *op = PyMem_RawCalloc(1, sizeof *op);
+    if (!op) {
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "operator");
+        mp_restore(kept);
+        return NULL;
+    }
+    op->func = Py_NewRef(func);
+    op->real_args = args && PyTuple_Check(args) ? Py_NewRef(args) : PyTuple_New(0);
+    op->kwargs = kwargs && PyDict_Check(kwargs) && PyDict_GET_SIZE(kwargs) ? Py_NewRef(kwargs) : NULL;
+    op->effect = class_of(func);
+    if (!state->muted) settle_slices(rec, op);
+    op->constant = true;
+    bool known = true;
+    if (!state->muted)
+        known = mp_rec_check_tensors(rec, op->real_args, &op->constant, &op->tensors) &&
+                mp_rec_check_tensors(rec, op->kwargs, &op->constant, &op->tensors);
+    else {
+        op->constant = false;
+        known =
+            mp_each_tensor(rec, op->real_args, visit_given, NULL) && mp_each_tensor(rec, op->kwargs, visit_given, NULL);
+        if (!known)
+            abandon_func(rec, MP_REASON_UNKNOWN_TENSOR, func,
+                         "autograd.Function uses a tensor that is no argument of it");
+    }
+    if (is_foreign_function(func))
+        abandon_func(rec, MP_REASON_UNKNOWN_C_CALLABLE, func, "a torch function of the program's own");
+    if (known && admit(rec, op) && op->effect != MP_EFFECT_ATTR && !state->muted) {
+        read_arguments(rec, op->real_args, op->kwargs);
+        if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA) {
+            op->args_template = mp_rec_template(rec, op->real_args);
+            if (op->kwargs) op->kwargs_template = mp_rec_template(rec, op->kwargs);
+        }
+    }
+    mp_restore(kept);
+    return op;
+}
+
+/* .grad and the like: state of an external tensor; of the call's own, whatever it gave must be known. */
+static void end_attr(mp_recorder *rec, running_op *op, PyObject *out)
+{
+    const char *name = member_name(op->func);
+    PyObject *tensor = PyTuple_GET_SIZE(op->real_args) ? PyTuple_GET_ITEM(op->real_args, 0) : NULL;
+    PyObject *key = name ? mp_intern(name) : NULL;
+    if (key && tensor && mp_rec_find(rec, tensor) != MP_NO_OBJ) {
+        mp_rec_read(rec, tensor, MP_READ_TENSOR_ATTR, key, out);
+        if (mp_is_tensor(out)) mp_rec_touch(rec, out);
+    } else if (!key || (mp_is_tensor(out) && mp_rec_has_unknown(rec, out)))
+        abandon_func(rec, MP_REASON_UNKNOWN_TENSOR, op->func, NULL);
+    Py_XDECREF(key);
+    PyErr_Clear();
+}
+
+static void end_op(mp_recorder *rec, running_op *op, PyObject *out)
+{
+    bool derived = op->tensors > 0 && op->constant &&
+                   (op->effect == MP_EFFECT_OP || op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_SHAPES) &&
+                   !PyFunction_Check(op->func);
+    bool constant = ((op->effect == MP_EFFECT_FACTORY || op->effect == MP_EFFECT_COPIES) && op->constant) ||
+                    (op->effect == MP_EFFECT_LIKE && op->tensors <= 1) ||
+                    (derived && !(op->kwargs && PyDict_GetItemString(op->kwargs, "generator")));
+    int changed = mp_rec_note_changes(rec, op->real_args, op->kwargs, constant);
+    if (changed < 0) return;
+    if (!changed && named_in_place(op->func, op->kwargs)) {
+        mp_each_tensor(rec, op->real_args, visit_mark_mutated, NULL);
+        changed = 1;
+    }
+    bool state = op->effect == MP_EFFECT_STATE_WRITE;
+    if (op->effect == MP_EFFECT_NOTHING && !op->tensors && !mp_has_tensor(out)) return;
+    if (!mp_has_tensor(out) && !changed && !state) {
+        bool metadata =
+            PyUnicode_CheckExact(out) || (mp_is_scalar(out) && !strncmp(Py_TYPE(out)->tp_name, "torch.", 6));
+        if (op->effect == MP_EFFECT_STATE || metadata) return; /* names, dtypes, devices: no data can be in them */
+        abandon_func(rec, out == Py_None ? MP_REASON_UNKNOWN_C_CALLABLE : MP_REASON_DATA_READ, op->func, NULL);
+        return;
+    }
+    if (!op->args_template || (op->kwargs && !op->kwargs_template)) return; /* abandoned */
+    append_op(rec, op->func, Py_NewRef(op->args_template), Py_XNewRef(op->kwargs_template), out, state, constant);
+}
+
+void mp_rec_op_end(mp_recorder *rec, void *token, PyObject *out)
+{
+    running_op *op = token;
+    if (!op) {
+        rec->in_op--;
+        return;
+    }
+    mp_kept kept = mp_keep();
+    if (!mp_rec_abandoned(rec)) {
+        if (!out) /* the program may catch it, and a compiled run would not know that it is raised */
+            abandon_func(rec, MP_REASON_EXCEPTION, op->func, NULL);
+        else if (op->effect == MP_EFFECT_ATTR)
+            end_attr(rec, op, out);
+        else if (op->check)
+            add_check(rec, op, out);
+        else if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA && !rec->op_state->muted)
+            end_op(rec, op, out);
+    }
+    free_running(op);
+    rec->in_op--;
+    mp_restore(kept);
+}
+
+/* -- Calls that the mode does not see ------------------------------------------------------------------------------------ */
+
+void mp_rec_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs, PyObject *out, bool state)
+{
+    if (mp_rec_abandoned(rec) || !mp_rec_op_state(rec) || rec->op_state->muted || !mp_torch_names_ready()) return;
+    mp_kept kept = mp_keep();
+    if (kwargs && !PyDict_GET_SIZE(kwargs)) kwargs = NULL;
+    read_arguments(rec, args, kwargs);
+    /* the versions may have moved in this very call */
+    const mp_effect *effect = mp_effect_of_torch(func);
+    bool factory =
+        effect && effect->effect == MP_EFFECT_FACTORY && !mp_has_tensor(args) && !(kwargs && mp_has_tensor(kwargs));
+    PyObject *args_template = mp_rec_template(rec, args);
+    PyObject *kwargs_template = kwargs && args_template ? mp_rec_template(rec, kwargs) : NULL;
+    if (args_template && (!kwargs || kwargs_template) && mp_rec_note_changes(rec, args, kwargs, false) >= 0)
+        append_op(rec, func, Py_NewRef(args_template), Py_XNewRef(kwargs_template), out, state, factory);
+    Py_XDECREF(args_template);
+    Py_XDECREF(kwargs_template);
+    mp_restore(kept);
+}
+
+/* -- Module part --------------------------------------------------------------------------------------------------------- */
+
+static PyObject *set_accept_checks(PyObject *module, PyObject *on)
+{
+    int truth = PyObject_IsTrue(on);
+    if (truth < 0) return NULL;
+    accept_checks = truth;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef op_methods[] = {
+    {"_accept_checks", set_accept_checks, METH_O, "Let every recording have checks (for tests)."},
+    {NULL},
+};
+
+int mp_ops_module_init(PyObject *module) { return PyModule_AddFunctions(module, op_methods); }

@@ -1,0 +1,161 @@
+/* The recorder's inside, shared by the files of trace and by nobody else.
+**
+** Files: record.c (life, reference graph, frames, sites), reads.c (locations, reads, writes), scalars.c, recording.c (the finished thing),
+** opcodes.c (instructions), attributes.c, containers.c, calls.c, effects.c, ops.c, path.c.
+*/
+#ifndef MP_TRACE_RECORDER_INTERNAL_H
+#define MP_TRACE_RECORDER_INTERNAL_H
+#include "trace/map.h"
+#include "trace/recorder.h"
+
+typedef struct mp_rec_frame { /* one frame on the observed stack */
+    void *id;                 /* as in mp_frame; the outermost entry is the recorder itself: the caller of the target */
+    PyCodeObject *code;       /* borrowed from the frame; NULL in the outermost */
+    int offset;               /* of the instruction now running */
+    int site_offset;          /* offset that `site` was made for, or -1 */
+    uint32_t site;
+    bool wrote;         /* the instruction now running writes to an outside location */
+    PyObject *kwnames;  /* borrowed from the code's constants: names given by KW_NAMES for the CALL to come, or NULL */
+    mp_pending pending; /* to be called when the instruction now running has completed, or NULL */
+    PyObject *pending_data; /* owned, may be NULL */
+} mp_rec_frame;
+
+enum { /* bits of object_state */
+       MP_STATE_OWNED =
+           1, /* its contents were read whole or are the call's own: nothing of them is an outside read any more */
+       MP_STATE_APPENDED = 2,       /* list: blindly appended to */
+       MP_STATE_WROTE_KEYS = 4,     /* dict: items were stored */
+       MP_STATE_DELETED = 8,        /* dict: an item was deleted, so that order no longer shows what it was */
+       MP_STATE_WROTE_ATTRS = 16,   /* instance without a dict: attributes were stored */
+       MP_STATE_CALLED = 32,        /* function: what calling it reads has been read */
+       MP_STATE_READ_TYPE = 64,     /* its TYPE, */
+       MP_STATE_READ_DUNDERS = 128, /* TYPE_DUNDERS */
+       MP_STATE_READ_DICT = 256,    /* and DICT have been read */
+};
+
+typedef struct { /* a location that was read or written; see reads.c */
+    uint32_t owner;
+    uint8_t family; /* kinds that mean the same place */
+    bool has;       /* a dict key's presence was read */
+    bool written;   /* by the call, before it was read */
+    bool present;   /* of a written dict key: was it there before the first write? */
+    PyObject *key;  /* owned, or NULL */
+    uint32_t key_obj;
+    uint32_t read;  /* index of the read, or MP_NO_READ */
+    uint32_t write; /* index of the write, or UINT32_MAX */
+    uint32_t next;  /* next location of the same owner, or UINT32_MAX */
+} mp_location;
+
+struct mp_recorder {
+    mp_recording *recording; /* owned until mp_rec_finish gives it away; NULL when it was freed */
+    mp_reason why;           /* code NONE: not abandoned */
+    bool finished;
+    bool given_away; /* `recording` belongs to someone else */
+    int in_op;       /* depth of torch functions now running */
+
+    /* Reference graph: pointer -> external object. An entry counts only while objects[id].watch still is that object. */
+    mp_map objects;
+    uint16_t *object_state;  /* [n_objects] MP_STATE_ bits */
+    uint32_t *object_places; /* [n_objects] head of the chain of its locations */
+    uint32_t *object_base;   /* [n_objects] list: length before the first append */
+    uint32_t state_room;     /* allocated length of the three arrays above */
+
+    /* Objects that the call is known to have made and that must not be taken for pins (functions, types, ...). */
+    mp_map internals;
+    PyObject **internal_watch; /* owned weakrefs or objects */
+    uint32_t n_internals;
+
+    /* Tensors: pointer -> value. An entry counts only while value_watch[i] still is that tensor. */
+    mp_map tensors;
+    struct {
+        PyObject *watch;
+        mp_value_id value;
+    } *bound; /* watch owned */
+    uint32_t n_bound;
+
+    mp_location *locations;
+    uint32_t n_locations;
+    uint32_t *location_table; /* open addressing: index + 1 into locations, 0 free */
+    uint32_t location_mask;
+
+    mp_rec_frame *frames; /* [0] is the caller of the target */
+    uint32_t n_frames, frames_room;
+    mp_map site_of; /* hash of (code, offset, caller) -> chain of sites */
+    uint32_t *site_next;
+    int *site_offset; /* [n_sites] until finish turns them into lines */
+
+    PyObject *running; /* owned tuple of the codes on the stack when abandoned, or NULL */
+    PyObject *target;  /* owned */
+    double started;
+
+    struct mp_oracle *oracle;     /* owned, NULL but in tests: see oracle.c */
+    struct mp_op_state *op_state; /* owned by ops.c: allocated at first use, freed by mp_rec_free_op_state */
+};
+
+/* -- Growing arrays (record.c) -------------------------------------------------------------------------------------------- */
+
+/* A zeroed new last element of *array (elements of `size` bytes, *count of them, always grown by this function), or NULL after having
+** abandoned for lack of memory. */
+void *mp_rec_grow(mp_recorder *rec, void *array_address, uint32_t *count, size_t size);
+
+/* -- Reference graph (record.c) ------------------------------------------------------------------------------------------- */
+
+/* Make `object` external, found by read `found_by` (or MP_NO_READ). Its id, or MP_NO_OBJ after abandoning. */
+mp_obj_id mp_rec_new_object(mp_recorder *rec, PyObject *object, mp_root root, uint32_t found_by);
+/* The call made this object (a function, a type, a module): it is never a pin. */
+void mp_rec_internal(mp_recorder *rec, PyObject *object);
+bool mp_rec_is_internal(mp_recorder *rec, PyObject *object);
+/* Is it one of those whose identity is what the program sees: types, modules, C functions, descriptors, code? */
+bool mp_is_identity_type(PyObject *object);
+/* A new weak reference to `object`, or the object itself where it has none. Owned; NULL without exception if out of memory. */
+PyObject *mp_watch(PyObject *object);
+/* What is watched, or NULL if it is gone. Borrowed. */
+PyObject *mp_watched(PyObject *watch);
+
+/* Tensor `tensor` is value `value` from now on (rebinding is allowed). */
+void mp_rec_bind_value(mp_recorder *rec, PyObject *tensor, mp_value_id value);
+mp_value_id mp_rec_find_value(mp_recorder *rec, PyObject *tensor); /* or MP_NO_VALUE */
+
+/* -- Locations, reads, writes (reads.c) ------------------------------------------------------------------------------------- */
+
+/* Register the read of a location and return the new entry for the caller to fill (was = ANY; key is set), or NULL if the owner is not
+** external, the location is known, or the recording was abandoned. For kinds that mp_rec_read cannot fill, such as TENSOR_META. */
+mp_read *mp_rec_read_entry(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key);
+/* The VALUE read of a scalar argument, object `id`. */
+void mp_rec_read_argument(mp_recorder *rec, mp_obj_id id, PyObject *value);
+/* Drop the writes that later ones made void. */
+void mp_rec_finish_writes(mp_recorder *rec);
+/* Was the location read or written before? */
+bool mp_rec_known(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key);
+
+/* -- Scalars and keys (scalars.c) ------------------------------------------------------------------------------------------------ */
+
+void mp_scalars_prepare(void); /* find torch's and numpy's scalar types; called when a recording starts */
+/* A key whose meaning is fixed: a scalar, a type, module or C callable, or a tuple of those. */
+bool mp_is_constant_key(PyObject *key);
+bool mp_key_same(PyObject *a, PyObject *b); /* constant keys, NULL for none */
+uint32_t mp_key_hash(PyObject *key);        /* equal for the same keys */
+
+/* -- Frames and sites (record.c) ---------------------------------------------------------------------------------------------- */
+
+uint32_t mp_rec_site(mp_recorder *rec); /* of the instruction now running; UINT32_MAX outside any */
+mp_rec_frame *mp_rec_frame_of(mp_recorder *rec, const mp_frame *frame); /* its entry, or NULL */
+bool mp_is_library_code(PyCodeObject *code); /* torch's or the standard library's, or frozen */
+bool mp_is_copy_code(PyCodeObject *code);    /* of the standard library's module copy */
+mp_rec_frame *mp_rec_push_frame(mp_recorder *rec, const mp_frame *frame); /* NULL after abandoning */
+void mp_rec_pop_frame(mp_recorder *rec, const mp_frame *frame);           /* and everything above it */
+
+/* -- The oracle (oracle.c), for tests ----------------------------------------------------------------------------------------- */
+
+int mp_oracle_start(mp_recorder *rec); /* 0, or -1 with an exception */
+void mp_oracle_look(mp_recorder *rec, const mp_frame *frame, int opcode);
+PyObject *mp_oracle_holes(const mp_recorder *rec); /* owned list of str, or NULL */
+void mp_oracle_free(mp_recorder *rec);
+
+/* -- Others' ------------------------------------------------------------------------------------------------------------------ */
+
+void mp_rec_finish_ops(mp_recorder *rec);    /* ops.c: last checks when the call has returned; may abandon */
+void mp_rec_free_op_state(mp_recorder *rec); /* ops.c */
+int mp_trace_init_ref(PyObject *module);     /* recording.c: _C.Ref */
+
+#endif

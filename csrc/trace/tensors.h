@@ -1,0 +1,115 @@
+/* Tensors inside the recorder: what torch calls things, which tensors are known, what they looked like. Files: torch_names.c, values.c, ops.c.
+**
+** A tensor is known while it is bound to a value (mp_rec_bind_value, watched weakly). Its facts are what the recorder last saw of it:
+** a version that moved without an operator that the recorder saw is a write through an alias, and ends the trace.
+*/
+#ifndef MP_TRACE_TENSORS_H
+#define MP_TRACE_TENSORS_H
+#include "trace/recorder_internal.h"
+
+/* -- torch's own objects (torch_names.c) ------------------------------------------------------------------------------------ */
+
+/* Getset and method descriptors of torch._C.TensorBase that the recorder itself uses, so that neither a subclass nor an instance
+** attribute can answer in their place. */
+#define MP_TENSOR_NAMES(X)                                                                                             \
+    X(shape)                                                                                                           \
+    X(stride)                                                                                                          \
+    X(storage_offset)                                                                                                  \
+    X(dtype)                                                                                                           \
+    X(layout)                                                                                                          \
+    X(device)                                                                                                          \
+    X(requires_grad)                                                                                                   \
+    X(is_leaf)                                                                                                         \
+    X(is_conj)                                                                                                         \
+    X(is_neg)                                                                                                          \
+    X(is_inference)                                                                                                    \
+    X(_is_view)                                                                                                        \
+    X(_version)                                                                                                        \
+    X(data_ptr)                                                                                                        \
+    X(untyped_storage)
+
+typedef struct { /* process-wide like libtorch itself: filled once, references owned for ever */
+    bool ready;
+    PyTypeObject *tensor_base, *tensor, *parameter;
+    PyTypeObject *disable; /* torch._C.DisableTorchFunction */
+    PyObject *strided;
+    PyObject *dtypes; /* dict: dtype -> int, c10::ScalarType */
+#define MP_TENSOR_NAME(name) PyObject *name;
+    MP_TENSOR_NAMES(MP_TENSOR_NAME)
+#undef MP_TENSOR_NAME
+} mp_torch_names;
+
+extern mp_torch_names mp_names;
+
+/* Fill mp_names if torch is imported. False if it is not, or not as expected; no exception is left. */
+bool mp_torch_names_ready(void);
+
+/* Is this c10::ScalarType one that recordings may hold? */
+bool mp_dtype_known(int code);
+
+/* Between these, no torch-function mode sees what is asked of a tensor. They nest and keep a pending exception. quiet_begin returns
+** a token (owned, may be NULL) for quiet_end. */
+PyObject *mp_quiet_begin(void);
+void mp_quiet_end(PyObject *token);
+
+/* A descriptor's answer for `tensor`: a getset's value or a method's result without arguments. Owned, or NULL with an exception. */
+PyObject *mp_tensor_ask(PyObject *descriptor, PyObject *tensor);
+
+/* -- What is known of a tensor (values.c) -------------------------------------------------------------------------------- */
+
+typedef struct {      /* [value] */
+    uint32_t version; /* expected _version; inference tensors have none: 0 */
+    bool versioned;
+    bool constant; /* computed from constants of the trace alone, so that its data may be looked at */
+    void *data;    /* data pointer of an input when first touched */
+    uint32_t read; /* inputs: index of the TENSOR_META read, or MP_NO_READ */
+} mp_facts;
+
+typedef struct mp_op_state {
+    mp_facts *facts;
+    uint32_t n_facts;
+    uint32_t seen;      /* torch functions shown by the mode so far */
+    int muted;          /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
+    PyObject *given;    /* borrowed: arguments of the innermost such call, or NULL */
+    bool accept_checks; /* data that is looked at becomes a check */
+    bool printed;       /* print was put off */
+    int64_t locks;      /* acquired minus released by the call */
+} mp_op_state;
+
+/* NULL after abandoning for lack of memory. */
+mp_op_state *mp_rec_op_state(mp_recorder *rec);
+mp_facts *mp_rec_facts(mp_recorder *rec, mp_value_id value); /* NULL if there are none */
+
+bool mp_is_exact_tensor(PyObject *object); /* torch.Tensor or Parameter itself */
+
+/* Call visit(rec, tensor, context) for every tensor in tuples, lists, dicts (values) and slices; visit returns false to stop.
+** False if stopped. */
+typedef bool (*mp_tensor_visit)(mp_recorder *rec, PyObject *tensor, void *context);
+bool mp_each_tensor(mp_recorder *rec, PyObject *object, mp_tensor_visit visit, void *context);
+
+/* Every tensor inside is known and as last seen, or the recording is abandoned. *constant (may be NULL) is cleared if one is no
+** constant; *count grows by the number of tensors. */
+bool mp_rec_check_tensors(mp_recorder *rec, PyObject *object, bool *constant, int *count);
+
+/* After an operator: take the new versions of `args`' tensors and of their aliases. 1 something was changed in place, 0 not,
+** -1 abandoned. */
+int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool constant);
+
+/* A value without a tensor of the program's, or MP_NO_VALUE after abandoning. */
+mp_value_id mp_rec_new_value(mp_recorder *rec, uint32_t op);
+/* Bind the unknown tensors in `out` to new values made by operator `op`. */
+void mp_rec_bind_results(mp_recorder *rec, PyObject *out, uint32_t op, bool constant);
+/* Does `out` hold a tensor that is neither known nor external? */
+bool mp_rec_has_unknown(mp_recorder *rec, PyObject *out);
+/* Does it hold any tensor? */
+bool mp_has_tensor(PyObject *object);
+
+/* -- Module parts ------------------------------------------------------------------------------------------------------- */
+
+int mp_ops_module_init(PyObject *module);
+int mp_values_module_init(PyObject *module); /* _C.Value */
+PyObject *mp_value_new(mp_value_id value);   /* owned _C.Value, or NULL with an exception */
+bool mp_value_check(PyObject *object);
+uint32_t mp_index_of(PyObject *value); /* of a _C.Value */
+
+#endif

@@ -1,0 +1,64 @@
+"""magpy: a torch.compile backend that watches one real execution and compiles it to fused C kernels.
+
+    import torch
+
+    model = torch.compile(model, backend="magpy")
+
+No import of magpy is needed for that. This package holds what looks inside: ``stats``, ``explain``, ``reset``, and
+``pure``, which classifies a C function for the recorder. It logs through the logger ``"magpy"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from magpy._C import FullgraphError, VerificationError
+
+if TYPE_CHECKING:
+    from magpy.report import Report
+
+__version__ = "0.1.0"
+__all__ = ["FullgraphError", "VerificationError", "__version__", "explain", "pure", "reset", "stats"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def stats() -> dict[str, Any]:
+    """Counters since the process started or ``reset()``.
+
+    Keys: ``calls``, ``hits``, ``misses``, ``traces``, ``segments`` (compiled graphs), ``observed_opcodes``,
+    ``observed_frames``: ints; ``fallbacks``: reason -> count, empty when nothing fell back (``magpy._C.reasons()``
+    tells what a reason means); ``kernels``: generated kernels of living traces; ``plan_steps``: tier -> steps of
+    living plans; ``seconds``: ``observing``, ``lowering``, ``compiling``.
+    """
+    from magpy import report
+
+    return report.stats()
+
+
+def reset() -> None:
+    """Forget all traces and set the counters to zero. ``torch.compiler.reset()`` forgets the traces as well."""
+    from magpy import _C
+
+    _C.reset()
+    _C.clear_counters()
+
+
+def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:
+    """Report what magpy does with `fn`; print it. See ``magpy.report.explain`` for when `fn` is called."""
+    from magpy import report
+
+    return report.explain(fn, *args, **kwargs)
+
+
+def pure(fn: F) -> F:
+    """Declare that the C function `fn` depends on its arguments' values alone and changes nothing. Usable as a
+    decorator.
+
+    Python functions need no declaration: they are watched. A wrong declaration gives wrong results.
+    """
+    from magpy import _C
+
+    _C.declare(fn, "pure")
+    return fn

@@ -1,0 +1,267 @@
+"""Passes that spell operators as views, pointwise operators and concatenations, where torch's own operator costs more
+than a kernel: pooling, nearest resampling, padding by reflection or repetition. Matrix products go to whichever of
+torch's libraries is faster for their shape.
+
+They run on the finished functional graph, where it is known which results nobody wants (the indices of a maximum
+pool). The new nodes give the same numbers, in tensors of the same strides; where that cannot be said, the operator
+stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from magpy import choices
+from magpy.aten_graph import Graph, Node, Val, call, each_val, map_vals, meta_of, normalise, tensors_of
+
+aten = torch.ops.aten
+
+MAX_WINDOW = 25  # taps of a pool that are read one by one
+MAX_PAD = 3  # rows or columns on a side: each is a piece of a concatenation
+
+
+class _Keep(Exception):
+    """The operator stays as it is."""
+
+
+class Builder:
+    """Makes nodes before a place in a graph, with the metadata that the operators give."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Val:
+        """Append a call of an operator that gives one tensor."""
+        node = Node(target, normalise(target, args, kwargs))
+        (out,) = tensors_of(call(target, map_vals(_stand_in, node.args)))
+        assert out is not None
+        dtype, _, *rest = meta_of(out)
+        device = next(v.meta[1] for v in each_val(node.args))
+        node.vals = [Val(node, 0, (dtype, device, *rest))]
+        self.nodes.append(node)
+        return node.val
+
+    def cut(self, x: Val, dim: int, start: int, stop: int, step: int = 1) -> Val:
+        """x[start:stop:step] along `dim`, a view."""
+        if (start, stop, step) == (0, x.meta[2][dim], 1):
+            return x
+        return self(aten.slice.Tensor, x, dim, start, stop, step)
+
+
+def _stand_in(val: Val) -> torch.Tensor:
+    dtype, _, sizes, strides, offset = val.meta
+    last = offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) if all(sizes) else offset
+    return torch.empty(last + 1, dtype=dtype, device="meta").as_strided(sizes, strides, offset)
+
+
+# -- Rules ------------------------------------------------------------------------------------------------------------
+
+
+def _twice(values: list[int], default: list[int] | None = None) -> list[int]:
+    values = list(values) or list(default or [])
+    return values * 2 if len(values) == 1 else values
+
+
+def _taps(build: Builder, x: Val, kernel: list[int], stride: list[int], out: tuple[int, ...]) -> list[Val]:
+    """The elements at each place of the window, as views of the (padded) input."""
+    if kernel[0] * kernel[1] > MAX_WINDOW:
+        raise _Keep
+    h, w = len(out) - 2, len(out) - 1
+    views = []
+    for i in range(kernel[0]):
+        row = build.cut(x, h, i, i + stride[0] * (out[h] - 1) + 1, stride[0])
+        views += [build.cut(row, w, j, j + stride[1] * (out[w] - 1) + 1, stride[1]) for j in range(kernel[1])]
+    return views
+
+
+def _padded(
+    build: Builder, x: Val, padding: list[int], kernel: list[int], stride: list[int], out: tuple[int, ...], fill: float
+) -> Val:
+    """`x` with `fill` around, as far as windows reach."""
+    pads: list[int] = []
+    for side in (1, 0):
+        n = x.meta[2][side - 2]
+        reach = (out[side - 2] - 1) * stride[side] + kernel[side]
+        pads += [padding[side], max(0, reach - padding[side] - n)]
+    return build(aten.constant_pad_nd.default, x, pads, fill) if any(pads) else x
+
+
+def _max_pool2d(build: Builder, node: Node) -> Val:
+    x, kernel, stride, padding, dilation, _ = node.args
+    kernel, padding, dilation = _twice(kernel), _twice(padding), _twice(dilation)
+    stride = _twice(stride, kernel)
+    if dilation != [1, 1] or not x.meta[0].is_floating_point:
+        raise _Keep
+    out = node.val.meta[2]
+    x = _padded(build, x, padding, kernel, stride, out, float("-inf"))
+    first, *rest = _taps(build, x, kernel, stride, out)
+    for tap in rest:
+        first = build(aten.maximum.default, first, tap)
+    return first if rest else build(aten.clone.default, first)
+
+
+def _avg_pool2d(build: Builder, node: Node) -> Val:
+    x, kernel, stride, padding, ceil_mode, count_pad, divisor = node.args
+    kernel, padding = _twice(kernel), _twice(padding)
+    stride = _twice(stride, kernel)
+    if ceil_mode or (any(padding) and not count_pad and divisor is None) or x.meta[0] is not torch.float32:
+        raise _Keep
+    out = node.val.meta[2]
+    x = _padded(build, x, padding, kernel, stride, out, 0.0)
+    total, *rest = _taps(build, x, kernel, stride, out)
+    for tap in rest:
+        total = build(aten.add.Tensor, total, tap)
+    return build(aten.div.Tensor, total, divisor or kernel[0] * kernel[1])
+
+
+def _upsample_nearest2d(build: Builder, node: Node) -> Val:
+    """By powers of two, which torch's arithmetic in floats computes without rounding."""
+    x, size, *scales = node.args
+    n, c, h, w = x.meta[2]
+    factors = [size[0] // h, size[1] // w]
+    for factor, given, total, own in zip(factors, scales, size, (h, w), strict=True):
+        if factor * own != total or factor & (factor - 1) or given not in (None, float(factor)):
+            raise _Keep
+    wide = build(aten.unsqueeze.default, build(aten.unsqueeze.default, x, 3), 5)
+    wide = build(aten.expand.default, wide, [n, c, h, factors[0], w, factors[1]])
+    wide = build(aten.clone.default, wide, memory_format=torch.contiguous_format)
+    return build(aten.view.default, wide, list(size) if len(size) == 4 else [n, c, *size])
+
+
+def _pad_by_pieces(build: Builder, node: Node, before: Callable, after: Callable) -> Val:
+    x, pads = node.args
+    if max(pads) > MAX_PAD or min(pads) < 0:
+        raise _Keep
+    for k in range(0, len(pads), 2):
+        dim = len(x.meta[2]) - 1 - k // 2
+        n = x.meta[2][dim]
+        low = [build.cut(x, dim, i, i + 1) for i in map(before, range(pads[k], 0, -1))]
+        high = [build.cut(x, dim, i, i + 1) for i in (after(n, j) for j in range(1, pads[k + 1] + 1))]
+        if low or high:
+            x = build(aten.cat.default, [*low, x, *high], dim)
+    return x
+
+
+def _reflection_pad(build: Builder, node: Node) -> Val:
+    return _pad_by_pieces(build, node, lambda i: i, lambda n, j: n - 1 - j)
+
+
+def _replication_pad(build: Builder, node: Node) -> Val:
+    return _pad_by_pieces(build, node, lambda i: 0, lambda n, j: n - 1)
+
+
+def _max_dim(build: Builder, node: Node) -> Val:
+    """The greatest elements without their places."""
+    x, dim, keepdim = node.args
+    return build(aten.amax.default if node.target is aten.max.dim else aten.amin.default, x, [dim], keepdim)
+
+
+# -- Matrix products --------------------------------------------------------------------------------------------------
+
+MIN_PRODUCT = 1 << 18  # multiplications from which the library matters more than the call
+
+
+def _strides(val: Val) -> tuple:
+    return tuple(s if n != 1 else 0 for n, s in zip(val.meta[2], val.meta[3], strict=True))
+
+
+def _product(build: Builder, x: Val, w: Val, bias: Val | None) -> Val:
+    """x [m, k] @ w [k, n] + bias by oneDNN on plain weights, if that is faster than the BLAS that mm and addmm call."""
+    (m, k), n = x.meta[2], w.meta[2][1]
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        raise _Keep
+    operands = [x, w] if bias is None else [x, w, bias]
+    if any(v.meta[0] is not torch.float32 for v in operands) or m * k * n < MIN_PRODUCT or min(m, k, n) < 2:
+        raise _Keep
+    turned = _strides(w) == (1, k)
+    if _strides(x) != (k, 1) or not (turned or _strides(w) == (n, 1)):
+        raise _Keep
+    if bias is not None and (bias.meta[2] != (n,) or bias.meta[3] != (1,)):
+        raise _Keep
+    linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def candidates() -> dict[str, Callable]:
+        a, out = torch.full((m, k), 0.5, device="cpu"), torch.empty(m, n, device="cpu")
+        b = torch.full((n, k) if turned else (k, n), 0.5, device="cpu")
+        kn, nk = (b.t(), b) if turned else (b, b.t())
+        c = None if bias is None else torch.full((n,), 0.5, device="cpu")
+        blas = aten.mm.out if c is None else aten.addmm.out
+        given = (a, kn) if c is None else (c, a, kn)
+        return {"blas": lambda: blas(*given, out=out), "onednn": lambda: linear(a, nk, c, "none", [], "")}
+
+    shape = f"{m}x{k}x{n} {'turned ' if turned else ''}{'bias' if bias is not None else ''}"
+    if choices.choose(f"mm float32 {shape}", candidates) != "onednn":
+        raise _Keep
+    node = w.node
+    if node.target is aten.permute.default and node.args[0].meta[2] == (n, k):
+        turned_w = node.args[0]  # the weight as the program has it
+    else:
+        turned_w = build(aten.permute.default, w, [1, 0])
+    made = Node(linear, (x, turned_w, bias, "none", [], ""))
+    made.vals = [Val(made, 0, (torch.float32, x.meta[1], (m, n), (n, 1), 0))]
+    build.nodes.append(made)
+    return made.val
+
+
+def _addmm(build: Builder, node: Node) -> Val:
+    bias, x, w, beta, alpha = node.args
+    if beta != 1 or alpha != 1:
+        raise _Keep
+    return _product(build, x, w, bias)
+
+
+def _mm(build: Builder, node: Node) -> Val:
+    x, w = node.args[:2]
+    return _product(build, x, w, None)
+
+
+# What is rewritten: the first result of these operators, where the others are not used.
+RULES: dict[Any, Callable[[Builder, Node], Val]] = {
+    aten.max_pool2d_with_indices.default: _max_pool2d,
+    aten.avg_pool2d.default: _avg_pool2d,
+    aten.max.dim: _max_dim,
+    aten.min.dim: _max_dim,
+    aten.upsample_nearest2d.default: _upsample_nearest2d,
+    aten.reflection_pad1d.default: _reflection_pad,
+    aten.reflection_pad2d.default: _reflection_pad,
+    aten.replication_pad1d.default: _replication_pad,
+    aten.replication_pad2d.default: _replication_pad,
+    aten.addmm.default: _addmm,
+    aten.mm.default: _mm,
+}
+
+
+# -- The pass ---------------------------------------------------------------------------------------------------------
+
+
+def rewrite(graph: Graph) -> None:
+    """Apply RULES, in place."""
+    wanted = {v for node in graph.nodes for v in each_val(node.args)} | {v for v in graph.outputs if v is not None}
+    new: dict[Val, Val] = {}
+    kept: list[Node] = []
+    for node in graph.nodes:
+        node.args = map_vals(lambda v: new.get(v, v), node.args)
+        made = _apply(node) if node.target in RULES and not wanted.intersection(node.vals[1:]) else None
+        if made is None:
+            kept.append(node)
+            continue
+        kept += made.nodes
+        new[node.val] = made.nodes[-1].val
+    graph.nodes = kept
+    graph.outputs = [new.get(v, v) if v is not None else None for v in graph.outputs]
+
+
+def _apply(node: Node) -> Builder | None:
+    if node.val.meta[1].type != "cpu" or 0 in node.val.meta[2]:
+        return None
+    build = Builder()
+    try:
+        out = RULES[node.target](build, node)
+    except _Keep:
+        return None
+    wanted = node.val.meta
+    same = build.nodes and out is build.nodes[-1].val and out.meta[0] == wanted[0] and out.meta[2:] == wanted[2:]
+    return build if same else None

@@ -1,0 +1,484 @@
+"""Tracing a program without autograd into a functional ATen graph, in one pass over fake tensors.
+
+AOTAutograd runs a program twice (once for its metadata) with a Python subclass around every tensor. Inference needs
+neither: torch's C++ functionalisation turns in-place operators into functional ones above a dispatch mode that only
+writes down what it sees. What a program may do to its surroundings is decided here, from the functional tensors it
+leaves behind: inputs changed in place become leading outputs, outputs that share memory with an input or with each
+other do so in the graph, and no others do."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from magpy import decompositions
+from magpy.aten_graph import (
+    Graph,
+    Node,
+    Unsupported,
+    Val,
+    base_of,
+    call,
+    each_val,
+    is_view,
+    meta_of,
+    normalise,
+    tensors_of,
+)
+
+aten = torch.ops.aten
+
+
+class NeedsAutograd(Exception):
+    """An output is differentiable: this is a program for AOTAutograd."""
+
+
+class NeedsPythonDispatcher(Exception):
+    """An operator whose C++ composite hides a mutation from functionalisation; torch's Python dispatcher knows
+    better."""
+
+
+# -- Fake inputs ------------------------------------------------------------------------------------------------------
+
+PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def fake_of(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    """A fake twin with the tensor's metadata. Raises Unsupported for subclasses and layouts other than strided."""
+    if type(tensor) not in PLAIN_TYPES and not isinstance(tensor, FakeTensor):  # a fake of another mode, from Dynamo
+        raise Unsupported(f"an input of type {type(tensor).__name__}")
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise Unsupported(f"an input of layout {tensor.layout}, dtype {tensor.dtype}")
+    if tensor.is_conj() or tensor.is_neg():
+        return mode.from_tensor(tensor.detach())
+    size, stride, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+    n = tensor.untyped_storage().nbytes() // tensor.element_size()
+    span = 1 + sum((d - 1) * s for d, s in zip(size, stride, strict=True)) if tensor.numel() else 0
+    if offset == 0 and n == span:
+        meta = torch.empty_strided(size, stride, dtype=tensor.dtype, device="meta")
+    else:
+        meta = torch.empty((n,), dtype=tensor.dtype, device="meta").as_strided(size, stride, offset)
+    return FakeTensor(mode, meta, tensor.device)
+
+
+# -- The mode ---------------------------------------------------------------------------------------------------------
+
+
+class _Tracer(TorchDispatchMode):
+    """Writes functional ATen operators into a graph. The fake mode lies below it, functionalisation above."""
+
+    def __init__(self, graph: Graph, python_dispatcher: bool):
+        super().__init__()
+        self.graph = graph
+        self.table = decompositions.table()
+        self.vals: dict[int, Val] = {}
+        self.alive: list[torch.Tensor] = []  # keeps the ids of `vals` valid
+        self.python_dispatcher = python_dispatcher
+
+    def bind(self, tensor: torch.Tensor, val: Val) -> None:
+        self.vals[id(tensor)] = val
+        self.alive.append(tensor)
+
+    def lift(self, tensor: torch.Tensor) -> Val:
+        """The value of a tensor; a real one becomes a constant."""
+        val = self.vals.get(id(tensor))
+        if val is None:
+            if isinstance(tensor, FakeTensor):
+                raise Unsupported("a tensor without a recorded producer")
+            if type(tensor) not in PLAIN_TYPES:
+                raise Unsupported(f"a constant of type {type(tensor).__name__}")
+            val = self.constant(tensor)
+            self.bind(tensor, val)
+        return val
+
+    def constant(self, tensor: torch.Tensor) -> Val:
+        """A real tensor: a single number becomes a fill, which kernels can absorb; others become further inputs."""
+        with no_dispatch():
+            meta = meta_of(tensor)
+            if tensor.numel() == 1 and tensor.device.type == "cpu":
+                args = (list(meta[2]), tensor.item())
+                node = Node(
+                    aten.full.default, normalise(aten.full.default, args, {"dtype": meta[0], "device": meta[1]})
+                )
+                node.vals = [Val(node, 0, (*meta[:3], tuple([1] * len(meta[2])), 0))]
+                self.graph.nodes.append(node)
+                return node.val
+            return self.graph.add_constant(tensor.detach().clone())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.namespace != "aten":
+            if func.namespace == "prim":
+                return func(*args, **kwargs)
+            if func.namespace == "prims":  # torch's reference decompositions end in these
+                with self:
+                    return func._overloadpacket.impl_aten(*args, **kwargs)
+        decomposition = self.table.get(func)
+        if decomposition is not None:
+            if (
+                func is aten.native_batch_norm.default
+                and not self.python_dispatcher
+                and args[5]
+                and args[3] is not None
+            ):
+                raise NeedsPythonDispatcher
+            with self:
+                out = decomposition(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        if _is_composite(func):
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        if func in _IDENTITIES:
+            if isinstance(args[0], FakeTensor):
+                return args[0]
+            out = func(*args, **kwargs)
+            self.bind(out, self.lift(args[0]))
+            return out
+        return self.record(func, args, kwargs)
+
+    def record(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if func._schema.is_mutable and func not in _HARMLESS_WRITES:
+            raise Unsupported(f"{func} writes to a tensor in a decomposition")
+        node = Node(func, ())
+        node.args = _lift_all(self, normalise(func, args, kwargs))
+        out = func(*args, **kwargs)
+        if func is aten._local_scalar_dense.default:
+            return out  # a constant's number, taken in place of a number; of a fake tensor it would have raised
+        for i, tensor in enumerate(tensors_of(out)):
+            if tensor is None:
+                node.vals.append(None)
+                continue
+            val = Val(node, i, meta_of(tensor))
+            node.vals.append(val)
+            self.bind(tensor, val)
+        self.graph.nodes.append(node)
+        return out
+
+
+_IDENTITIES = frozenset({aten.lift_fresh.default, aten.lift.default})
+_HARMLESS_WRITES: frozenset = frozenset()
+_composites: dict[Any, bool] = {}
+
+
+def _is_composite(func: Any) -> bool:
+    """Only made of other operators. (silu_backward has such a definition too, but a kernel of its own.)"""
+    known = _composites.get(func)
+    if known is None:
+        has = functools.partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
+        known = _composites[func] = has("CompositeImplicitAutograd") and not has("CPU")
+    return known
+
+
+def _lift_all(tracer: _Tracer, arg: Any) -> Any:
+    if isinstance(arg, torch.Tensor):
+        return tracer.lift(arg)
+    if isinstance(arg, list):
+        return [_lift_all(tracer, a) for a in arg]
+    if isinstance(arg, tuple):
+        return tuple([_lift_all(tracer, a) for a in arg])
+    return arg
+
+
+# -- State ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def torch_modes_restored() -> Iterator[None]:
+    """Put grad mode and autocast back as they were, whatever a replayed program leaves behind (it may fail half
+    way)."""
+    grad = torch.is_grad_enabled()
+    cache = torch.is_autocast_cache_enabled()
+    devices = ("cpu", "cuda")
+    autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    nesting = torch.autocast_increment_nesting()
+    # Casts of fake tensors must not be found later by real ones.
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_grad_enabled(grad)
+        for device, enabled, dtype in autocast:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        now = torch.autocast_increment_nesting()
+        while now > nesting:
+            now -= 1
+            torch.autocast_decrement_nesting()
+        torch.autocast_decrement_nesting()
+        torch.set_autocast_cache_enabled(cache)
+
+
+@contextlib.contextmanager
+def _functionalisation() -> Iterator[None]:
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        yield
+    finally:
+        torch._disable_functionalization()
+
+
+# -- Tracing ----------------------------------------------------------------------------------------------------------
+
+
+class View:
+    """How an output is made from input number `source`: view operators, each with its arguments after the first and
+    the number of its result."""
+
+    def __init__(self, source: int, steps: list[tuple[Any, tuple, int]], hidden: bool):
+        self.source = source
+        self.steps = steps
+        self.hidden = hidden  # from autograd, which the program had switched off
+
+    def make(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        tensor: Any = inputs[self.source]
+        with torch.no_grad() if self.hidden else contextlib.nullcontext():
+            for target, args, position in self.steps:
+                tensor = call(target, (tensor, *args))
+                if isinstance(tensor, (tuple, list)):
+                    tensor = tensor[position]
+        return tensor
+
+
+def _view_steps(val: Val, source: Val) -> list[tuple[Any, tuple, int]] | None:
+    """The view operators that lead from source to val, or None if there are others between."""
+    steps: list[tuple[Any, tuple, int]] = []
+    while val is not source:
+        target, args = val.node.target, val.node.args
+        if target is None or not is_view(target) or any(True for _ in each_val(args[1:])):
+            return None
+        steps.insert(0, (target, args[1:], val.position))
+        val = args[0]
+    return steps
+
+
+class Traced:
+    """A functional graph whose outputs are [new data of inputs[i] for i in mutated] + the wanted outputs.
+
+    views: wanted output number -> View, for outputs that show an input: version counter, base and autograd's eyes are
+    shared with it only if the operators themselves make them, so the caller does and the graph's output is None."""
+
+    def __init__(self, graph: Graph, mutated: tuple[int, ...], views: dict[int, View]):
+        self.graph = graph
+        self.mutated = mutated
+        self.views = views
+
+
+class Session:
+    """A trace in progress: inputs wrapped for functionalisation, and the graph that grows under `tracer`."""
+
+    def __init__(self, inputs: Sequence[torch.Tensor], python_dispatcher: bool):
+        self.inputs = inputs
+        self.graph = Graph()
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.tracer = _Tracer(self.graph, python_dispatcher)
+        self.fakes = [fake_of(self.fake_mode, t) for t in inputs]
+        self.wrapped = [_wrap(fake, real) for fake, real in zip(self.fakes, inputs, strict=True)]
+        for fake in self.fakes:
+            self.tracer.bind(fake, self.graph.add_placeholder(meta_of(fake)))
+
+    @contextlib.contextmanager
+    def modes(self) -> Iterator[None]:
+        """The fake mode, the tracer over it, functionalisation over both."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.fake_mode)
+            stack.enter_context(self.tracer)
+            if self.tracer.python_dispatcher:
+                from torch._dispatch.python import enable_python_dispatcher
+
+                stack.enter_context(enable_python_dispatcher())
+            stack.enter_context(_functionalisation())
+            yield
+
+    def value(self, wrapper: torch.Tensor) -> Val:
+        return self.tracer.lift(torch._from_functional_tensor(wrapper))
+
+    def placeholder(self, i: int) -> Val:
+        return self.graph.placeholders[len(self.graph.constants) + i].val
+
+    def add_input(self, like: torch.Tensor) -> torch.Tensor:
+        """A further input with the size and dtype of `like`, dense. Returns its wrapper."""
+        with outside():
+            meta = torch.empty_strided(
+                like.shape, _dense_strides(like.shape, like.stride()), dtype=like.dtype, device="meta"
+            )
+            fake = FakeTensor(self.fake_mode, meta, like.device)
+        self.tracer.bind(fake, self.graph.add_placeholder(meta_of(fake)))
+        return torch._to_functional_tensor(fake)
+
+    def run(self, fn: Callable[[list[torch.Tensor]], Sequence[Any]]) -> list[Any]:
+        """fn's outputs, with all pending in-place changes written into the graph."""
+        grad = torch.is_grad_enabled()
+        outs = list(fn(list(self.wrapped)))
+        if torch.is_grad_enabled() != grad:
+            raise Unsupported("grad mode is different after the call")
+        for i, out in enumerate(outs):  # what TorchScript makes of numbers alone is real
+            if isinstance(out, torch.Tensor) and not torch._is_functional_tensor(out):
+                outs[i] = torch._to_functional_tensor(out)
+        for tensor in (*self.wrapped, *outs):
+            if isinstance(tensor, torch.Tensor):
+                torch._sync(tensor)
+        return outs
+
+    def mutations(self) -> tuple[tuple[int, ...], list[Val]]:
+        """Which inputs were changed in place, and their new data."""
+        mutated = []
+        for i, w in enumerate(self.wrapped):
+            if torch._functionalize_has_metadata_mutation(w) or torch._functionalize_was_storage_changed(w):
+                raise Unsupported("an in-place change of an input's shape or storage")
+            if torch._functionalize_has_data_mutation(w):  # type: ignore[attr-defined]
+                hidden = torch._functionalize_are_all_mutations_under_no_grad_or_inference_mode(w)
+                if w.requires_grad and w.grad_fn is not None and not hidden:
+                    raise Unsupported("an in-place change of an input that is differentiated")
+                mutated.append(i)
+        if mutated:
+            refuse_shared_memory(self.inputs, mutated)
+        values = []
+        for i in mutated:
+            val = self.value(self.wrapped[i])
+            if base_of(val).node in {self.placeholder(k).node for k in mutated}:
+                # The commit writes inputs one after the other: new data must not lie in one of them.
+                val = clone(self.graph, val)
+            values.append(val)
+        return tuple(mutated), values
+
+
+@contextlib.contextmanager
+def session(inputs: Sequence[torch.Tensor], python_dispatcher: bool) -> Iterator[Session]:
+    """A Session with its modes on. Leaves torch as it was."""
+    with _own_modes():
+        new = Session(inputs, python_dispatcher)
+        with new.modes():
+            yield new
+
+
+@contextlib.contextmanager
+def resumed(old: Session) -> Iterator[None]:
+    """The modes of an earlier session on again."""
+    with _own_modes(), old.modes():
+        yield
+
+
+@contextlib.contextmanager
+def _own_modes() -> Iterator[None]:
+    """torch's modes put back at the end; no inference mode, whose tensors cannot be functionalised."""
+    with torch_modes_restored(), contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            torch._C._set_grad_enabled(False)
+        yield
+
+
+def trace(
+    fn: Callable[[list[torch.Tensor]], Sequence[Any]],
+    inputs: Sequence[torch.Tensor],
+    *,
+    python_dispatcher: bool = False,
+) -> Traced:
+    """Trace fn(list of tensors) -> sequence of tensors (or None, or an input's number: that very input).
+
+    Raises NeedsAutograd if an output other than a view of an input requires grad, Unsupported for what cannot be put
+    into a graph, and whatever fn raises on fake tensors."""
+    with session(inputs, python_dispatcher) as new:
+        return _finish(new, new.run(fn))
+
+
+def _wrap(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    wrapper = torch._to_functional_tensor(fake)
+    if real.requires_grad:
+        torch._mirror_autograd_meta_to(real, wrapper)  # type: ignore[attr-defined]
+    return wrapper
+
+
+def storage_of(wrapper: torch.Tensor) -> int:
+    return wrapper.untyped_storage()._cdata
+
+
+def _finish(new: Session, outs: list[Any]) -> Traced:
+    """Work out mutations and aliases, and set the graph's outputs."""
+    graph = new.graph
+    owner = {storage_of(w): i for i, w in enumerate(new.wrapped)}
+    mutated, values = new.mutations()
+    outputs: list[Val | None] = list(values)
+    views: dict[int, View] = {}
+    makers: dict[Node, int] = {}  # base node in the graph -> storage in the program
+    for position, out in enumerate(outs):
+        if out is None or isinstance(out, int):
+            outputs.append(None if out is None else new.placeholder(out))
+            continue
+        source = owner.get(storage_of(out))
+        val = new.value(out)
+        if source is None:
+            if out.requires_grad:
+                raise NeedsAutograd
+            base = base_of(val).node
+            if base.target is None or makers.setdefault(base, storage_of(out)) != storage_of(out):
+                val = clone(graph, val)  # a decomposition gave an alias where the operator gives new memory
+            outputs.append(val)
+            continue
+        if source in mutated and not _lies_as(val, new.placeholder(source)):
+            raise Unsupported("an output is a view of an input that was changed in place")
+        if out.requires_grad and out.grad_fn is not None and torch.is_grad_enabled():
+            raise NeedsAutograd
+        steps = None if source in mutated else _view_steps(val, new.placeholder(source))
+        if steps is None:  # new data of a changed input, or a view through operators that are none: by its geometry
+            if val.meta[0] != new.placeholder(source).meta[0]:
+                raise Unsupported("an output is an input's memory as another dtype")
+            steps = [(aten.as_strided.default, (*map(list, val.meta[2:4]), val.meta[4]), 0)]
+        elif not steps:  # another tensor than the input, with the input's memory
+            steps = [(aten.alias.default, (), 0)]
+        views[position] = View(source, steps, new.inputs[source].requires_grad)
+        outputs.append(None)
+    graph.outputs = outputs
+    return Traced(graph, mutated, views)
+
+
+def _lies_as(val: Val, source: Val) -> bool:
+    """Has the new data of an input, which `val` shows, the input's own layout? Then offsets in it are the input's."""
+    base = base_of(val)
+    return base.meta[2:] == source.meta[2:]
+
+
+def _append(graph: Graph, target: Any, args: tuple, meta: tuple) -> Val:
+    node = Node(target, normalise(target, args, {}))
+    node.vals = [Val(node, 0, meta)]
+    graph.nodes.append(node)
+    return node.val
+
+
+def clone(graph: Graph, val: Val) -> Val:
+    dtype, device, sizes, strides, _ = val.meta
+    return _append(graph, aten.clone.default, (val,), (dtype, device, sizes, _dense_strides(sizes, strides), 0))
+
+
+def _dense_strides(sizes: tuple, strides: tuple) -> tuple:
+    """Strides of clone(memory_format=preserve): kept if dense without overlap, else in the order of the strides."""
+    with outside():
+        return tuple(torch.empty_like(torch.empty_strided(sizes, strides, device="meta")).stride())
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Real tensors while a session is on: neither functionalised nor traced."""
+    functional = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
+    with torch._C._ExcludeDispatchKeyGuard(functional), no_dispatch():
+        yield
+
+
+def refuse_shared_memory(inputs: Sequence[torch.Tensor], mutated: list[int]) -> None:
+    """A change of one input must not show in another: the graph treats them as apart."""
+    users: dict[int, int] = {}
+    for t in inputs:
+        if t.numel():
+            users[storage_of(t)] = users.get(storage_of(t), 0) + 1
+    if any(users.get(storage_of(inputs[i]), 0) > 1 for i in mutated):
+        raise Unsupported("an input changed in place shares memory with another input")

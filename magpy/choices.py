@@ -1,0 +1,102 @@
+"""Which of several implementations of the same thing: measured once, then remembered in the kernel cache's directory.
+
+A choice is a line of a JSON object, key -> name. It may be deleted at any time; as long as it is there, the same
+program gets the same operators, and so the same rounding, in every process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from magpy import _C
+
+FILE = "choices.json"
+ROUNDS = 9
+SECONDS = 0.2  # of measuring one choice, as far as one round allows
+GAIN = 0.95  # another candidate must take less than this part of the first one's time
+
+_known: dict[str, str] | None = None
+
+
+@functools.cache
+def _place() -> str:
+    """What a measurement depends on besides its shapes."""
+    info = _C.cpu_info()
+    return f"{torch.__version__} {info['model']} {info['vector_bits']}"
+
+
+def _path() -> str | None:
+    directory = _C.cache_dir()
+    return os.path.join(directory, FILE) if directory and os.path.isdir(directory) else None
+
+
+def _load() -> dict[str, str]:
+    path = _path()
+    with contextlib.suppress(OSError, ValueError):
+        if path is not None and os.stat(path).st_uid == os.getuid():
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+            if isinstance(found, dict):
+                return {k: v for k, v in found.items() if isinstance(v, str)}
+    return {}
+
+
+def _save(key: str, name: str) -> None:
+    """Add one choice to the file, whole or not at all. Choices of other processes stay."""
+    path = _path()
+    if path is None:
+        return
+    with contextlib.suppress(OSError):
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix="choices.")
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump({**_load(), key: name}, file, indent=0)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def _seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """The least time of each, taken in turn so that a busy machine is busy for all."""
+    best = dict.fromkeys(candidates, float("inf"))
+    started = time.perf_counter()
+    for round_ in range(ROUNDS + 1):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            took = time.perf_counter() - start
+            if round_:  # the first one warms up
+                best[name] = min(best[name], took)
+        if round_ >= 2 and time.perf_counter() - started > SECONDS:
+            break
+    return best
+
+
+def choose(what: str, make: Callable[[], Mapping[str, Callable[[], Any]]]) -> str:
+    """The name of the candidate to use; the first one unless another is clearly faster.
+
+    what: names the choice, with all shapes. make: gives the candidates, by name; called if nothing is remembered."""
+    global _known
+    if _known is None:
+        _known = _load()
+    key = f"{what} threads={torch.get_num_threads()} {_place()}"
+    name = _known.get(key)
+    if name is None:
+        with torch.no_grad(), torch._C.DisableTorchFunction(), torch._C._DisableAutocast():
+            best = _seconds(make())
+        first = next(iter(best))
+        name = min(best, key=lambda n: best[n])
+        name = name if best[name] < GAIN * best[first] else first
+        _known[key] = name
+        _save(key, name)
+    return name

@@ -1,0 +1,398 @@
+"""Joint tracing: a differentiable program and its gradients in one graph, then cut into forward and backward.
+
+The program runs under autograd on functional fake tensors, and torch.autograd.grad runs right after it: every operator
+of both passes ends in one graph. The cut decides what the forward pass keeps: a value the backward pass reads is kept
+only if it cannot be had cheaply, by views and pointwise operators, from what is kept already. Random draws are never
+repeated, never dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from magpy import aten_passes
+from magpy.aten_graph import Graph, Node, Unsupported, Val, base_of, each_val, is_impure, is_random, is_view, map_vals
+from magpy.aten_trace import Session, clone, resumed, session, storage_of
+
+aten = torch.ops.aten
+
+
+class NeedsWrappers(Exception):
+    """Aliases among differentiable outputs and inputs: AOTAutograd's wrappers rebuild them, this path does not."""
+
+
+class Joint:
+    """The two graphs and how they are wired.
+
+    forward: inputs -> new data of inputs[i] for i in mutated, results, values only kept;
+    backward: kept values, kept inputs, tangents -> gradients of inputs (None where there is none);
+    wanted: for each wanted output ("input", i), ("result", k), ("view", v) or ("none", 0);
+    views: ("input" or "result", its number, sizes, strides, offset from its own);
+    differentiable: numbers of the results that have a tangent, in order; kept_inputs, grad_inputs: input numbers.
+
+    `backward` is for calls with all tangents; `partial` makes the graph for calls where some are absent."""
+
+    def __init__(self) -> None:
+        self.forward, self.backward = Graph(), Graph()
+        self.mutated: tuple[int, ...] = ()
+        self.wanted: list[tuple[str, int]] = []
+        self.views: list[tuple] = []
+        self.n_results = 0
+        self.differentiable: list[int] = []
+        self.tangents: list[tuple] = []  # meta of each tangent
+        self.kept: list[int] = []  # positions among the forward graph's outputs
+        self.kept_inputs: list[int] = []
+        self.grad_inputs: list[int] = []
+        self.partial: Partial | None = None  # the backward pass from some of the tangents only
+
+
+# -- Tracing ----------------------------------------------------------------------------------------------------------
+
+
+def trace_joint(
+    fn: Callable[[list[torch.Tensor]], Sequence[Any]],
+    inputs: Sequence[torch.Tensor],
+    *,
+    python_dispatcher: bool = False,
+) -> Joint:
+    """Trace fn, as aten_trace.trace does, with its gradients. Raises NeedsWrappers, Unsupported, and what fn raises."""
+    joint = Joint()
+    with session(inputs, python_dispatcher) as new, torch.autograd.set_multithreading_enabled(False):
+        outs = new.run(fn)
+        joint.mutated, values = new.mutations()
+        if any(new.wrapped[i].requires_grad and not new.inputs[i].requires_grad for i in joint.mutated):
+            raise Unsupported("an input becomes differentiable by an in-place change")
+        results = _results(new, joint, outs)
+        values += [_fresh(new, t) for t in results]
+        reverse = _Reverse(new, [results[k] for k in joint.differentiable])
+        joint.tangents = [v.meta for v in reverse.tangent_values]
+        several = len(joint.differentiable) > 1
+        joint.grad_inputs, gradients = reverse.trace(range(len(joint.differentiable)), keep=several)
+    new.inputs = ()  # a session that lives on keeps no data alive
+    graph, mapped = (new.graph, None) if not several else copied(new.graph)
+    original = values
+    if mapped is not None:
+        values, gradients = [mapped[v] for v in values], [mapped[v] for v in gradients]
+    n = len(graph.constants) + len(inputs)
+    forward = set(graph.nodes[: reverse.n_forward])
+    tangents = [node.val for node in graph.placeholders[n:]]
+    graph.outputs = [*values, *gradients]
+    replaced = aten_passes.merge(graph)
+    aten_passes.remove_dead(graph)
+    cut = _Cut(joint, graph, len(inputs), forward)
+    cut.make(values, gradients, tangents)
+    if mapped is not None:
+        kept = {val: k for k, val in enumerate(cut.kept)}
+        now = {old: replaced.get(val, val) for old, val in mapped.items()}
+        joint.partial = Partial(reverse, joint, original, {old: kept[val] for old, val in now.items() if val in kept})
+    return joint
+
+
+class _Reverse:
+    """The backward pass of a session, from all of its differentiable results or from some."""
+
+    def __init__(self, new: Session, results: list[torch.Tensor]):
+        self.session = new
+        self.results = results
+        self.tangents = [new.add_input(t) for t in results]
+        self.tangent_values = [new.value(t) for t in self.tangents]
+        self.wanted = [i for i, w in enumerate(new.wrapped) if w.requires_grad]
+        self.n_forward = len(new.graph.nodes)
+
+    def trace(self, present: Iterable[int], keep: bool) -> tuple[list[int], list[Val]]:
+        """Numbers of the inputs that have a gradient, and the gradients, which the graph computes from now on."""
+        new, present = self.session, list(present)
+        for device in ("cpu", "cuda"):  # the backward pass is called outside of autocast
+            torch.set_autocast_enabled(device, False)
+        grads = torch.autograd.grad(
+            [self.results[k] for k in present],
+            [new.wrapped[i] for i in self.wanted],
+            [self.tangents[k] for k in present],
+            allow_unused=True,
+            retain_graph=keep,
+        )
+        found = {i: g for i, g in zip(self.wanted, grads, strict=True) if g is not None}
+        return list(found), _gradients(new, set(new.graph.nodes[: self.n_forward]), list(found.values()))
+
+
+def _results(new: Session, joint: Joint, outs: list[Any]) -> list[torch.Tensor]:
+    """The distinct computed outputs; what several of them show is computed once, and they are views of it.
+
+    Raises NeedsWrappers if an output shares memory in a way that a plain view does not describe."""
+    results: list[torch.Tensor] = []
+    owner = {storage_of(w): ("input", i) for i, w in enumerate(new.wrapped)}
+    number: dict[int, int] = {}  # id of an output or a base -> its number among the results
+    shared = _storages_of_several(outs)
+    for out in outs:
+        if out is None or isinstance(out, int):
+            joint.wanted.append(("none", 0) if out is None else ("input", out))
+            continue
+        storage = storage_of(out)
+        if storage not in owner:
+            root = out._base if storage in shared and out._is_view() else out
+            owner[storage] = "result", len(results)
+            number[id(root)] = len(results)
+            results.append(root)
+        if id(out) in number:
+            joint.wanted.append(("result", number[id(out)]))
+            continue
+        kind, k = owner[storage]
+        if kind == "input" and k in joint.mutated:
+            raise NeedsWrappers("an output shares memory with an input that is changed in place")
+        joint.wanted.append(("view", len(joint.views)))
+        joint.views.append((kind, k, *_plain_view(new, out, results[k] if kind == "result" else new.wrapped[k])))
+    joint.n_results = len(results)
+    joint.differentiable = [k for k, t in enumerate(results) if t.requires_grad]
+    if not joint.differentiable:
+        raise NeedsWrappers("no computed output is differentiable")
+    return results
+
+
+def _storages_of_several(outs: list[Any]) -> set[int]:
+    """Storages that more than one different output lies in."""
+    users: dict[int, set[int]] = {}
+    for out in outs:
+        if isinstance(out, torch.Tensor):
+            users.setdefault(storage_of(out), set()).add(id(out))
+    return {storage for storage, ids in users.items() if len(ids) > 1}
+
+
+def _plain_view(new: Session, out: torch.Tensor, root: torch.Tensor) -> tuple:
+    """(sizes, strides, offset from root's) that make `out` of `root`, for autograd too. Raises NeedsWrappers."""
+    plain = out._is_view() and out._base is root and out.requires_grad == root.requires_grad and out.dtype == root.dtype
+    plain = plain and not (out.is_complex() or out.is_conj() or out.is_neg())
+    for tensor in (out, root):  # the operators behind them must have left the layout that the program saw
+        torch._sync(tensor)
+        meta = new.value(tensor).meta
+        plain = plain and meta[2:] == (tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset())
+    if plain and out.requires_grad:
+        origin, node = root.grad_fn, out.grad_fn
+        for _ in range(100):
+            if node is None or node is origin or getattr(node, "variable", None) is root:
+                break
+            if isinstance(node, torch.autograd.function.BackwardCFunction):  # AOTAutograd would lose its gradient
+                raise Unsupported("an output of an autograd.Function that is a view")
+            if len(node.next_functions) != 1:
+                plain = False
+                break
+            node = node.next_functions[0][0]
+        else:
+            plain = False
+        plain = plain and node is not None
+    if not plain:
+        raise NeedsWrappers("an output shares memory")
+    return tuple(out.shape), tuple(out.stride()), out.storage_offset() - root.storage_offset()
+
+
+def _fresh(new: Session, tensor: torch.Tensor) -> Val:
+    """A result's value; a copy where a decomposition made it an alias of an input."""
+    val = new.value(tensor)
+    return clone(new.graph, val) if base_of(val).node.target is None else val
+
+
+def _gradients(new: Session, forward: set[Node], grads: list[torch.Tensor]) -> list[Val]:
+    """Values of the gradients; each in memory of its own, apart from tangents and from what the forward pass kept."""
+    values: list[Val] = []
+    taken = set(forward)
+    for g in grads:
+        torch._sync(g)
+        val = new.value(g)
+        base = base_of(val).node
+        if base in taken or base.target is None:
+            val = clone(new.graph, val)
+            base = val.node
+        taken.add(base)
+        values.append(val)
+    return values
+
+
+# -- The cut ----------------------------------------------------------------------------------------------------------
+
+RECOMPUTE_BUDGET = 10  # operators repeated in the backward pass to save keeping one value
+
+CHEAP = frozenset(
+    {
+        aten._to_copy.default, aten.full.default, aten.arange.start_step, aten.arange.start, aten.arange.default,
+        aten.zeros.default, aten.ones.default, aten.full_like.default, aten.clone.default, aten.scalar_tensor.default,
+        aten.where.self,
+    }
+)  # fmt: skip
+
+
+def _is_cheap(target: Any) -> bool:
+    if target is None or is_impure(target):
+        return False
+    return is_view(target) or target in CHEAP or torch.Tag.pointwise in target.tags
+
+
+class _Cut:
+    """Splits a joint graph."""
+
+    def __init__(self, joint: Joint, graph: Graph, n_inputs: int, forward: set[Node]):
+        self.joint = joint
+        self.graph = graph
+        self.forward = forward
+        n = len(graph.constants)
+        self.inputs = {node: i for i, node in enumerate(graph.placeholders[n : n + n_inputs])}
+        self.constants = dict(zip(graph.placeholders[:n], graph.constants, strict=True))
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        # Their data is another when the backward pass runs: what follows from it is kept. If the data itself is needed
+        # there, autograd says so as it does in eager.
+        self.changed = {node for node, i in self.inputs.items() if i in joint.mutated}
+        self.kept: dict[Val, None] = {}
+        self.again: set[Node] = set()
+
+    def make(self, values: list[Val], gradients: list[Val], tangents: list[Val]) -> None:
+        later = [node for node in self.graph.nodes if node not in self.forward]
+        if any(is_random(node.target) for node in later):
+            raise Unsupported("random numbers drawn in the backward pass")
+        self._choose({v for node in later for v in each_val(node.args)})
+        self._make_forward(values)
+        self._make_backward(later, gradients, tangents)
+
+    def _available(self, val: Val) -> bool:
+        node = val.node
+        return node.target is None or node not in self.forward or val in self.kept or node in self.again
+
+    def _chain(self, val: Val, found: dict[Node, None]) -> bool:
+        """Add the operators that compute `val` from what is available to `found`, if they are few and cheap."""
+        if val.node in self.changed:
+            return False
+        if self._available(val) or val.node in found:
+            return True
+        if len(found) >= RECOMPUTE_BUDGET or not _is_cheap(val.node.target):
+            return False
+        found[val.node] = None
+        return all(self._chain(v, found) for v in each_val(val.node.args))
+
+    def _choose(self, needed: set[Val]) -> None:
+        """What to keep and what to compute again, in program order: what is kept early serves what is needed later."""
+        for val in sorted((v for v in needed if v.node in self.forward), key=lambda v: self.order[v.node]):
+            found: dict[Node, None] = {}
+            if self._chain(val, found):
+                self.again.update(found)
+                continue
+            while is_view(val.node.target):  # keep the memory, view it again
+                self.again.add(val.node)
+                val = val.node.args[0]
+            if not self._available(val):
+                self.kept[val] = None
+
+    def _make_forward(self, values: list[Val]) -> None:
+        graph, mapped = Graph(), dict[Val, Val]()
+        self._bind_inputs(graph, mapped, [*self.constants, *self.inputs])
+        _copy(graph, mapped, [node for node in self.graph.nodes if node in self.forward])
+        bases = {val.node for val in self.kept}
+        for val in values:
+            # A result that shows kept memory under another name could be changed without autograd noticing.
+            shown = val not in self.kept and base_of(val).node in bases
+            graph.outputs.append(clone(graph, mapped[val]) if shown else mapped[val])
+        extra = [val for val in self.kept if val not in values]
+        graph.outputs += [mapped[val] for val in extra]
+        position = {val: k for k, val in enumerate([*values, *extra])}
+        self.joint.kept = [position[val] for val in self.kept]
+        aten_passes.remove_dead(graph)
+        self.joint.forward = graph
+
+    def _make_backward(self, later: list[Node], gradients: list[Val], tangents: list[Val]) -> None:
+        nodes = [node for node in self.graph.nodes if node in self.again] + later
+        used = {v.node for node in nodes for v in each_val(node.args)}
+        kept_inputs = [node for node in self.inputs if node in used]
+        graph, mapped = Graph(), dict[Val, Val]()
+        self._bind_inputs(graph, mapped, [node for node in self.constants if node in used])
+        for val in [*self.kept, *[node.val for node in kept_inputs], *tangents]:
+            mapped[val] = graph.add_placeholder(val.meta)
+        _copy(graph, mapped, nodes)
+        graph.outputs = [mapped[val] for val in gradients]
+        aten_passes.remove_dead(graph)
+        self.joint.kept_inputs = [self.inputs[node] for node in kept_inputs]
+        self.joint.backward = graph
+
+    def _bind_inputs(self, graph: Graph, mapped: dict[Val, Val], nodes: list[Node]) -> None:
+        for node in nodes:
+            if node in self.constants:
+                mapped[node.val] = graph.add_constant(self.constants[node])
+            else:
+                mapped[node.val] = graph.add_placeholder(node.val.meta)
+
+
+def _copy(graph: Graph, mapped: dict[Val, Val], nodes: Iterable[Node]) -> None:
+    for node in nodes:
+        copy = Node(node.target, map_vals(mapped.__getitem__, node.args))
+        for val in node.vals:
+            copy.vals.append(None if val is None else Val(copy, val.position, val.meta))
+        graph.nodes.append(copy)
+        mapped.update({a: b for a, b in zip(node.vals, copy.vals, strict=True) if a is not None and b is not None})
+
+
+def copied(graph: Graph) -> tuple[Graph, dict[Val, Val]]:
+    """A graph of its own with the same constants, and which value of it stands for which."""
+    new, mapped = Graph(), dict[Val, Val]()
+    for node in graph.placeholders:
+        mapped[node.val] = new.add_placeholder(node.val.meta)
+    new.constants = list(graph.constants)
+    _copy(new, mapped, graph.nodes)
+    return new, mapped
+
+
+# -- Some tangents only -----------------------------------------------------------------------------------------------
+
+
+class Partial:
+    """Backward graphs for calls where the gradient of some results is absent.
+
+    Absent is not zero: what depends on absent gradients alone has no gradient, and nothing is multiplied by zero (that
+    would be NaN where a derivative is infinite). So torch itself differentiates the traced program again, from the
+    tangents that are there, and the graph starts from what the forward graph kept for all of them."""
+
+    def __init__(self, reverse: _Reverse, joint: Joint, values: list[Val], kept: dict[Val, int]):
+        self.reverse = reverse
+        self.joint = joint
+        self.values = values  # what the forward graph gives
+        self.kept = kept  # value -> place among the kept values
+
+    def make(self, present: Sequence[int]) -> tuple[list[int], Graph]:
+        """Input numbers and the graph: kept values, kept inputs, tangents that are `present` -> their gradients."""
+        new, n = self.reverse.session, self.reverse.n_forward
+        with resumed(new), torch.autograd.set_multithreading_enabled(False):
+            try:
+                grad_inputs, gradients = self.reverse.trace(present, keep=True)
+                whole, mapped = copied(new.graph)
+            finally:
+                del new.graph.nodes[n:]
+        # Merged as the joint graph was, so that what was kept there stands for the same computations here.
+        gradients = [mapped[val] for val in gradients]
+        whole.outputs = [*[mapped[val] for val in self.values], *gradients]
+        replaced = aten_passes.merge(whole)
+        now = {val: replaced.get(mapped[val]) or mapped[val] for val in self.kept}
+        places = {now[val]: k for val, k in self.kept.items()}
+        tangents = [mapped[self.reverse.tangent_values[k]] for k in present]
+        return grad_inputs, self._graph(whole, places, tangents, gradients)
+
+    def _graph(self, whole: Graph, places: dict[Val, int], tangents: list[Val], gradients: list[Val]) -> Graph:
+        joint = self.joint
+        graph, mapped = Graph(), dict[Val, Val]()
+        for node, tensor in zip(whole.placeholders, whole.constants, strict=False):
+            mapped[node.val] = graph.add_constant(tensor)
+        given = [joint.forward.outputs[k] for k in joint.kept]
+        kept = [graph.add_placeholder(val.meta) for val in given if val is not None]
+        mapped.update({val: kept[k] for val, k in places.items()})
+        inputs = [whole.placeholders[len(whole.constants) + i].val for i in joint.kept_inputs]
+        for val in [*inputs, *tangents]:
+            mapped[val] = graph.add_placeholder(val.meta)
+        needed: set[Node] = set()
+        todo = list(gradients)
+        while todo:
+            val = todo.pop()
+            if val in mapped or val.node in needed:
+                continue
+            if val.node.target is None or is_random(val.node.target):
+                raise Unsupported("the forward pass kept too little for a backward pass from some of its results")
+            needed.add(val.node)
+            todo += each_val(val.node.args)
+        _copy(graph, mapped, [node for node in whole.nodes if node in needed])
+        graph.outputs = [mapped[val] for val in gradients]
+        return graph

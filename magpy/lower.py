@@ -1,0 +1,353 @@
+"""Lowering: the operators of one recorded execution become something that runs.
+
+    recorded operators -> a callable that replays them -> functional ATen graph(s) -> _C.compile_graph -> runner
+
+Inference is traced directly (aten_trace.py) and its runner is the bare plan. What autograd must see goes through
+AOTAutograd, whose wrapper is then the runner. Replaying calls the recorded functions themselves: nothing is printed
+to source and read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from magpy import _C, aten_passes, aten_rewrites, aten_trace
+from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
+
+Runner = Callable[[Sequence[torch.Tensor]], Sequence[Any]]
+
+
+class LoweringError(Exception):
+    """The recorded program cannot be lowered; the message says why. The caller runs it eagerly.
+
+    file and line: where in the user's program, or None."""
+
+    def __init__(self, message: str, site: str = ""):
+        super().__init__(message)
+        file, colon, line = site.rpartition(":")
+        known = bool(colon) and line.isdigit()
+        self.file = file if known else None
+        self.line = int(line) if known else None
+
+
+class Lowered:
+    """An executable program.
+
+    runner: a _C.Plan or a callable, list of input tensors -> sequence of tensors: first the new data of inputs[i] for i
+        in `mutated`, which the caller copies when it commits, then the wanted outputs. It writes to no input.
+    mutated: numbers of inputs that the program changes in place.
+    info: kind ("inference", "training", "wrapped": by AOTAutograd), fx, aten, backward_aten (str() prints them), plans,
+        seconds_lowering, seconds_compiling, random (draws random numbers), uncompiled (why a graph runs operator by
+        operator, or None).
+    """
+
+    __slots__ = ("runner", "mutated", "info")
+
+    def __init__(self, runner: Runner, mutated: tuple[int, ...], info: dict[str, Any]):
+        self.runner = runner
+        self.mutated = mutated
+        self.info = info
+
+
+class Text:
+    """Text that is made when someone looks at it."""
+
+    def __init__(self, make: Callable[[], str]):
+        self._make = make
+
+    def __str__(self) -> str:
+        return self._make()
+
+
+# -- Recorded operators -----------------------------------------------------------------------------------------------
+
+
+class Value:
+    """Stand-in for _C.Value in templates written by hand: tensor number `index` of a recording."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int):
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"v{self.index}"
+
+
+def _value_types() -> tuple[type, ...]:
+    native = getattr(_C, "Value", None)
+    return (Value,) if native is None else (Value, native)
+
+
+# Reads of a tensor's data: guarded by the trace, and impossible on a tensor without data.
+READS = frozenset(
+    "item __bool__ __int__ __float__ __index__ __complex__ tolist __len__ __format__ __repr__ __str__ is_nonzero equal "
+    "allclose __contains__ data_ptr".split()
+)
+
+# What autograd or the surroundings would notice, and a graph cannot express.
+REFUSED = frozenset(
+    "backward requires_grad_ __set__ __delete__ register_hook retain_grad register_post_accumulate_grad_hook numpy "
+    "__array__ share_memory_ pin_memory apply_ map_ map2_ manual_seed seed set_rng_state untyped_storage storage "
+    "_typed_storage".split()
+)
+
+
+def name_of(func: Any) -> str:
+    return getattr(func, "__name__", None) or type(func).__name__
+
+
+def _is_getter(func: Any, *names: str) -> bool:
+    """Is func `Tensor.<name>.__get__` for one of these names?"""
+    return name_of(func) == "__get__" and getattr(getattr(func, "__self__", None), "__name__", None) in names
+
+
+def _needs_memory(graph: Any) -> bool:
+    """Does a TorchScript graph fill or read memory without an operator? It would crash on tensors without memory."""
+    return any(
+        node.kind() == "aten::_tensor_to_list" or node.schema().partition("(")[2].startswith("t[]")
+        for kind in ("aten::tensor", "aten::as_tensor", "aten::_tensor_to_list")
+        for node in graph.findAllNodes(kind, True)
+    )
+
+
+class Program:
+    """Recorded operators as a callable: list of input tensors -> list of the wanted outputs (an int for "input
+    number i itself")."""
+
+    def __init__(self, ops: Sequence[tuple], input_values: Sequence[int], output_values: Sequence[int]):
+        self.ops = ops
+        self.input_values = list(input_values)
+        self.output_values = list(output_values)
+        self._types = _value_types()
+        for op in ops:
+            name = name_of(op[0])
+            if name in REFUSED:
+                raise LoweringError(f"{name} cannot be part of a graph", op[5])
+            if isinstance(op[0], torch.jit.ScriptFunction) and _needs_memory(op[0].inlined_graph):
+                raise LoweringError(f"TorchScript function {name} touches the memory of tensors", op[5])
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        env: dict[int, Any] = dict(zip(self.input_values, inputs, strict=True))
+        own = {index: i for i, index in enumerate(self.input_values)}
+        for func, args, kwargs, out, _state, site in self.ops:
+            if name_of(func) in READS:
+                continue
+            try:
+                args = self._fill(args, env)
+                if _is_getter(func, "data"):
+                    result = args[0].detach()  # .data of a functional tensor would leave functionalisation
+                else:
+                    result = func(*args, **(self._fill(kwargs, env) if kwargs else {}))
+                self._bind(out, result, env)
+            except Exception as error:
+                if not hasattr(error, "magpy_site"):
+                    error.magpy_site = (name_of(func), site)  # type: ignore[attr-defined]
+                raise
+        return [own[k] if k in own else env[k] for k in self.output_values]
+
+    def _fill(self, template: Any, env: dict[int, Any]) -> Any:
+        kind = type(template)
+        if kind in self._types:
+            return env[template.index]
+        if kind is tuple:
+            return tuple([self._fill(t, env) for t in template])
+        if kind is list:
+            return [self._fill(t, env) for t in template]
+        if kind is dict:
+            return {k: self._fill(t, env) for k, t in template.items()}
+        if kind is slice:
+            return slice(
+                self._fill(template.start, env), self._fill(template.stop, env), self._fill(template.step, env)
+            )
+        return template
+
+    def _bind(self, template: Any, result: Any, env: dict[int, Any]) -> None:
+        """Name the tensors of a result. In-place operators give a value that has a name already: it stays that
+        tensor."""
+        kind = type(template)
+        if kind in self._types:
+            if template.index not in env:
+                env[template.index] = result
+        elif kind in (tuple, list):
+            if isinstance(result, dict):
+                result = list(result.values())
+            for t, r in zip(template, result, strict=False):
+                self._bind(t, r, env)
+        elif kind is dict and isinstance(result, dict):
+            for k, t in template.items():
+                self._bind(t, result[k], env)
+
+    def values_in(self, template: Any) -> list[int]:
+        kind = type(template)
+        if kind in self._types:
+            return [template.index]
+        if kind in (tuple, list):
+            return [i for t in template for i in self.values_in(t)]
+        if kind is dict:
+            return [i for t in template.values() for i in self.values_in(t)]
+        if kind is slice:
+            return self.values_in((template.start, template.stop, template.step))
+        return []
+
+    def wants_grad(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Could an output be differentiable? Follows grad mode and requires_grad through the operators, erring on
+        the side of yes."""
+        grad = torch.is_grad_enabled()
+        marked = {k for k, t in zip(self.input_values, inputs, strict=True) if t.requires_grad}
+        if not marked:
+            return False
+        for func, args, kwargs, out, _state, _site in self.ops:
+            if func is torch._C._set_grad_enabled:
+                grad = bool(args[0])
+                continue
+            if grad and name_of(func) not in ("detach",) and not _is_getter(func, "data"):
+                if any(i in marked for i in self.values_in(args) + self.values_in(kwargs)):
+                    marked.update(self.values_in(out))
+                    if name_of(func) in ("__setitem__", "copy_"):
+                        marked.update(self.values_in(args[0]))
+        own = set(self.input_values)
+        return any(k in marked and k not in own for k in self.output_values)
+
+    def is_recurrent(self) -> bool:
+        return any(name_of(op[0]) in ("lstm", "lstm_cell") for op in self.ops)
+
+    def __str__(self) -> str:
+        lines = ["inputs " + ", ".join(f"v{k}" for k in self.input_values)]
+        for func, args, kwargs, out, _state, site in self.ops:
+            inside = [self._text(a) for a in args] + [f"{k}={self._text(a)}" for k, a in (kwargs or {}).items()]
+            lines.append(f"{self._text(out)} = {name_of(func)}({', '.join(inside)})  # {site}")
+        return "\n".join([*lines, "return " + ", ".join(f"v{k}" for k in self.output_values)])
+
+    def _text(self, template: Any) -> str:
+        kind = type(template)
+        if kind in self._types:
+            return f"v{template.index}"
+        if kind in (tuple, list):
+            return f"[{', '.join(map(self._text, template))}]"
+        try:
+            return repr(template)[:80]
+        except Exception:
+            return f"<{kind.__name__}>"
+
+
+# -- Compiling a graph ------------------------------------------------------------------------------------------------
+
+
+class _Log:
+    """What is gathered for Lowered.info while graphs are made."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.compiling = 0.0
+        self.graphs: list[Graph] = []
+        self.plans: list[Any] = []
+        self.uncompiled: str | None = None
+
+    def info(self, kind: str, program: Any) -> dict[str, Any]:
+        graphs = self.graphs  # the backward graph joins them when it is first needed
+        return {
+            "kind": kind,
+            "fx": Text(program.__str__),
+            "aten": Text(lambda: str(graphs[0]) if graphs else ""),
+            "backward_aten": None
+            if kind == "inference"
+            else Text(lambda: str(graphs[1]) if graphs[1:] else "not made yet"),
+            "plans": self.plans,
+            "seconds_lowering": time.perf_counter() - self.started - self.compiling,
+            "seconds_compiling": self.compiling,
+            "uncompiled": self.uncompiled,
+            "random": any(is_random(node.target) for graph in graphs for node in graph.nodes),
+        }
+
+
+def compile_graph(graph: Graph, log: _Log) -> Runner:
+    """A _C.Plan for the graph, or an interpreter of its operators if it cannot be compiled."""
+    aten_rewrites.rewrite(graph)
+    aten_passes.simplify(graph)
+    log.graphs.append(graph)
+    started = time.perf_counter()
+    try:
+        if not hasattr(_C, "compile_graph"):
+            raise Unsupported("this build has no kernel compiler")
+        nodes, outputs = describe(graph)
+        plan = _C.compile_graph(nodes, outputs)
+    except Exception as error:  # whatever it is, the operators can still be run
+        log.uncompiled = f"{type(error).__name__}: {error}"
+        plan = Interpreter(graph)
+    finally:
+        log.compiling += time.perf_counter() - started
+    log.plans.append(plan)
+    if not graph.constants:
+        return plan
+    constants = tuple(graph.constants)
+    return lambda inputs: plan((*constants, *inputs))
+
+
+# -- Lowering ---------------------------------------------------------------------------------------------------------
+
+
+def lower(
+    ops: Sequence[tuple],
+    inputs: Sequence[torch.Tensor],
+    input_values: Sequence[int],
+    output_values: Sequence[int],
+    options: dict[str, Any] | None = None,
+) -> Lowered:
+    """Make recorded operators executable.
+
+    ops: (func, args, kwargs or None, out, state, site) in program order; in args, kwargs and out tensors are
+    _C.Value(index). inputs: the tensors of the first run (metadata is what counts); input_values, output_values:
+    their and the wanted indices. Raises LoweringError."""
+    program = Program(ops, input_values, output_values)
+    return lower_program(program, inputs)
+
+
+def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
+    """Lower anything with run(list of tensors) -> list of outputs, and wants_grad(inputs). Raises LoweringError."""
+    log = _Log()
+    inputs = list(inputs)
+    try:
+        if not program.wants_grad(inputs):
+            with contextlib.suppress(aten_trace.NeedsAutograd):
+                return _lower_inference(program, inputs, log)
+        if not torch.is_grad_enabled():
+            raise Unsupported("gradients that are switched on inside a call without them")
+        from magpy import training
+
+        return training.lower_training(program, inputs, log)
+    except LoweringError:
+        raise
+    except Exception as error:
+        name, site = getattr(error, "magpy_site", ("", ""))
+        reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
+        raise LoweringError(f"{name}: {reason}"[:500].removeprefix(": "), site) from error
+
+
+def _lower_inference(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lowered:
+    try:
+        traced = aten_trace.trace(program.run, inputs)
+    except aten_trace.NeedsPythonDispatcher:
+        traced = aten_trace.trace(program.run, inputs, python_dispatcher=True)
+    runner = compile_graph(traced.graph, log)
+    if traced.views:
+        runner = _with_views(runner, traced)
+    return Lowered(runner, traced.mutated, log.info("inference", program))
+
+
+def _with_views(runner: Callable, traced: aten_trace.Traced) -> Callable[[Sequence[torch.Tensor]], list[Any]]:
+    """Outputs that show an input are made by the view operators themselves."""
+    views = [(len(traced.mutated) + position, view) for position, view in traced.views.items()]
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[Any]:
+        outs = list(runner(inputs))
+        for position, view in views:
+            outs[position] = view.make(inputs)
+        return outs
+
+    return run

@@ -1,0 +1,67 @@
+"""Operators spelled as views and pointwise operators give what torch's own give, strides and NaN included."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import magpy
+
+PLAIN = torch.randn(2, 5, 13, 17, generator=torch.Generator().manual_seed(0))
+PLAIN[0, 0, 3, 3] = float("nan")
+LAST = PLAIN.to(memory_format=torch.channels_last)
+
+
+def chain(x):
+    wide = [F.interpolate(t, scale_factor=2) for t in (F.elu(x), x)]
+    return F.pad(torch.cat(wide, 1), (1, 1, 1, 1), mode="reflect")
+
+
+POOLS = [
+    (3, 2, 1, False),
+    (2, 2, 0, False),
+    (3, 1, 1, False),
+    (3, 2, 1, True),
+    (2, 3, 0, True),
+    ((3, 2), (2, 1), (1, 0), False),
+]
+PROGRAMS = [
+    *[(f"max_pool2d{p}", lambda x, p=p: F.max_pool2d(x, *p[:3], 1, p[3]), "max_pool2d") for p in POOLS],
+    *[(f"avg_pool2d{p}", lambda x, p=p: F.avg_pool2d(x, *p[:3], p[3]), None if p[3] else "avg_pool2d") for p in POOLS],
+    ("avg_pool2d without padding's count", lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), None),
+    ("avg_pool2d divisor", lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5), "avg_pool2d"),
+    ("max_pool2d dilated", lambda x: F.max_pool2d(x, 3, 2, 1, dilation=2), None),
+    ("max_pool2d indices", lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True), None),
+    ("max.dim", lambda x: x.max(-1).values, "max"),
+    ("min.dim", lambda x: x.min(1, keepdim=True).values, "min"),
+    ("max.dim indices", lambda x: x.max(-1), None),
+    ("nearest by 2", lambda x: F.interpolate(x, scale_factor=2), "upsample"),
+    ("nearest by size", lambda x: F.interpolate(x, size=(26, 68)), "upsample"),
+    ("nearest by 3", lambda x: F.interpolate(x, scale_factor=3), None),
+    ("nearest by 2.5", lambda x: F.interpolate(x, scale_factor=2.5), None),
+    ("reflection", lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"), "reflection_pad"),
+    ("replication", lambda x: F.pad(x, (1, 2, 3, 0), mode="replicate"), "replication_pad"),
+    ("wide reflection", lambda x: F.pad(x, (5, 4, 3, 2), mode="reflect"), None),
+    ("chain", lambda x: chain(x), "pad"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", [PLAIN, LAST], ids=["plain", "channels_last"])
+@pytest.mark.parametrize("name, program, gone", PROGRAMS, ids=[row[0] for row in PROGRAMS])
+def test_rewritten_operators_equal_eager(name, program, gone, layout):
+    compiled = torch.compile(program, backend="magpy", fullgraph=True)
+    with torch.no_grad():
+        expected = program(layout)
+        results = [compiled(layout) for _ in range(2)][-1]
+    pairs = zip(expected, results, strict=True) if isinstance(expected, tuple) else [(expected, results)]
+    for want, got in pairs:
+        torch.testing.assert_close(got, want, equal_nan=True)
+        assert got.stride() == want.stride()
+    if gone is not None and layout is PLAIN:
+        (trace,) = magpy.explain(compiled).traces
+        assert not [step for step in trace.steps if gone in step[1] and step[0] != "kernel"]
+
+
+def test_inputs_of_three_dims_are_pooled():
+    compiled = torch.compile(lambda x: F.max_pool2d(x, 3, 2, 1), backend="magpy", fullgraph=True)
+    assert torch.equal(compiled(PLAIN[1]), F.max_pool2d(PLAIN[1], 3, 2, 1))
+    assert torch.equal(compiled(PLAIN[1]), F.max_pool2d(PLAIN[1], 3, 2, 1))
