@@ -194,15 +194,6 @@ static PyObject *sequence_items(walker *w, PyObject *sequence)
     return hold(w, items);
 }
 
-static PyObject *set_items(walker *w, PyObject *set)
-{
-    PyObject *items = PyTuple_New(PySet_GET_SIZE(set)), *item;
-    Py_ssize_t at = 0, i = 0;
-    Py_hash_t hash;
-    while (items && _PySet_NextEntry(set, &at, &item, &hash)) PyTuple_SET_ITEM(items, i++, Py_NewRef(item));
-    return hold(w, items);
-}
-
 static PyObject *dict_items(walker *w, PyObject *dict)
 {
     PyObject *items = PyList_New(0), *key, *value;
@@ -230,22 +221,55 @@ static bool every_key_safe(PyObject *items, Py_ssize_t stride)
     return true;
 }
 
-/* A set's order comes from its history: can adding the items in that order bring it about again? Sets of objects that hash by
-** address have no order of their own. */
-static bool set_order_repeats(PyObject *items, PyObject *set)
+/* Does adding the items one by one make a set with the order of `set`? */
+static bool makes_order_of(PyObject *items, PyObject *set)
 {
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
-        if (!mp_key_plain(PyTuple_GET_ITEM(items, i))) return true;
-    PyObject *trial = PySet_New(NULL), *item;
+    PyObject *trial = PySet_New(NULL), *item, *wanted;
     bool same = trial != NULL;
     for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(items); i++)
         same = PySet_Add(trial, PyTuple_GET_ITEM(items, i)) == 0;
-    Py_ssize_t at = 0, i = 0;
+    Py_ssize_t at = 0, wanted_at = 0;
     Py_hash_t hash;
-    while (same && _PySet_NextEntry(trial, &at, &item, &hash)) same = item == PyTuple_GET_ITEM(items, i++);
+    while (same && _PySet_NextEntry(trial, &at, &item, &hash))
+        same = _PySet_NextEntry(set, &wanted_at, &wanted, &hash) && item == wanted;
     Py_XDECREF(trial);
     PyErr_Clear();
     return same;
+}
+
+/* A set's items, first those that lie in the slot of their hash, then those that another had pushed out of it: as they lie in the
+** table, or the latter from the end. All owned through `keep`, borrowed here; NULL without memory. */
+typedef enum { AS_THEY_LIE, PUSHED_LAST, PUSHED_LAST_REVERSED, N_SET_ORDERS } set_order;
+
+static PyObject *set_items(walker *w, PyObject *object, set_order order)
+{
+    const PySetObject *set = (PySetObject *)object;
+    PyObject *items = PyTuple_New(PySet_GET_SIZE(object)), *item;
+    Py_ssize_t first = 0, last = PySet_GET_SIZE(object);
+    for (int pushed = 0; items && pushed < 2; pushed++) {
+        Py_ssize_t at = 0;
+        Py_hash_t hash;
+        while (_PySet_NextEntry(object, &at, &item, &hash)) {
+            bool moved = order != AS_THEY_LIE && (hash & set->mask) != at - 1;
+            if (moved != (pushed == 1)) continue;
+            PyTuple_SET_ITEM(items, moved && order == PUSHED_LAST_REVERSED ? --last : first++, Py_NewRef(item));
+        }
+    }
+    return hold(w, items);
+}
+
+/* A set's order comes from its history. The items in an order in which adding them brings it about again; NULL where there is none
+** or no memory. Sets of objects that hash by address have no order of their own. */
+static PyObject *set_items_in_order(walker *w, PyObject *set)
+{
+    PyObject *items = NULL;
+    for (set_order order = AS_THEY_LIE; order < N_SET_ORDERS; order++) {
+        if (!(items = set_items(w, set, order))) return no_memory(w), NULL;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
+            if (!mp_key_plain(PyTuple_GET_ITEM(items, i))) return items;
+        if (makes_order_of(items, set)) return items;
+    }
+    return unrebuildable(w, set, "the order of a "), NULL;
 }
 
 /* A type as a loaded module shows it, without importing or running anything. Borrowed or NULL. */
@@ -323,9 +347,8 @@ static mp_operand make_dict(walker *w, PyObject *object, PyTypeObject *base)
 
 static int fill_set(walker *w, PyObject *object, mp_operand target)
 {
-    PyObject *items = set_items(w, object);
-    if (items && !set_order_repeats(items, object)) return unrebuildable(w, object, "the order of a "), -1;
-    return fill_with_items(w, items && !every_key_safe(items, 1), MP_MOCK_SET_FILL, target, items, NULL);
+    PyObject *items = set_items_in_order(w, object);
+    return items ? fill_with_items(w, !every_key_safe(items, 1), MP_MOCK_SET_FILL, target, items, NULL) : -1;
 }
 
 static mp_operand make_set(walker *w, PyObject *object, PyTypeObject *base)
@@ -333,9 +356,9 @@ static mp_operand make_set(walker *w, PyObject *object, PyTypeObject *base)
 
 static mp_operand make_frozenset(walker *w, PyObject *object, PyTypeObject *base)
 {
-    PyObject *items = set_items(w, object);
-    if (items && (!every_key_safe(items, 1) || !set_order_repeats(items, object)))
-        return unrebuildable(w, object, "the order of a ");
+    PyObject *items = set_items_in_order(w, object);
+    if (!items) return MP_NO_OPERAND;
+    if (!every_key_safe(items, 1)) return unrebuildable(w, object, "the order of a ");
     return make_of_items(w, MP_MOCK_FROZENSET, items, (PyObject *)Py_TYPE(object), NULL);
 }
 
