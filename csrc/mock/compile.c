@@ -4,6 +4,7 @@
 ** list, so that cycles close and sharing is kept by one table of what has been seen. A value whose C type has no row here cannot be
 ** rebuilt, and is the reason why the call is not compiled.
 */
+#include "mock/contents.h"
 #include "mock/program.h"
 
 #include "trace/map.h"
@@ -177,101 +178,6 @@ static int fill_with_items(walker *w, bool late, mp_mock_op op, mp_operand targe
     return failed;
 }
 
-/* -- Contents as lists ------------------------------------------------------------------------------------------------- */
-
-/* Items in order; keys and values in turn. All owned through `keep`, borrowed here; NULL without memory. */
-static PyObject *sequence_items(walker *w, PyObject *sequence)
-{
-    Py_ssize_t n = Py_SIZE(sequence);
-    PyObject *items = PyTuple_New(n);
-    for (Py_ssize_t i = 0; items && i < n; i++) {
-        PyObject *item = mp_raw_item(sequence, i);
-        if (!item)
-            Py_CLEAR(items);
-        else
-            PyTuple_SET_ITEM(items, i, item);
-    }
-    return hold(w, items);
-}
-
-static PyObject *dict_items(walker *w, PyObject *dict)
-{
-    PyObject *items = PyList_New(0), *key, *value;
-    Py_ssize_t at = 0;
-    if (items && PyODict_Check(dict)) { /* its order is not its dict's */
-        PyObject *iterator = PyODict_Type.tp_iter(dict);
-        while (items && iterator && (key = Py_TYPE(iterator)->tp_iternext(iterator))) {
-            bool known;
-            value = mp_raw_dict_item(dict, key, &known);
-            if (!value || PyList_Append(items, key) < 0 || PyList_Append(items, value) < 0) Py_CLEAR(items);
-            Py_DECREF(key);
-        }
-        if (!iterator || PyErr_Occurred()) Py_CLEAR(items);
-        Py_XDECREF(iterator);
-    } else
-        while (items && PyDict_Next(dict, &at, &key, &value))
-            if (PyList_Append(items, key) < 0 || PyList_Append(items, value) < 0) Py_CLEAR(items);
-    return hold(w, items);
-}
-
-static bool every_key_safe(PyObject *items, Py_ssize_t stride)
-{
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items); i += stride)
-        if (!mp_key_safe(PySequence_Fast_GET_ITEM(items, i))) return false;
-    return true;
-}
-
-/* Does adding the items one by one make a set with the order of `set`? */
-static bool makes_order_of(PyObject *items, PyObject *set)
-{
-    PyObject *trial = PySet_New(NULL), *item, *wanted;
-    bool same = trial != NULL;
-    for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(items); i++)
-        same = PySet_Add(trial, PyTuple_GET_ITEM(items, i)) == 0;
-    Py_ssize_t at = 0, wanted_at = 0;
-    Py_hash_t hash;
-    while (same && _PySet_NextEntry(trial, &at, &item, &hash))
-        same = _PySet_NextEntry(set, &wanted_at, &wanted, &hash) && item == wanted;
-    Py_XDECREF(trial);
-    PyErr_Clear();
-    return same;
-}
-
-/* A set's items, first those that lie in the slot of their hash, then those that another had pushed out of it: as they lie in the
-** table, or the latter from the end. All owned through `keep`, borrowed here; NULL without memory. */
-typedef enum { AS_THEY_LIE, PUSHED_LAST, PUSHED_LAST_REVERSED, N_SET_ORDERS } set_order;
-
-static PyObject *set_items(walker *w, PyObject *object, set_order order)
-{
-    const PySetObject *set = (PySetObject *)object;
-    PyObject *items = PyTuple_New(PySet_GET_SIZE(object)), *item;
-    Py_ssize_t first = 0, last = PySet_GET_SIZE(object);
-    for (int pushed = 0; items && pushed < 2; pushed++) {
-        Py_ssize_t at = 0;
-        Py_hash_t hash;
-        while (_PySet_NextEntry(object, &at, &item, &hash)) {
-            bool moved = order != AS_THEY_LIE && (hash & set->mask) != at - 1;
-            if (moved != (pushed == 1)) continue;
-            PyTuple_SET_ITEM(items, moved && order == PUSHED_LAST_REVERSED ? --last : first++, Py_NewRef(item));
-        }
-    }
-    return hold(w, items);
-}
-
-/* A set's order comes from its history. The items in an order in which adding them brings it about again; NULL where there is none
-** or no memory. Sets of objects that hash by address have no order of their own. */
-static PyObject *set_items_in_order(walker *w, PyObject *set)
-{
-    PyObject *items = NULL;
-    for (set_order order = AS_THEY_LIE; order < N_SET_ORDERS; order++) {
-        if (!(items = set_items(w, set, order))) return no_memory(w), NULL;
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
-            if (!mp_key_plain(PyTuple_GET_ITEM(items, i))) return items;
-        if (makes_order_of(items, set)) return items;
-    }
-    return unrebuildable(w, set, "the order of a "), NULL;
-}
-
 /* A type as a loaded module shows it, without importing or running anything. Borrowed or NULL. */
 static PyObject *loaded_type(const char *module_name, const char *name)
 {
@@ -300,11 +206,11 @@ static bool all_leaves(walker *w, PyObject *items)
 }
 
 static int fill_list(walker *w, PyObject *object, mp_operand target)
-{ return fill_with_items(w, false, MP_MOCK_LIST_FILL, target, sequence_items(w, object), NULL); }
+{ return fill_with_items(w, false, MP_MOCK_LIST_FILL, target, hold(w, mp_sequence_items(object)), NULL); }
 
 static mp_operand make_list(walker *w, PyObject *object, PyTypeObject *base)
 {
-    PyObject *items = sequence_items(w, object);
+    PyObject *items = hold(w, mp_sequence_items(object));
     if (!items) return no_memory(w);
     if (all_leaves(w, items)) return make_of_items(w, MP_MOCK_LIST, items, NULL, NULL);
     mp_operand made = make(w, MP_MOCK_LIST_NEW, NULL, 0, NULL, NULL);
@@ -314,9 +220,9 @@ static mp_operand make_list(walker *w, PyObject *object, PyTypeObject *base)
 
 static int fill_dict(walker *w, PyObject *object, mp_operand target)
 {
-    PyObject *items = dict_items(w, object);
+    PyObject *items = hold(w, mp_dict_items(object));
     if (items && PyList_GET_SIZE(items) == 0) return 0;
-    return fill_with_items(w, items && !every_key_safe(items, 2), MP_MOCK_DICT_FILL, target, items, NULL);
+    return fill_with_items(w, items && !mp_every_key_safe(items, 2), MP_MOCK_DICT_FILL, target, items, NULL);
 }
 
 /* Where all keys are constants a dict is copied from a template that holds them, and only the values that differ are stored. */
@@ -338,17 +244,22 @@ static mp_operand with_template(walker *w, mp_operand made)
 
 static mp_operand make_dict(walker *w, PyObject *object, PyTypeObject *base)
 {
-    PyObject *items = dict_items(w, object);
+    PyObject *items = hold(w, mp_dict_items(object));
     if (!items) return no_memory(w);
-    if (all_leaves(w, items) && every_key_safe(items, 2))
+    if (all_leaves(w, items) && mp_every_key_safe(items, 2))
         return with_template(w, make_of_items(w, MP_MOCK_DICT, items, NULL, NULL));
     return fill_later(w, object, make(w, MP_MOCK_DICT_NEW, NULL, 0, NULL, NULL), fill_dict);
 }
 
+static mp_operand no_order(walker *w, PyObject *set, bool found)
+{ return found ? no_memory(w) : unrebuildable(w, set, "the order of a "); }
+
 static int fill_set(walker *w, PyObject *object, mp_operand target)
 {
-    PyObject *items = set_items_in_order(w, object);
-    return items ? fill_with_items(w, !every_key_safe(items, 1), MP_MOCK_SET_FILL, target, items, NULL) : -1;
+    bool found;
+    PyObject *items = hold(w, mp_set_items(object, &found));
+    if (!items) no_order(w, object, found);
+    return items ? fill_with_items(w, !mp_every_key_safe(items, 1), MP_MOCK_SET_FILL, target, items, NULL) : -1;
 }
 
 static mp_operand make_set(walker *w, PyObject *object, PyTypeObject *base)
@@ -356,14 +267,15 @@ static mp_operand make_set(walker *w, PyObject *object, PyTypeObject *base)
 
 static mp_operand make_frozenset(walker *w, PyObject *object, PyTypeObject *base)
 {
-    PyObject *items = set_items_in_order(w, object);
-    if (!items) return MP_NO_OPERAND;
-    if (!every_key_safe(items, 1)) return unrebuildable(w, object, "the order of a ");
+    bool found;
+    PyObject *items = hold(w, mp_set_items(object, &found));
+    if (!items) return no_order(w, object, found);
+    if (!mp_every_key_safe(items, 1)) return unrebuildable(w, object, "the order of a ");
     return make_of_items(w, MP_MOCK_FROZENSET, items, (PyObject *)Py_TYPE(object), NULL);
 }
 
 static int fill_deque(walker *w, PyObject *object, mp_operand target)
-{ return fill_with_items(w, false, MP_MOCK_DEQUE_FILL, target, sequence_items(w, object), NULL); }
+{ return fill_with_items(w, false, MP_MOCK_DEQUE_FILL, target, hold(w, mp_sequence_items(object)), NULL); }
 
 static mp_operand make_deque(walker *w, PyObject *object, PyTypeObject *base)
 {
@@ -376,7 +288,7 @@ static mp_operand make_tuple(walker *w, PyObject *object, PyTypeObject *base)
 {
     bool exact = PyTuple_CheckExact(object);
     if (exact && mp_key_plain(object)) return constant(w, object); /* nothing in it can change */
-    return make_of_items(w, exact ? MP_MOCK_TUPLE : MP_MOCK_TUPLE_LIKE, sequence_items(w, object),
+    return make_of_items(w, exact ? MP_MOCK_TUPLE : MP_MOCK_TUPLE_LIKE, hold(w, mp_sequence_items(object)),
                          exact ? NULL : (PyObject *)Py_TYPE(object), base);
 }
 
@@ -556,7 +468,7 @@ static int fill_dict_like(walker *w, PyObject *object, mp_operand target)
 
 static int fill_list_like(walker *w, PyObject *object, mp_operand target)
 {
-    if (fill_with_items(w, false, MP_MOCK_LIST_EXTEND, target, sequence_items(w, object), NULL) < 0) return -1;
+    if (fill_with_items(w, false, MP_MOCK_LIST_EXTEND, target, hold(w, mp_sequence_items(object)), NULL) < 0) return -1;
     return fill_attributes(w, object, target);
 }
 
@@ -692,7 +604,7 @@ static mp_operand make_by_type(walker *w, PyObject *object)
     bool exact = base == Py_TYPE(object);
     if (is_enum_member(object)) return constant(w, object); /* one object for the life of its class */
     if (is_struct_sequence(object))                         /* torch.return_types and the like: by their own __new__ */
-        return make_of_items(w, MP_MOCK_TUPLE_LIKE, sequence_items(w, object), (PyObject *)Py_TYPE(object),
+        return make_of_items(w, MP_MOCK_TUPLE_LIKE, hold(w, mp_sequence_items(object)), (PyObject *)Py_TYPE(object),
                              Py_TYPE(object));
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].type == base) {
@@ -782,7 +694,7 @@ static mp_operand value_of(walker *w, PyObject *object)
 /* A new container with the contents that `object`, an external one, has now. */
 static mp_operand contents_of(walker *w, PyObject *object)
 {
-    if (PyList_Check(object)) return make_of_items(w, MP_MOCK_LIST, sequence_items(w, object), NULL, NULL);
+    if (PyList_Check(object)) return make_of_items(w, MP_MOCK_LIST, hold(w, mp_sequence_items(object)), NULL, NULL);
     mp_operand made;
     if (PyDict_Check(object)) {
         made = make(w, MP_MOCK_DICT_NEW, NULL, 0, NULL, NULL);
@@ -793,7 +705,7 @@ static mp_operand contents_of(walker *w, PyObject *object)
         return made == MP_NO_OPERAND || fill_set(w, object, made) < 0 ? MP_NO_OPERAND : made;
     }
     if (mp_is_container(object)) /* a deque's items: a list will do */
-        return make_of_items(w, MP_MOCK_LIST, sequence_items(w, object), NULL, NULL);
+        return make_of_items(w, MP_MOCK_LIST, hold(w, mp_sequence_items(object)), NULL, NULL);
     return unrebuildable(w, object, "the contents of a ");
 }
 

@@ -1,0 +1,17 @@
+/* Containers' contents as sequences, shared by the files of mock and by nobody else. All return new references, NULL without memory and
+** may leave an exception set then. */
+#ifndef MP_MOCK_CONTENTS_H
+#define MP_MOCK_CONTENTS_H
+#include "magpy.h"
+
+PyObject *mp_sequence_items(PyObject *sequence); /* tuple of a list's, tuple's or deque's items */
+PyObject *mp_dict_items(PyObject *dict); /* list of keys and values in turn; an OrderedDict's in its own order */
+
+/* Tuple of a set's items. A set's order comes from its history: this is an order in which adding the items brings it about again.
+** Where none was found the answer is NULL with *found false. Sets of objects that hash by address have no order of their own. */
+PyObject *mp_set_items(PyObject *set, bool *found);
+
+/* Can every stride-th item be hashed and compared without running code of the user's? */
+bool mp_every_key_safe(PyObject *items, Py_ssize_t stride);
+
+#endif
