@@ -43,27 +43,54 @@ bool mp_every_key_safe(PyObject *items, Py_ssize_t stride)
     return true;
 }
 
-/* Does adding the items one by one make a set with the order of `set`? */
-static bool makes_order_of(PyObject *items, PyObject *set)
+/* Takes an item's place in a trial, so that neither `__hash__` nor `__eq__` of the user's runs. */
+typedef struct {
+    PyObject_HEAD Py_hash_t hash;
+    PyObject *item; /* borrowed */
+} stand_in;
+
+static Py_hash_t stand_in_hash(PyObject *self) { return ((stand_in *)self)->hash; }
+
+static PyTypeObject stand_in_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "magpy.stand_in",
+    .tp_basicsize = sizeof(stand_in),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_hash = stand_in_hash,
+};
+
+static bool add_stand_in(PyObject *trial, PyObject *item, Py_hash_t hash)
 {
-    PyObject *trial = PySet_New(NULL), *item, *wanted;
+    stand_in *key = PyObject_New(stand_in, &stand_in_type);
+    if (!key) return false;
+    key->hash = hash;
+    key->item = item;
+    bool added = PySet_Add(trial, (PyObject *)key) == 0;
+    Py_DECREF(key);
+    return added;
+}
+
+/* Does adding the items one by one make a set with the order of `set`? */
+static bool makes_order_of(PyObject *items, const Py_hash_t *hashes, PyObject *set)
+{
+    PyObject *trial = PyType_Ready(&stand_in_type) == 0 ? PySet_New(NULL) : NULL, *key, *wanted;
     bool same = trial != NULL;
     for (Py_ssize_t i = 0; same && i < PyTuple_GET_SIZE(items); i++)
-        same = PySet_Add(trial, PyTuple_GET_ITEM(items, i)) == 0;
+        same = add_stand_in(trial, PyTuple_GET_ITEM(items, i), hashes[i]);
     Py_ssize_t at = 0, wanted_at = 0;
     Py_hash_t hash;
-    while (same && _PySet_NextEntry(trial, &at, &item, &hash))
-        same = _PySet_NextEntry(set, &wanted_at, &wanted, &hash) && item == wanted;
+    while (same && _PySet_NextEntry(trial, &at, &key, &hash))
+        same = _PySet_NextEntry(set, &wanted_at, &wanted, &hash) && ((stand_in *)key)->item == wanted;
     Py_XDECREF(trial);
     PyErr_Clear();
     return same;
 }
 
-/* A set's items, first those that lie in the slot of their hash, then those that another had pushed out of it: as they lie in the
-** table, or the latter from the end. New reference; NULL without memory. */
+/* The ways to add a set's items: as they lie in the table; those that another had pushed out of the slot of their hash last; these from the
+** end. */
 typedef enum { AS_THEY_LIE, PUSHED_LAST, PUSHED_LAST_REVERSED, N_SET_ORDERS } set_order;
 
-static PyObject *set_items(PyObject *object, set_order order)
+/* New reference; NULL without memory. Their hashes go to `hashes`. */
+static PyObject *set_items(PyObject *object, set_order order, Py_hash_t *hashes)
 {
     const PySetObject *set = (PySetObject *)object;
     PyObject *items = PyTuple_New(PySet_GET_SIZE(object)), *item;
@@ -74,7 +101,9 @@ static PyObject *set_items(PyObject *object, set_order order)
         while (_PySet_NextEntry(object, &at, &item, &hash)) {
             bool moved = order != AS_THEY_LIE && (hash & set->mask) != at - 1;
             if (moved != (pushed == 1)) continue;
-            PyTuple_SET_ITEM(items, moved && order == PUSHED_LAST_REVERSED ? --last : first++, Py_NewRef(item));
+            Py_ssize_t place = moved && order == PUSHED_LAST_REVERSED ? --last : first++;
+            PyTuple_SET_ITEM(items, place, Py_NewRef(item));
+            hashes[place] = hash;
         }
     }
     return items;
@@ -83,14 +112,19 @@ static PyObject *set_items(PyObject *object, set_order order)
 PyObject *mp_set_items(PyObject *set, bool *found)
 {
     *found = true;
-    for (set_order order = AS_THEY_LIE; order < N_SET_ORDERS; order++) {
-        PyObject *items = set_items(set, order);
-        if (!items) return NULL;
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
-            if (!mp_key_plain(PyTuple_GET_ITEM(items, i))) return items;
-        if (makes_order_of(items, set)) return items;
-        Py_DECREF(items);
+    Py_hash_t *hashes = PyMem_Calloc((size_t)PySet_GET_SIZE(set) + 1, sizeof *hashes);
+    PyObject *items = NULL;
+    bool repeats = false;
+    for (set_order order = AS_THEY_LIE; hashes && order < N_SET_ORDERS && !repeats; order++) {
+        Py_XSETREF(items, set_items(set, order, hashes));
+        if (!items) break;
+        repeats = makes_order_of(items, hashes, set);
     }
+    PyMem_Free(hashes);
+    if (!items || repeats) return items;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
+        if (!mp_key_plain(PyTuple_GET_ITEM(items, i))) return items;
     *found = false;
+    Py_DECREF(items);
     return NULL;
 }

@@ -7,8 +7,9 @@
 PyObject *mp_sequence_items(PyObject *sequence); /* tuple of a list's, tuple's or deque's items */
 PyObject *mp_dict_items(PyObject *dict); /* list of keys and values in turn; an OrderedDict's in its own order */
 
-/* Tuple of a set's items. A set's order comes from its history: this is an order in which adding the items brings it about again.
-** Where none was found the answer is NULL with *found false. Sets of objects that hash by address have no order of their own. */
+/* Tuple of a set's items. A set's order comes from its history: this is an order in which adding the items brings it about again, while
+** their hashes stay. Where none was found the answer is NULL with *found false if all items are plain values; objects that hash by address
+** may get another order. */
 PyObject *mp_set_items(PyObject *set, bool *found);
 
 /* Can every stride-th item be hashed and compared without running code of the user's? */
