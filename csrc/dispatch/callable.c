@@ -22,8 +22,8 @@ void mp_callable_forget(mp_callable *self)
     uint32_t n = self->n_traces;
     self->traces = NULL;
     self->n_traces = 0;
-    self->n_vain = self->quiet = 0;
-    self->warned = self->met = self->leaf_alone = self->plain = false;
+    self->n_vain = self->quiet = self->values_lost = 0;
+    self->warned = self->met = self->leaf_alone = self->plain = self->refuse_values = false;
     Py_CLEAR(self->callees);
     Py_CLEAR(self->last_miss);
     for (uint32_t i = 0; i < n; i++) mp_trace_release(traces[i]);
@@ -112,6 +112,9 @@ static int run(mp_callable *self, mp_trace *trace, PyObject **bound, size_t n_bo
         trace->hits++;
         self->hits++;
         mp_stats.hits++;
+        if (trace->values && self->values_lost) self->values_lost--;
+    } else if (trace->other_value) {
+        self->value_missed = true;
     }
     if (MP_UNLIKELY(end == MP_RUN_FAILED)) *result = repeat_plainly(self, trace, call);
     mp_trace_release(trace);
@@ -168,6 +171,7 @@ static int try_traces(mp_callable *self, const mp_call *call, PyObject **result)
 {
     mp_guard_id first_miss = 0, miss = 0;
     uint64_t resets = self->generation;
+    self->value_missed = false;
     for (uint32_t i = 0; i < self->n_traces; i++) {
         mp_trace *trace = self->traces[i];
         if (try_trace(self, trace, call, result, &miss)) {

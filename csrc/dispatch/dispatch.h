@@ -23,7 +23,7 @@ typedef struct {       /* data that the program looked at: func(*args, **kwargs)
     PyObject *func;    /* owned */
     PyObject *args;    /* owned tuple; items that are a graph output are None */
     PyObject *kwargs;  /* owned dict, or NULL */
-    PyObject *result;  /* owned scalar */
+    PyObject *result;  /* owned: number or list, as in mp_check */
     PyObject *site;    /* owned str, for people */
     uint32_t *outputs; /* owned [size of args]: the graph output that is this argument, or MP_NO_VALUE */
 } mp_trace_check;
@@ -44,6 +44,8 @@ typedef struct {
     mp_trace_check *checks; /* owned [n_checks], evaluated in order between run and commit */
     uint32_t *mutated;      /* owned [n_mutated]: input numbers */
     PyObject **kept;        /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
+    bool values;            /* some check is of a float or a list (mp_answer_is_value) */
+    bool other_value;       /* it was one of those that failed last */
     bool random;            /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
     uint32_t n_ops;         /* operators as recorded */
     uint32_t failures;      /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
@@ -112,7 +114,8 @@ extern _Thread_local uint32_t
 
 /* -- Callables (callable.c) ---------------------------------------------------------------------------------------- */
 
-#define MP_SHAPES 32 /* call shapes of which a callable remembers that they cannot be traced */
+#define MP_VALUES_LOST 4 /* values_lost at which floats and lists of data are no longer checked */
+#define MP_SHAPES 32     /* call shapes of which a callable remembers that they cannot be traced */
 
 typedef struct { /* calls of one shape (count, types, sizes of arguments) that were observed in vain */
     uint64_t shape;
@@ -138,11 +141,15 @@ typedef struct mp_callable {
     PyObject *last_miss; /* owned str: the guard that failed last, or NULL */
     uint32_t quiet;      /* calls in a row in which fallback by frame had nothing to serve */
     bool fullgraph, verify, dry_run, frames;
-    bool warned;     /* about the trace limit */
-    bool compiling;  /* an observation or lowering of this callable is under way, on whatever thread */
-    bool met;        /* was called under eager_then_compile */
-    bool plain;      /* frame's callable: something in the frame cannot be traced; only its callees are served */
-    bool leaf_alone; /* frame's callable: computes no tensors, left alone from now on */
+    uint32_t
+        values_lost; /* misses because a float or list of data was another one, less the hits of traces with such checks */
+    bool value_missed;  /* the call at hand has missed so */
+    bool refuse_values; /* such data is another one at nearly every call: looking at it ends a trace again */
+    bool warned;        /* about the trace limit */
+    bool compiling;     /* an observation or lowering of this callable is under way, on whatever thread */
+    bool met;           /* was called under eager_then_compile */
+    bool plain;         /* frame's callable: something in the frame cannot be traced; only its callees are served */
+    bool leaf_alone;    /* frame's callable: computes no tensors, left alone from now on */
 } mp_callable;
 
 extern PyTypeObject *mp_callable_type;

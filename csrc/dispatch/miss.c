@@ -255,6 +255,7 @@ static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *w
         check->func = Py_NewRef(from->func);
         check->kwargs = Py_XNewRef(from->kwargs);
         check->result = Py_NewRef(from->result);
+        trace->values = trace->values || mp_answer_is_value(check->result);
         check->args = PyTuple_New(n_args);
         check->outputs = PyMem_Calloc((size_t)n_args + 1, sizeof *check->outputs);
         check->site = mp_recording_site(recording, from->site);
@@ -482,9 +483,31 @@ static PyObject *call_at_limit(mp_callable *self, const mp_call *call)
     return result ? fall_back(self, &why, result) : NULL;
 }
 
+/* A trace for every value that data takes serves nobody: each would be run in vain at each call. Where values hardly come back, those traces
+** go, and looking at such data ends a trace again. */
+static void count_value_miss(mp_callable *self)
+{
+    if (!self->value_missed || self->refuse_values || ++self->values_lost < MP_VALUES_LOST) return;
+    self->refuse_values = true;
+    mp_trace **dropped = PyMem_Calloc(self->n_traces + 1, sizeof *dropped);
+    if (!dropped) return; /* then they stay */
+    uint32_t kept = 0, n_dropped = 0;
+    for (uint32_t i = 0; i < self->n_traces; i++) {
+        mp_trace *trace = self->traces[i];
+        if (trace->values)
+            dropped[n_dropped++] = trace;
+        else
+            self->traces[kept++] = trace;
+    }
+    self->n_traces = kept;
+    for (uint32_t i = 0; i < n_dropped; i++) mp_trace_release(dropped[i]); /* may run the program's code */
+    PyMem_Free(dropped);
+}
+
 PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
 {
     if (self->compiling || self->leaf_alone) return mp_call_plain(call);
+    count_value_miss(self);
     if (self->n_traces >= self->trace_limit) return call_at_limit(self, call);
     uint64_t shape = mp_miss_shape(call);
     const mp_reason *vain = mp_miss_in_vain(self, shape);
@@ -498,6 +521,7 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
         return plain ? fall_back(self, &why, plain) : NULL;
     }
     mp_rec_accept_checks(rec);
+    if (self->refuse_values) mp_rec_refuse_values(rec);
     self->compiling = true;
     PyObject *result = mp_observe_call(rec, call->target, call->args, call->nargs, call->kwnames);
     PyObject *type, *value, *traceback;

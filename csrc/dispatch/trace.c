@@ -143,15 +143,18 @@ static int check_holds(const mp_trace_check *check, PyObject *const *outputs)
     PyObject *result = args ? PyObject_Call(check->func, args, check->kwargs) : NULL;
     Py_XDECREF(args);
     if (!result) return -1;
-    int holds = mp_scalar_same(result, check->result);
+    int holds = mp_answer_same(check->result, result);
     Py_DECREF(result);
     return holds;
 }
 
-static int checks_hold(const mp_trace *trace, PyObject *const *outputs)
+static int checks_hold(mp_trace *trace, PyObject *const *outputs)
 {
     int holds = 1;
-    for (uint32_t i = 0; i < trace->n_checks && holds == 1; i++) holds = check_holds(&trace->checks[i], outputs);
+    for (uint32_t i = 0; i < trace->n_checks && holds == 1; i++) {
+        holds = check_holds(&trace->checks[i], outputs);
+        trace->other_value = !holds && mp_answer_is_value(trace->checks[i].result);
+    }
     return holds;
 }
 

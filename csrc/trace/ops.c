@@ -108,7 +108,13 @@ static bool accept_checks; /* process-wide default for tests */
 void mp_rec_accept_checks(mp_recorder *rec)
 {
     mp_op_state *state = mp_rec_op_state(rec);
-    if (state) state->accept_checks = true;
+    if (state) state->accept_checks = state->accept_values = true;
+}
+
+void mp_rec_refuse_values(mp_recorder *rec)
+{
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (state) state->accept_values = false;
 }
 
 /* A method of tensors without arguments as an operator that the program did not call. Steals `args`; its owned _C.Value, or NULL after
@@ -157,6 +163,35 @@ static PyObject *check_arguments(mp_recorder *rec, PyObject *args)
     return copy;
 }
 
+/* What the program saw, in a form that it cannot change: numbers as they are, lists (tolist) copied with their lists. Owned; NULL without an
+** exception where it is neither, or with one. */
+static PyObject *keep_answer(PyObject *out, int depth)
+{
+    if (PyBool_Check(out) || PyLong_CheckExact(out) || PyFloat_CheckExact(out) || PyComplex_CheckExact(out))
+        return Py_NewRef(out);
+    if (!PyList_CheckExact(out) || depth > MP_ANSWER_DEPTH) return NULL;
+    PyObject *copy = PyList_New(PyList_GET_SIZE(out));
+    for (Py_ssize_t i = 0; copy && i < PyList_GET_SIZE(out); i++) {
+        PyObject *item = keep_answer(PyList_GET_ITEM(out, i), depth + 1);
+        if (item)
+            PyList_SET_ITEM(copy, i, item);
+        else
+            Py_CLEAR(copy);
+    }
+    return copy;
+}
+
+bool mp_answer_same(PyObject *seen, PyObject *now)
+{
+    if (!PyList_CheckExact(seen)) return mp_scalar_same(seen, now);
+    if (!PyList_CheckExact(now) || PyList_GET_SIZE(seen) != PyList_GET_SIZE(now)) return false;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(seen); i++)
+        if (!mp_answer_same(PyList_GET_ITEM(seen, i), PyList_GET_ITEM(now, i))) return false;
+    return true;
+}
+
+bool mp_answer_is_value(PyObject *seen) { return !PyBool_Check(seen) && !PyLong_Check(seen); }
+
 /* The program saw `out`: the recording holds where it is so again. */
 static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
 {
@@ -165,8 +200,12 @@ static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
         PyObject *item = PyTuple_GET_ITEM(op->real_args, i);
         nested = nested || (!mp_is_tensor(item) && mp_has_tensor(item));
     }
-    if (nested || (!PyBool_Check(out) && !PyLong_CheckExact(out))) {
-        abandon_func(rec, MP_REASON_DATA_READ, op->func, NULL);
+    bool accepted = !nested && (!mp_answer_is_value(out) || rec->op_state->accept_values);
+    PyObject *answer = accepted ? keep_answer(out, 0) : NULL;
+    if (!answer) {
+        mp_reason_code code = PyErr_Occurred() ? MP_REASON_NO_MEMORY : MP_REASON_DATA_READ;
+        PyErr_Clear();
+        abandon_func(rec, code, op->func, NULL);
         return;
     }
     PyObject *args = check_arguments(rec, op->real_args);
@@ -177,9 +216,10 @@ static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
     if (!check) {
         Py_XDECREF(args);
         Py_XDECREF(kwargs);
+        Py_DECREF(answer);
         return;
     }
-    *check = (mp_check){.func = Py_NewRef(op->func), .args = args, .kwargs = kwargs, .result = Py_NewRef(out)};
+    *check = (mp_check){.func = Py_NewRef(op->func), .args = args, .kwargs = kwargs, .result = answer};
     check->op = rec->recording->n_ops;
     check->site = mp_rec_site(rec);
 }
@@ -361,7 +401,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
 {
     rec->in_op++;
     mp_op_state *state = mp_rec_op_state(rec);
-    if (state && accept_checks) state->accept_checks = true;
+    if (state && accept_checks) state->accept_checks = state->accept_values = true;
     if (!state || mp_rec_abandoned(rec) || !mp_torch_names_ready() || !mp_effects_ready()) return NULL;
     mp_kept kept = mp_keep();
     state->seen++;

@@ -16,9 +16,10 @@ typedef struct mp_recorder mp_recorder;
 ** style. Owned; NULL with *why set. */
 mp_recorder *mp_rec_new(PyObject *target, PyObject *const *args, size_t nargs, PyObject *kwnames, mp_reason *why);
 
-/* The caller evaluates the recording's checks (mp_check): where the program looks at a bool or an int of tensor data, record that as a
-** check instead of giving up. */
+/* The caller evaluates the recording's checks (mp_check): where the program looks at numbers or lists of tensor data, record that as a
+** check instead of giving up. refuse_values, after it: only of bools and ints. */
 void mp_rec_accept_checks(mp_recorder *rec);
+void mp_rec_refuse_values(mp_recorder *rec);
 
 /* Give up: the recording will be thrown away. `site` is taken from the current frame. First reason wins. */
 void mp_rec_abandon(mp_recorder *rec, mp_reason_code code, const char *detail, ...)

@@ -165,15 +165,22 @@ typedef struct {
 
 /* Data that the program looked at: func(*args, **kwargs) gave `result` at that place, and the rest of the recording holds only if it
 ** does again. The tensors in the templates are values of their own that no operator changes: make them outputs of the graph, run it, call
-** `func` with them before anything is committed, and take another result (mp_scalar_same) as a miss. */
+** `func` with them before anything is committed, and take another result (mp_answer_same) as a miss. */
 typedef struct {
     PyObject *func;   /* owned: a torch function without side effects, such as Tensor.__bool__ or torch.equal */
     PyObject *args;   /* owned tuple template, as an operator's */
     PyObject *kwargs; /* owned dict template or NULL */
-    PyObject *result; /* owned: a bool or an int */
-    uint32_t op;      /* how many operators ran before it */
+    PyObject *
+        result; /* owned: a bool, int, float or complex, or the recording's own list of such or of lists; never given away */
+    uint32_t op; /* how many operators ran before it */
     uint32_t site;
 } mp_check;
+
+#define MP_ANSWER_DEPTH 64 /* of lists in lists: as many as a tensor has dimensions */
+/* Is what the function answers `now` what the program has `seen` (a check's result)? By type and bits, lists item by item. */
+bool mp_answer_same(PyObject *seen, PyObject *now);
+/* Is it one of very many that there may be (a float, complex, list), and no bool or int? */
+bool mp_answer_is_value(PyObject *seen);
 
 typedef struct {
     mp_obj_id input; /* the external tensor, or MP_NO_OBJ for an operator's result */

@@ -72,6 +72,7 @@ typedef struct mp_op_state {
     int muted;          /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
     PyObject *given;    /* borrowed: arguments of the innermost such call, or NULL */
     bool accept_checks; /* data that is looked at becomes a check */
+    bool accept_values; /* also floats, complex numbers and lists */
     bool printed;       /* print was put off */
     int64_t locks;      /* acquired minus released by the call */
 } mp_op_state;

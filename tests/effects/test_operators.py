@@ -417,8 +417,34 @@ def test_a_check_looks_at_a_snapshot(checks):
         assert args[0] not in [v for op in about["ops"] for v in op[1]]
 
 
-def test_floats_of_data_still_end_the_trace(checks):
-    assert "looks at tensor data" in reason(lambda a: a * a.sum().item(), torch.ones(2))
+@pytest.mark.parametrize(
+    ("look", "answer"),
+    [
+        (lambda a: a.sum().item(), 2.0),
+        (lambda a: float(a.sum()), 2.0),
+        (lambda a: complex(a.sum()), 2 + 0j),
+        (lambda a: a.tolist(), [1.0, 1.0]),
+        (lambda a: a.long().reshape(2, 1).tolist(), [[1], [1]]),
+    ],
+)
+def test_floats_and_lists_of_data_become_checks(checks, look, answer):
+    (check,) = observe(look, torch.ones(2))[1]["checks"]
+    assert repr(check[3]) == repr(answer)
+
+
+def test_a_check_keeps_the_list_as_the_program_first_saw_it(checks):
+    def f(a):
+        rows = a.reshape(1, 2).tolist()
+        rows[0].append("own")
+        rows.clear()
+        return a, rows
+
+    (check,) = observe(f, torch.ones(2))[1]["checks"]
+    assert check[3] == [[1.0, 1.0]]
+
+
+def test_text_of_data_ends_the_trace(checks):
+    assert reason(lambda a: (a, repr(a)), torch.ones(2)) is not None
 
 
 def test_the_choice_of_an_attention_kernel_is_an_operator():
