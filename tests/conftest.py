@@ -15,6 +15,18 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/paritybench; registered here, since pytest reads options before it finds that folder."""
+    group = parser.getgroup("paritybench", "ParityBench's cases")
+    group.addoption("--paritybench", metavar="DIR", help="a checkout; the cases of its generated/ become tests")
+    group.addoption("--half", choices=("dev", "held", "all"), default="dev", help="files by the hash of their names")
+    group.addoption("--sample", type=int, metavar="N", help="only N cases, drawn at random")
+    group.addoption("--seed", type=int, default=0, metavar="S", help="of --sample")
+    group.addoption("--backend", default="magpy", help='"magpy"; "dynamo" is fullgraph=True without a compiler')
+    group.addoption("--paritybench-json", metavar="FILE", help="write each case's outcome there")
+    group.addoption("--paritybench-strict", action="store_true", help="a fallback or a miss is a failure")
+
+
 @pytest.fixture(autouse=True)
 def clean_state():
     """Every test starts without traces and under one seed, and must leave torch's modes as it found them."""
