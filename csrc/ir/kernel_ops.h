@@ -14,7 +14,7 @@ MP_KOP(LOG1P, "log1p", 1, SAME, 24)
 MP_KOP(SQRT, "sqrt", 1, SAME, 6)
 MP_KOP(TANH, "tanh", 1, SAME, 24)
 MP_KOP(ERF, "erf", 1, SAME, 30)
-MP_KOP(ERFA, "erfa", 1, SAME, 20) /* erf with a small absolute error only: for 1 + erf(x) */
+MP_KOP(NCDF, "ncdf", 1, SAME, 32) /* the normal distribution below x: (1 + erf(x / sqrt(2))) / 2 */
 MP_KOP(SIN, "sin", 1, SAME, 40)
 MP_KOP(COS, "cos", 1, SAME, 40)
 MP_KOP(TAN, "tan", 1, SAME, 60)

@@ -69,9 +69,7 @@ static const mp_op table[] = {
     /* activations */
     POINT("aten.sigmoid.default", 'R', SIGMOID("a")),
     POINT("aten.relu.default", 'R', "where(le(a,0),0,a)"),
-    POINT("aten.gelu.default", 'R',
-          "tanh: mul(mul(0.5,a),add(1,tanh(" GELU_TANH_INNER(
-              "a") "))); mul(mul(a,0.5),add(1,erfa(mul(a,0.7071067811865476))))"),
+    POINT("aten.gelu.default", 'R', "tanh: mul(mul(0.5,a),add(1,tanh(" GELU_TANH_INNER("a") "))); mul(a,ncdf(a))"),
     POINT("aten.silu.default", 'R', "div(a,add(1,exp(neg(a))))"),
     POINT("aten.mish.default", 'R', "mul(a,tanh(log1p(exp(a))))"),
     POINT("aten.hardtanh.default", 'R', "min(max(a,b),c)"),
@@ -88,15 +86,14 @@ static const mp_op table[] = {
     POINT("aten.silu_backward.default", 'R', "mul(mul(a," SIGMOID("b") "),add(1,mul(b,sub(1," SIGMOID("b") "))))"),
     POINT("aten.hardtanh_backward.default", 'R', "where(and(gt(b,c),lt(b,d)),a,0)"),
     POINT("aten.leaky_relu_backward.default", 'R', "where(gt(b,0),a,mul(a,c))"),
-    POINT(
-        "aten.gelu_backward.default", 'R',
-        "tanh: mul(a,add(mul(0.5,add(1,tanh(" GELU_TANH_INNER(
-            "b") "))),"
-                 "mul(mul(mul(0.5,b),sub(1,mul(tanh(" GELU_TANH_INNER("b") "),tanh(" GELU_TANH_INNER(
-                     "b") "))))"
-                          ",mul(0.7978845608028654,add(1,mul(0.134145,mul(b,b)))))));"
-                          "mul(a,add(mul(0.5,add(1,erfa(mul(b,0.7071067811865476)))),mul(b,mul(exp(mul(mul(b,b),-0.5))"
-                          ",0.3989422804014327))))"),
+    POINT("aten.gelu_backward.default", 'R',
+          "tanh: mul(a,add(mul(0.5,add(1,tanh(" GELU_TANH_INNER(
+              "b") "))),"
+                   "mul(mul(mul(0.5,b),sub(1,mul(tanh(" GELU_TANH_INNER("b") "),tanh(" GELU_TANH_INNER(
+                       "b") "))))"
+                            ",mul(0.7978845608028654,add(1,mul(0.134145,mul(b,b)))))));"
+                            "mul(a,add(ncdf(b),mul(b,mul(exp(mul(mul(b,b),-0.5))"
+                            ",0.3989422804014327))))"),
     POINT("aten.native_dropout_backward.default", 'R', "mul(a,mul(b,c))"),
     /* choosing and comparing */
     POINT("aten.minimum.default", 'R', "min(a,b)"),

@@ -42,9 +42,9 @@ FLAGS = (
 )
 
 
-def compile_source(source: str, bits: int = 512) -> ctypes.CDLL:
+def compile_source(source: str, bits: int = 512, more_flags: str = "") -> ctypes.CDLL:
     """Compile a C source into a shared object (kept in a temporary directory by content) and load it."""
-    flags = FLAGS.format(bits=bits)
+    flags = f"{FLAGS.format(bits=bits)} {more_flags}"
     key = hashlib.sha256((source + flags).encode()).hexdigest()[:24]
     folder = os.path.join(tempfile.gettempdir(), f"magpy-kernel-tests-{os.getuid()}")
     os.makedirs(folder, mode=0o700, exist_ok=True)
