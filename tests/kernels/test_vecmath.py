@@ -23,7 +23,7 @@ BOUNDS = {
     "log1p": 2.0,
     "tanh": 2.0,
     "erf": 2.0,
-    "ncdf": 7.0,
+    "ncdf": 8.0,
     "sin": 2.0,
     "cos": 2.0,
     "tan": 2.0,
