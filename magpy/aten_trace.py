@@ -457,7 +457,10 @@ def _append(graph: Graph, target: Any, args: tuple, meta: tuple) -> Val:
 
 def clone(graph: Graph, val: Val) -> Val:
     dtype, device, sizes, strides, _ = val.meta
-    return _append(graph, aten.clone.default, (val,), (dtype, device, sizes, _dense_strides(sizes, strides), 0))
+    dense = _dense_strides(sizes, strides)
+    # where a size is 1 any stride is dense: the result keeps the one it has
+    kept = tuple(own if size == 1 else new for size, own, new in zip(sizes, strides, dense, strict=True))
+    return _append(graph, aten.clone.default, (val,), (dtype, device, sizes, kept, 0))
 
 
 def _dense_strides(sizes: tuple, strides: tuple) -> tuple:

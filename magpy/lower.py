@@ -120,8 +120,15 @@ class Program:
     """Recorded operators as a callable: list of input tensors -> list of the wanted outputs (an int for "input
     number i itself")."""
 
-    def __init__(self, ops: Sequence[tuple], input_values: Sequence[int], output_values: Sequence[int]):
+    def __init__(
+        self,
+        ops: Sequence[tuple],
+        input_values: Sequence[int],
+        output_values: Sequence[int],
+        output_strides: Sequence[tuple[int, ...] | None] = (),
+    ):
         self.ops = ops
+        self.output_strides = output_strides
         self.input_values = list(input_values)
         self.output_values = list(output_values)
         self._types = _value_types()
@@ -149,7 +156,11 @@ class Program:
                 if not hasattr(error, "magpy_site"):
                     error.magpy_site = (name_of(func), site)  # type: ignore[attr-defined]
                 raise
-        return [own[k] if k in own else env[k] for k in self.output_values]
+        outs = [own[k] if k in own else env[k] for k in self.output_values]
+        for i, (out, strides) in enumerate(zip(outs, self.output_strides, strict=False)):
+            if isinstance(out, torch.Tensor) and strides is not None and out.stride() != strides:
+                outs[i] = _laid_out(out, strides, [*inputs, *outs[:i], *outs[i + 1 :]])
+        return outs
 
     def _fill(self, template: Any, env: dict[int, Any]) -> Any:
         kind = type(template)
@@ -236,6 +247,19 @@ class Program:
             return f"<{kind.__name__}>"
 
 
+def _laid_out(tensor: torch.Tensor, strides: tuple[int, ...], others: Sequence[Any]) -> torch.Tensor:
+    """The tensor with the strides that its operator really gives: fake tensors do not always tell the right ones."""
+    shared = tensor.untyped_storage()._cdata
+    alone = all(not isinstance(t, torch.Tensor) or t.untyped_storage()._cdata != shared for t in others)
+    order = sorted(range(len(strides)), key=lambda dim: -strides[dim])
+    if alone and tensor.dim() == len(strides):
+        back = [order.index(dim) for dim in range(len(order))]
+        tensor = tensor.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
+    if tensor.stride() != strides:
+        raise Unsupported("a result that is laid out otherwise than fake tensors tell")
+    return tensor
+
+
 # -- Compiling a graph ------------------------------------------------------------------------------------------------
 
 
@@ -298,13 +322,15 @@ def lower(
     input_values: Sequence[int],
     output_values: Sequence[int],
     options: dict[str, Any] | None = None,
+    output_strides: Sequence[tuple[int, ...] | None] | None = None,
 ) -> Lowered:
     """Make recorded operators executable.
 
     ops: (func, args, kwargs or None, out, state, site) in program order; in args, kwargs and out tensors are
     _C.Value(index). inputs: the tensors of the first run (metadata is what counts); input_values, output_values:
-    their and the wanted indices. Raises LoweringError."""
-    program = Program(ops, input_values, output_values)
+    their and the wanted indices; output_strides: what the first run's outputs had, as far as known. Raises
+    LoweringError."""
+    program = Program(ops, input_values, output_values, output_strides or ())
     return lower_program(program, inputs)
 
 

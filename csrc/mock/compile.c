@@ -645,6 +645,20 @@ static mp_operand external_once(walker *w, mp_obj_id id)
     return external(w, id);
 }
 
+/* Keep the strides of one more value's tensor. False without memory. */
+static bool add_strides(walker *w, PyObject *object)
+{
+    PyObject *strides = PyObject_CallMethod(object, "stride", NULL);
+    if (!strides) {
+        PyErr_Clear();
+        strides = Py_NewRef(Py_None);
+    }
+    if (!w->prog->strides) w->prog->strides = PyList_New(0);
+    bool added = w->prog->strides && PyList_Append(w->prog->strides, strides) == 0;
+    Py_DECREF(strides);
+    return added;
+}
+
 static mp_operand tensor(walker *w, PyObject *object)
 {
     mp_value_id id = w->source->find_value(w->source->context, object);
@@ -660,6 +674,7 @@ static mp_operand tensor(walker *w, PyObject *object)
     mp_value_id *place = grow(&w->prog->values, &w->prog->n_values, sizeof *place);
     if (!place) return no_memory(w);
     *place = id;
+    if (!add_strides(w, object)) return no_memory(w);
     return MP_OPERAND(MP_OPERAND_OUTPUT, w->prog->n_values - 1);
 }
 

@@ -529,6 +529,8 @@ size_t mp_mock_objects(const mp_mock_program *prog, const mp_obj_id **objects)
     return prog->n_objects;
 }
 
+PyObject *mp_mock_strides(const mp_mock_program *prog) { return prog->strides; }
+
 size_t mp_mock_values(const mp_mock_program *prog, const mp_value_id **values)
 {
     *values = prog->values;
@@ -556,6 +558,7 @@ void mp_mock_free(mp_mock_program *prog)
     PyMem_RawFree(prog->objects);
     PyMem_RawFree(prog->paths);
     PyMem_RawFree(prog->values);
+    Py_XDECREF(prog->strides);
     PyMem_RawFree(prog->stores);
     PyMem_RawFree(prog);
 }

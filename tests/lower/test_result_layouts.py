@@ -1,0 +1,62 @@
+"""A result's strides are eager's, also where fake tensors tell others: programs see them by stride() and view()."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import magpy
+
+INPUTS = {
+    "contiguous": lambda: torch.randn(2, 4, 4, 4),
+    "channels last": lambda: torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(4, 2, 4, 4).transpose(0, 1).transpose(2, 3),
+    "one channel": lambda: torch.randn(2, 1, 4, 4),
+    "one image": lambda: torch.randn(1, 4, 4, 4).to(memory_format=torch.channels_last),
+    "one pixel": lambda: torch.randn(2, 4, 1, 1),
+}
+PROGRAMS = {
+    "max_pool1d of the channels": lambda x: F.max_pool1d(x.flatten(2).permute(0, 2, 1), x.shape[1]),
+    "adaptive pool": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 1),
+    "conv": lambda x: F.conv2d(x, torch.ones(3, x.shape[1], 1, 1)),
+    "conv1d": lambda x: F.conv1d(x.flatten(2), torch.ones(3, x.shape[1], 1)),
+    "transposed conv": lambda x: F.conv_transpose2d(x, torch.ones(x.shape[1], 3, 2, 2)),
+    "matmul": lambda x: x @ x.transpose(2, 3),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "einsum": lambda x: torch.einsum("nchw,ncwk->nkhc", x, x.transpose(2, 3)),
+    "resize": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "cat": lambda x: torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1),
+    "group norm": lambda x: F.group_norm(x, 1),
+    "batch norm": lambda x: F.batch_norm(x, torch.zeros(x.shape[1]), torch.ones(x.shape[1])),
+    "softmax": lambda x: F.softmax(x, 1),
+    "max": lambda x: x.max(1)[1],
+    "topk": lambda x: x.topk(1, 1)[0],
+    "sort": lambda x: x.sort(1)[0],
+    "pixel shuffle": lambda x: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2),
+    "unfold": lambda x: F.unfold(x, 1),
+    "pad": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
+    "cumsum": lambda x: x.cumsum(1),
+    "where": lambda x: torch.where(x > 0, x, x.mean()),
+    "outer sum": lambda x: x + x.mean((2, 3), keepdim=True),
+    "index": lambda x: x[:, torch.tensor([0, 0])],
+    "grid": lambda x: F.grid_sample(x, torch.zeros(x.shape[0], 2, 2, 2), align_corners=False),
+    "like": lambda x: torch.zeros_like(x) + torch.ones_like(x, memory_format=torch.contiguous_format),
+    "clone": lambda x: x.clone(),
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_strides_are_those_of_eager(name, training):
+    program = PROGRAMS[name]
+    compiled = torch.compile(program, backend="magpy")
+    for layout, make in INPUTS.items():
+        x = make().requires_grad_(training)
+        wanted = program(x)
+        compiled(x)
+        hits = magpy.stats()["hits"]
+        got = compiled(x)
+        assert magpy.stats()["hits"] == hits + 1, layout
+        assert got.stride() == wanted.stride(), layout
+        torch.testing.assert_close(got, wanted)
