@@ -20,11 +20,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("paritybench", "ParityBench's cases")
     group.addoption("--paritybench", metavar="DIR", help="a checkout; the cases of its generated/ become tests")
     group.addoption("--half", choices=("dev", "held", "all"), default="dev", help="files by the hash of their names")
+    group.addoption("--cases", metavar="FILE", help="only those listed there: JSON of an earlier run, or a table (TSV)")
     group.addoption("--sample", type=int, metavar="N", help="only N cases, drawn at random")
     group.addoption("--seed", type=int, default=0, metavar="S", help="of --sample")
     group.addoption("--backend", default="magpy", help='"magpy"; "dynamo" is fullgraph=True without a compiler')
-    group.addoption("--paritybench-json", metavar="FILE", help="write each case's outcome there")
-    group.addoption("--paritybench-strict", action="store_true", help="a fallback or a miss is a failure")
+    modes = ("inference", "gradients", "training")
+    group.addoption("--mode", choices=modes, default=modes[0], help="with gradients compared, or also in training mode")
+    group.addoption("--seconds", type=float, default=120, help="limit for the import of a file, and for one case")
+    group.addoption("--memory", type=float, default=12, metavar="GIB", help="limit of address space for one case")
+    group.addoption("--json", metavar="FILE", help="write each case's outcome there")
+    group.addoption("--paritybench-strict", action="store_true", help="what is not a complete graph is a failure")
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import hashlib
 import json
 import os
@@ -14,8 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120.0  # for the import of a file, and for one case
-MEMORY = 12 << 30  # bytes of address space for one case
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,16 +51,32 @@ def in_half(name: str, half: str) -> bool:
     return half == "all" or (hashlib.sha1(name.encode()).hexdigest()[0] in "01234567") == (half == "dev")
 
 
-def find_items(generated: Path, half: str, sample: int | None, seed: int) -> list[Item]:
-    """The cases of `generated`/test_*.py, in order of files; `sample` of them, drawn with `seed`."""
+def find_items(generated: Path, half: str, listed: Path | None, sample: int | None, seed: int) -> list[Item]:
+    """The cases of `generated`/test_*.py, in order of files; of these only those that a file lists (`read_list`);
+    `sample` of them, drawn with `seed`."""
+    wanted = read_list(listed) if listed else None
     items = []
     for path in sorted(generated.glob("test_*.py")):
-        if in_half(path.name, half):
+        if in_half(path.name, half) and (wanted is None or path.stem in wanted):
             names = case_names(path.read_text())
-            items += [Item(str(path), number, name) for number, name in enumerate(names)]
+            numbers = range(len(names)) if wanted is None else sorted(wanted[path.stem] & set(range(len(names))))
+            items += [Item(str(path), number, names[number]) for number in numbers]
     if sample is not None and sample < len(items):
         items = [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), sample))]
     return items
+
+
+def read_list(path: Path) -> dict[str, set[int]]:
+    """Numbers of cases by project: from an earlier run's JSON, or tab-separated with columns `file` and `index`."""
+    wanted: dict[str, set[int]] = {}
+    text = path.read_text()
+    if path.suffix == ".json":
+        pairs = [(case["project"], case["number"]) for case in json.loads(text)["cases"]]
+    else:
+        pairs = [(row["file"], row["index"]) for row in csv.DictReader(text.splitlines(), delimiter="\t")]
+    for project, number in pairs:
+        wanted.setdefault(project, set()).add(int(number))
+    return wanted
 
 
 def case_names(source: str) -> list[str]:
@@ -77,14 +92,18 @@ def case_names(source: str) -> list[str]:
 class Runner:
     """Runs items in processes of their own; the file of the last item stays imported."""
 
-    def __init__(self, generated: Path, backend: str, scratch: Path) -> None:
-        self.backend = backend
+    def __init__(
+        self, generated: Path, scratch: Path, *, backend: str, mode: str, seconds: float, memory: float
+    ) -> None:
+        """`seconds` is for the import of a file, and for one case; `memory` the GiB of address space of a case."""
+        self.backend, self.mode = backend, mode
         self.opened: str | None = None
         self.import_failure: str | None = None
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, sys.path)]))
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1"}
+        limits = [str(generated.resolve()), str(seconds), str(int(memory * 2**30))]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.paritybench.zygote", str(generated.resolve()), str(SECONDS), str(MEMORY)],
+            [sys.executable, "-m", "tests.paritybench.zygote", *limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -112,7 +131,7 @@ class Runner:
         if self.import_failure:
             answer = {"outcome": "skip", "reason": self.import_failure, "seconds": 0.0}
         else:
-            answer = self.ask({"case": item.number, "backend": self.backend})
+            answer = self.ask({"case": item.number, "backend": self.backend, "mode": self.mode})
         return Record(item.project, item.number, item.name, answer["outcome"], answer["reason"], answer["seconds"])
 
     def close(self) -> None:

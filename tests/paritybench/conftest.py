@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.paritybench.checkout import Record, Runner, as_json, find_items
-from tests.paritybench.outcomes import summary_key
+from tests.paritybench.outcomes import COMPLETE, OUTCOMES, summary_key
 
-LETTERS = {"graph": ".", "fallback": "b", "miss": "m"}
+LETTERS = {"graph": ".", "tree": "t", "again": "a", "miss": "m", "fallback": "b"}
 RECORDS = pytest.StashKey[list[Record]]()
 TOP = 15  # reasons shown
 
@@ -31,7 +31,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder = generated(config)
     if folder is None or not folder.is_dir():
         raise pytest.UsageError(f"--paritybench: there is no folder {folder}")
-    items = find_items(folder, config.getoption("half"), config.getoption("sample"), config.getoption("seed"))
+    option = config.getoption
+    listed = Path(option("cases")) if option("cases") else None
+    items = find_items(folder, option("half"), listed, option("sample"), option("seed"))
     metafunc.parametrize("paritybench_item", items, ids=str)
 
 
@@ -39,7 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def paritybench_runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = generated(request.config)
     assert folder is not None
-    runner = Runner(folder, request.config.getoption("backend"), tmp_path_factory.mktemp("paritybench"))
+    options = {name: request.config.getoption(name) for name in ("backend", "mode", "seconds", "memory")}
+    runner = Runner(folder, tmp_path_factory.mktemp("paritybench"), **options)
     yield runner
     runner.close()
 
@@ -67,22 +70,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     records = config.stash.get(RECORDS, [])
     if not records:
         return
-    terminalreporter.section(f"ParityBench, backend {config.getoption('backend')}")
+    option = config.getoption
+    terminalreporter.section(f"ParityBench, backend {option('backend')}, {option('mode')}")
+    line = terminalreporter.line
     counted = [record for record in records if record.outcome != "skip"]
-    outcomes = Counter(record.outcome for record in counted)
-    for outcome, count in outcomes.most_common():
-        terminalreporter.line(f"{count:6} cases {100 * count / len(counted):6.2f} %  {outcome}")
-    terminalreporter.line(f"{len(records) - len(counted):6} cases           skip")
     by_project: dict[str, set[str]] = {}
     for record in counted:
         by_project.setdefault(record.project, set()).add(record.outcome)
-    worst_first = ("error", "wrong", "fallback", "miss", "graph")
-    projects = Counter(next(o for o in worst_first if o in seen) for seen in by_project.values())
-    for outcome, count in projects.most_common():
-        terminalreporter.line(f"{count:6} projects {100 * count / len(by_project):6.2f} %  {outcome} at worst")
+    cases = Counter(record.outcome for record in counted)
+    projects = Counter(max(seen, key=OUTCOMES.index) for seen in by_project.values())
+
+    def share(outcomes: tuple[str, ...]) -> str:
+        n, m = sum(cases[name] for name in outcomes), sum(projects[name] for name in outcomes)
+        of_cases, of_projects = 100 * n / max(1, len(counted)), 100 * m / max(1, len(by_project))
+        return f"{n:6} {of_cases:7.2f} % {m:9} {of_projects:7.2f} %"
+
+    line(f"{'':24} {'cases':>16} {'projects (worst)':>20}")
+    for name in OUTCOMES:
+        if cases[name]:
+            line(f"{name:24} {share((name,))}")
+    line(f"{'complete: ' + ', '.join(COMPLETE):24} {share(COMPLETE)}")
+    line(f"{'skip':24} {len(records) - len(counted):6}")
     reasons = Counter((r.outcome, summary_key(r.reason)) for r in records if r.outcome != "graph")
     for (outcome, reason), count in reasons.most_common(TOP):
-        terminalreporter.line(f"{count:6} {outcome}: {reason}")
-    if path := config.getoption("paritybench_json"):
-        names = ("half", "sample", "seed", "backend")
-        Path(path).write_text(as_json(records, {name: config.getoption(name) for name in names}))
+        line(f"{count:6} {outcome}: {reason}")
+    if path := option("json"):
+        names = ("half", "cases", "sample", "seed", "backend", "mode")
+        Path(path).write_text(as_json(records, {name: option(name) for name in names}))

@@ -1,7 +1,12 @@
 """One case: eager twice, then compiled, and the outcome. Runs in the case's own process.
 
-Each of the three makes the module under one seed and calls it three times: twice on the same inputs, then on others.
-Modules are in eval mode and gradients are off, as in ParityBench.
+Each of the three makes the module under one seed and calls it five times: twice on the same inputs, on others, and on
+both again. The first call is observed; the second and third must hit, unless data that the program looks at sends it
+another way, which takes an observation of its own; the last two show that what was observed serves.
+
+Modes: "inference" has modules in eval mode and gradients off, as in ParityBench. "gradients" has gradients on, and each
+call is followed by a backward pass, whose gradients of the parameters are compared; "training" does so with modules in
+training mode.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,18 +22,23 @@ import torch
 from tests.paritybench.snapshots import Different, compare, random_state, seed, snapshot
 
 SEED = 1337
-CALLS = (0, 0, 1)  # what is added to the seed of each call's inputs
+CALLS = (0, 0, 1, 0, 1)  # what is added to the seed of each call's inputs
+MODES = ("inference", "gradients", "training")
+# graph: one graph. tree: one for each way that data sent the program. again: further observations for another reason,
+# then hits. miss: the last calls were still observed.
+OUTCOMES = ("graph", "tree", "again", "miss", "fallback", "wrong", "error")  # worst last
+COMPLETE = ("graph", "tree")
 Case = tuple[Any, Callable[[], Any], Callable[[], Any], Any]
 Left = tuple[Any, ...]  # what one call left behind
 
 
-def run_case(case: Case, backend: str) -> dict[str, Any]:
-    """{"outcome": skip, graph, fallback, miss, wrong or error, "reason": text}."""
+def run_case(case: Case, backend: str, mode: str = "inference") -> dict[str, Any]:
+    """{"outcome": skip or one of OUTCOMES, "reason": text}."""
     warnings.simplefilter("ignore")
-    with torch.no_grad():
+    with torch.set_grad_enabled(mode != "inference"):
         try:
-            expected = run_calls(case, lambda model: model)
-            again = run_calls(case, lambda model: model)
+            expected = run_calls(case, mode, lambda model: model)
+            again = run_calls(case, mode, lambda model: model)
         except Exception as error:
             return {"outcome": "skip", "reason": f"eager: {describe(error)}"}
         try:
@@ -37,7 +47,7 @@ def run_case(case: Case, backend: str) -> dict[str, Any]:
             return {"outcome": "skip", "reason": f"eager is not deterministic: {difference}"}
         probe = MagpyProbe() if backend == "magpy" else DynamoProbe(backend)
         try:
-            actual = run_calls(case, probe.compile, probe.after_call)
+            actual = run_calls(case, mode, probe.compile, probe.after_call)
         except Exception as error:
             return probe.failed(error)
         try:
@@ -48,16 +58,16 @@ def run_case(case: Case, backend: str) -> dict[str, Any]:
 
 
 def run_calls(
-    case: Case, compile_: Callable[[Any], Any], after: Callable[[], None] = lambda: None
+    case: Case, mode: str, compile_: Callable[[Any], Any], after: Callable[[], None] = lambda: None
 ) -> tuple[list[Left], Left]:
-    """What each call left behind (result and arguments as one, which shows what they share; random state), and
-    the module as the last call left it."""
+    """What each call left behind (result, arguments and gradients as one, which shows what they share; random state),
+    and the module as the last call left it."""
     make, init_inputs, call_inputs, _ = case
     seed(SEED)
     args, kwargs = init_inputs()
     model = make(*args, **kwargs)
     if isinstance(model, torch.nn.Module):
-        model.eval()
+        model.train(mode == "training")
     attributes = set(getattr(model, "__dict__", ()))
     compiled = compile_(model)
     added = set(getattr(model, "__dict__", ())) - attributes  # by torch.compile, before any call
@@ -67,17 +77,49 @@ def run_calls(
         args, kwargs = call_inputs()
         result = compiled(*args, **kwargs)
         state = random_state()
+        gradients = [] if mode == "inference" else backward(model, result)
         after()
-        left.append((snapshot((result, args, kwargs)), state))
+        left.append((snapshot((result, args, kwargs, gradients)), state))
     kind, name, *rest = snapshot(model)
     if kind == "object":
         rest = [tuple(entry for entry in rest[0] if entry[0] not in added)]
     return left, (kind, name, *rest)
 
 
+def backward(model: Any, result: Any) -> list[torch.Tensor | None]:
+    """Differentiate a number that depends on all of `result`. Its parameters' gradients, then cleared."""
+    if not isinstance(model, torch.nn.Module):
+        return []
+    total: Any = 0
+    for tensor in tensors_in(result, set()):
+        if tensor.requires_grad and tensor.layout == torch.strided:
+            weight = torch.linspace(0.5, 1.5, tensor.numel(), dtype=torch.float64).reshape(tensor.shape)
+            total = total + (tensor.abs() if tensor.is_complex() else tensor).double().mul(weight).sum()
+    if isinstance(total, torch.Tensor) and total.requires_grad:
+        total.backward()
+    gradients = []
+    for parameter in model.parameters():
+        gradients.append(parameter.grad)
+        parameter.grad = None
+    return gradients
+
+
+def tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_in(item, seen)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()), seen)
+
+
 def compare_calls(actual: tuple[list[Left], Left], expected: tuple[list[Left], Left]) -> None:
     for i, (a, e) in enumerate(zip(actual[0], expected[0], strict=True), 1):
-        for what, part, reference in zip(("result", "args", "kwargs"), a[0][2], e[0][2], strict=True):
+        for what, part, reference in zip(("result", "args", "kwargs", "gradients"), a[0][2], e[0][2], strict=True):
             compare(part, reference, f"call {i}: {what}")
         if a[1] != e[1]:
             raise Different(f"call {i}: random state")
@@ -94,9 +136,12 @@ class MagpyProbe:
 
     def __init__(self) -> None:
         import magpy
+        from magpy.report import find_callable
 
-        self.stats = magpy.stats
-        self.after: list[dict[str, Any]] = []
+        self.stats, self.find_callable = magpy.stats, find_callable
+        self.compiled: Any = None
+        self.after: list[tuple[dict[str, Any], str | None]] = []  # counters, and the guard that failed last
+        self.checks = False
         self.messages: list[str] = []
         magpy.reset()
         logger = logging.getLogger("magpy")
@@ -107,24 +152,33 @@ class MagpyProbe:
         logger.propagate = False
 
     def compile(self, model: Any) -> Any:
-        return torch.compile(model, backend="magpy")
+        self.compiled = self.find_callable(compiled := torch.compile(model, backend="magpy"))
+        return compiled
 
     def after_call(self) -> None:
-        self.after.append(self.stats())
+        state = self.compiled.describe() if self.compiled else {"traces": [], "last_miss": None}
+        self.checks |= any(trace["checks"] for trace in state["traces"])
+        self.after.append((self.stats(), state["last_miss"]))
 
     def failed(self, error: Exception) -> dict[str, Any]:
         return {"outcome": "error", "reason": describe(error)}
 
     def outcome(self) -> dict[str, Any]:
-        first, *_, last = self.after
+        first, last = self.after[0][0], self.after[-1][0]
         if last["fallbacks"] or not first["traces"]:
             told = [message for message in self.messages if message.startswith("not compiled")]
             reason = told[0] if told else f"fallback: {', '.join(last['fallbacks']) or 'nothing was traced'}"
             return {"outcome": "fallback", "reason": reason.removeprefix("not compiled: ")}
-        for i, (before, now) in enumerate(zip(self.after, self.after[1:], strict=False), 2):
+        missed = {}
+        for i, ((before, guard), (now, failed)) in enumerate(zip(self.after, self.after[1:], strict=False), 2):
             if now["hits"] <= before["hits"] or now["misses"] > before["misses"]:
-                return {"outcome": "miss", "reason": f"call {i} was not a hit"}
-        return {"outcome": "graph", "reason": ""}
+                missed[i] = "other data" if failed is guard else failed
+        reason = "; ".join(f"call {i} was observed: {why}" for i, why in missed.items())
+        if missed and max(missed) > len(CALLS) - 2:
+            return {"outcome": "miss", "reason": reason}
+        if any(why != "other data" for why in missed.values()):
+            return {"outcome": "again", "reason": reason}
+        return {"outcome": "tree" if self.checks else "graph", "reason": reason}
 
 
 class DynamoProbe:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.paritybench.checkout import Item, Record, Runner
+from tests.paritybench.outcomes import COMPLETE
 
 
 def test_case(
@@ -19,6 +20,6 @@ def test_case(
     record_outcome(record)
     if record.outcome == "skip":
         pytest.skip(record.reason)
-    failures = {"wrong", "error"} | ({"fallback", "miss"} if pytestconfig.getoption("paritybench_strict") else set())
-    if record.outcome in failures:
+    strict = pytestconfig.getoption("paritybench_strict")
+    if record.outcome in ("wrong", "error") or (strict and record.outcome not in COMPLETE):
         pytest.fail(f"{record.outcome}: {record.reason}", pytrace=False)

@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tests.paritybench.checkout import ROOT, case_names, in_half
+from tests.paritybench.checkout import ROOT, case_names, find_items, in_half
+from tests.paritybench.outcomes import MODES, compare_calls, run_calls
+from tests.paritybench.snapshots import Different
 
 HELPERS = """
 from paritybench.utils import patch_torch_manual_seed
@@ -31,7 +35,7 @@ except ImportError:
 import ctypes, os, signal, torch
 from torch import nn
 
-CALLS = [0]  # six by eager, then those of the compiled module
+CALLS = [0]  # ten by eager, then those of the compiled module
 
 class Counts(nn.Module):
     """A complete graph; changes an argument, a buffer, an attribute and the random state."""
@@ -63,11 +67,30 @@ class Branches(nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 7.2 else x - 1  # 6.8 in the first calls, 7.7 in the last
 
+class Caches(nn.Module):
+    """Makes a table in the first call, which the second one finds."""
+    def __init__(self):
+        super().__init__()
+        self.table = None
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(4.0)
+        return x + self.table
+
+class Diary(nn.Module):
+    """Never finds what it found before."""
+    def __init__(self):
+        super().__init__()
+        self.pages = ""
+    def forward(self, x):
+        self.pages += "x"
+        return x + len(self.pages)
+
 class Drifts(nn.Module):
-    """Other results from the seventh call on: what a wrong compiler would look like."""
+    """Other results from the eleventh call on: what a wrong compiler would look like."""
     def forward(self, x):
         CALLS[0] += 1
-        return x + (1 if CALLS[0] > 6 else 0)
+        return x + (1 if CALLS[0] > 10 else 0)
 
 class DriftsInState(Drifts):
     def forward(self, x):
@@ -77,15 +100,15 @@ class DriftsInState(Drifts):
 class Dies(nn.Module):
     def forward(self, x):
         CALLS[0] += 1
-        if CALLS[0] > 6:
+        if CALLS[0] > 10:
             os.kill(os.getpid(), signal.SIGSEGV)
         return x
 
 class Raises(Dies):
     def forward(self, x):
         CALLS[0] += 1
-        if CALLS[0] > 6:
-            raise KeyError("seventh")
+        if CALLS[0] > 10:
+            raise KeyError("eleventh")
         return x
 
 TESTCASES = [
@@ -93,7 +116,7 @@ TESTCASES = [
 '''
     + "".join(
         f"    ({name},\n     lambda: ([], {{}}),\n     lambda: ([torch.rand([4, 4])], {{}}),\n     True),\n"
-        for name in "Counts Stub Draws Foreign Branches Drifts DriftsInState Dies Raises".split()
+        for name in "Counts Stub Draws Foreign Branches Caches Diary Drifts DriftsInState Dies Raises".split()
     )
     + "]\n"
 )
@@ -108,7 +131,7 @@ def test_outcomes(tmp_path: Path) -> None:
     (generated / "test_unimportable.py").write_text(CASES.replace("CALLS = [0]", "CALLS = 1 / 0"))
     found = tmp_path / "found.json"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/paritybench/test_cases.py"]
-    command += ["--paritybench", str(tmp_path), "--half", "all", "--paritybench-json", str(found)]
+    command += ["--paritybench", str(tmp_path), "--half", "all", "--json", str(found)]
     command += ["-k", "project or (unimportable and Counts)"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1, run.stdout + run.stderr
@@ -120,7 +143,9 @@ def test_outcomes(tmp_path: Path) -> None:
         "Stub": "skip",
         "Draws": "skip",
         "Foreign": "fallback",
-        "Branches": "miss",
+        "Branches": "tree",
+        "Caches": "again",
+        "Diary": "miss",
         "Drifts": "wrong",
         "DriftsInState": "wrong",
         "Dies": "error",
@@ -130,13 +155,52 @@ def test_outcomes(tmp_path: Path) -> None:
     assert "not deterministic" in reasons["Draws"]
     assert "test_project.py" in reasons["Foreign"]
     assert "result" in reasons["Drifts"] and "module.state" in reasons["DriftsInState"]
+    assert reasons["Branches"] == "call 3 was observed: other data"
+    assert "self.table" in reasons["Caches"] and "call 3" not in reasons["Caches"]
+    assert "call 5" in reasons["Diary"]
     assert "SIGSEGV" in reasons["Dies"] and "KeyError" in reasons["Raises"]
-    assert "4 failed" in run.stdout and "ParityBench, backend magpy" in run.stdout
+    assert "4 failed" in run.stdout and "ParityBench, backend magpy, inference" in run.stdout
+    listed = tmp_path / "listed.tsv"
+    listed.write_text("file\tindex\ntest_project\t5\ntest_project\t0\ntest_project\t900\ntest_gone\t1\n")
+    for path, expected in ((listed, ["Counts", "Caches"]), (found, [case["name"] for case in cases])):
+        assert [item.name for item in find_items(generated, "all", path, None, 0)][: len(expected)] == expected
+
+
+class Weighed(torch.nn.Module):
+    def __init__(self, modes: set[bool]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(3))
+        self.modes = modes
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        self.modes.add(self.training)
+        return {"y": [x * self.weight]}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_compared(mode: str) -> None:
+    modes: set[bool] = set()
+    case = (Weighed, lambda: ([modes], {}), lambda: ([torch.rand(3)], {}), True)
+
+    def halve_gradients(model: Weighed) -> Weighed:
+        model.weight.register_hook(lambda gradient: gradient / 2) if model.weight.requires_grad else None
+        return model
+
+    with torch.set_grad_enabled(mode != "inference"):
+        right = run_calls(case, mode, lambda model: model)
+        compare_calls(run_calls(case, mode, lambda model: model), right)
+        wrong = run_calls(case, mode, lambda model: halve_gradients(model) and model.forward)
+        assert set(modes) == {mode == "training"}
+    if mode == "inference":
+        compare_calls(wrong, right)
+    else:
+        with pytest.raises(Different, match="gradients"):
+            compare_calls(wrong, right)
 
 
 def test_cases_are_listed_without_an_import() -> None:
     assert case_names(CASES)[:2] == ["Counts", "Stub"]
-    assert len(case_names(CASES)) == 9
+    assert len(case_names(CASES)) == 11
 
 
 def test_halves_are_disjoint() -> None:

@@ -3,8 +3,8 @@
 A zygote that has imported torch forks a child for each file, which imports the file and forks a child for each case.
 Requests come on stdin, one line of JSON each, and each but `close` is answered by one line on stdout:
 
-    {"open": PATH}                    -> {"imported": bool, "reason": text}
-    {"case": N, "backend": NAME}      -> {"outcome": ..., "reason": ..., "seconds": ...}
+    {"open": PATH}                              -> {"imported": bool, "reason": text}
+    {"case": N, "backend": NAME, "mode": NAME}  -> {"outcome": ..., "reason": ..., "seconds": ...}
     {"close": true}
 
 The zygote and the file's child share both streams: while the child lives, it alone reads and answers.
@@ -71,10 +71,11 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         streams.write(answer)
         while "case" in (request := streams.read()):
-            number, backend = request["case"], request["backend"]
-            streams.write(
-                in_child(lambda n=number, b=backend: outcomes.run_case(cases[n], b), seconds, memory)  # type: ignore[misc]
-            )
+
+            def work(asked: Answer = request) -> Answer:
+                return outcomes.run_case(cases[asked["case"]], asked["backend"], asked["mode"])
+
+            streams.write(in_child(work, seconds, memory))
 
     finder = stubs.prepare(generated)
     died: Answer = {}
