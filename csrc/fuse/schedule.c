@@ -22,8 +22,9 @@ typedef struct {
     uint32_t n_groups;
     bool *done_group, *done_node, *done_view;
     mp_step *steps;
-    uint32_t n_steps, cap_steps, cap_kernels, cap_kirs, n_kirs;
+    uint32_t n_steps, cap_steps, cap_kernels, cap_bodies, cap_kirs, n_kirs;
     mp_kernel *kernels;
+    const char **bodies; /* [n_kernels]: what is printed of each, from its parameters on */
     mp_place *places;
     mp_text source;
     const mp_fuse_options *options;
@@ -225,6 +226,23 @@ static void emit_views(scheduler *s, const mp_arg *args, uint32_t n)
     }
 }
 
+/* Print a kernel into the source, or find one with the same text: equal layers of a model share their kernels. Returns the name of
+** the function. */
+static const char *print_kernel(scheduler *s, const mp_kir *kir, mp_codegen_launch *launch)
+{
+    mp_pool *pool = &s->own->pool;
+    mp_text text = {.pool = pool};
+    mp_codegen_c(kir, s->options->vector_bits, &text, launch);
+    const char *body = strchr(text.chars, '(');
+    uint32_t n = s->own->schedule.n_kernels, same = 0;
+    while (same < n && strcmp(s->bodies[same], body) != 0) same++;
+    MP_GROW(pool, s->bodies, n, s->cap_bodies);
+    s->bodies[n] = body;
+    if (same < n) return s->kernels[same].name;
+    mp_text_add(&s->source, "%s", text.chars);
+    return kir->name;
+}
+
 static void emit_kernel(scheduler *s, uint32_t group)
 {
     mp_pool *pool = &s->own->pool;
@@ -246,7 +264,7 @@ static void emit_kernel(scheduler *s, uint32_t group)
     const char **ops = MP_NEW(pool, const char *, s->n_members[group] + 1);
     for (uint32_t i = 0; i < s->n_members[group]; i++) ops[i] = region->graph->nodes[s->members[group][i]].op;
     mp_codegen_launch launch;
-    mp_codegen_c(kir, s->options->vector_bits, &s->source, &launch);
+    kir->name = print_kernel(s, kir, &launch);
     mp_text cuda = {.pool = pool};
     mp_codegen_launch cuda_launch;
     bool covered = mp_codegen_cuda(kir, &cuda, &cuda_launch);

@@ -269,6 +269,18 @@ def test_long_chains_are_cut_into_kernels():
     assert 1 <= len(c.kernels) <= 20
 
 
+def test_equal_layers_share_their_kernels():
+    def layers(x):
+        for _ in range(5):
+            x = torch.tanh(x) @ x
+        return x * 3
+
+    c = equal(layers, torch.eye(16))
+    names = [kernel["name"] for kernel in c.kernels]
+    assert len(names) == 6 and len(set(names)) == 2
+    assert c.schedule["source"].count("\nvoid mp_k") == 2
+
+
 def test_bad_descriptions_raise():
     from magpy import _C
 

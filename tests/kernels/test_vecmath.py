@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import subprocess
 import sys
 
 import pytest
@@ -116,6 +117,34 @@ def test_power_error_is_within_bound(library):
         ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), len(x), ctypes.byref(worst), ctypes.byref(at)
     )
     assert worst.value <= POW_BOUND, f"{worst.value} units at {at[0]}, {at[1]}"
+
+
+UNDEFINED = """
+int main(void)
+{
+    volatile float sink;
+    for (uint64_t bits = 0; bits < 0x100000000ULL; bits += 50021) {
+        const float x = mp_float((int)(unsigned)bits);
+        CALLS
+    }
+    return 0;
+}
+"""
+
+
+def test_no_function_depends_on_undefined_behaviour(tmp_path):
+    """Overflow of signed numbers, shifts too far and the like trap, whatever the argument."""
+    description = Description(trace(lambda x: x**1.3, [torch.ones(3)]))
+    source = _C._schedule(tuple(description.nodes), description.outputs)["source"]
+    calls = "".join(f"sink = mp_{name}f(x);\n" for name in BOUNDS)
+    calls += "sink = mp_powf(x, 1.7f); sink = mp_powf(2.5f, x); sink = mp_from_bf16(mp_to_bf16(x));\n"
+    calls += "sink = mp_from_f16(mp_to_f16(x));\n"
+    path = tmp_path / "undefined.c"
+    path.write_text(source + UNDEFINED.replace("CALLS", calls))
+    checks = "-fsanitize=undefined -fno-sanitize=float-divide-by-zero -fsanitize-undefined-trap-on-error"
+    command = f"cc -O1 -w -ffp-contract=off {checks} -o {path}.out {path} -lm"
+    subprocess.run(command.split(), check=True)
+    assert subprocess.run([f"{path}.out"]).returncode == 0
 
 
 def test_gelu_is_accurate_in_its_negative_tail():
