@@ -19,7 +19,7 @@ bench: $(VENV)/installed
 $(VENV)/environment:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install -q $(TORCH) numpy pytest transformers==5.18.0 nvidia-cuda-nvrtc
+	$(BIN)/python -m pip install -q $(TORCH) numpy pytest transformers==5.18.0 nvidia-cuda-nvrtc rich
 	touch $@
 
 $(VENV)/installed: $(VENV)/environment setup.py pyproject.toml $(shell find csrc -name '*.[ch]')

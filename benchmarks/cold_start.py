@@ -1,17 +1,18 @@
-"""Cold start: from the first call to the end of the second, empty caches, no imports. A process per measurement."""
+"""Cold start: from the first call to the end of the second, without imports, a process per measurement.
+
+Each contender starts with empty caches, and then again in a second process with the caches that the first one left.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
-from benchmarks.zoo import CASES
+from benchmarks.child import measured
+from benchmarks.steady import CASES
 
 
 def measure(name: str, backend: str) -> dict[str, float]:
@@ -52,36 +53,18 @@ def measure(name: str, backend: str) -> dict[str, float]:
     return result
 
 
-def in_process(name: str, backend: str) -> dict[str, float]:
-    """`measure` in a process of its own with empty caches."""
+def starts(name: str) -> dict[str, Any]:
+    """Cold and warm starts of both contenders, and magpy's fractions of Inductor's times."""
+    figures: dict[str, Any] = {"model": name}
     with tempfile.TemporaryDirectory() as cache:
-        places = {"MAGPY_CACHE_DIR": os.path.join(cache, "m"), "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "i")}
-        out = subprocess.run(
-            [sys.executable, "-m", "benchmarks.cold_start", name, backend],
-            env={**os.environ, **places},
-            capture_output=True,
-            text=True,
-        )
-    if out.returncode:
-        raise RuntimeError(out.stderr[-2000:])
-    return json.loads(out.stdout.splitlines()[-1])
-
-
-def run(names: list[str] | None = None) -> dict[str, Any]:
-    """Cold starts per model, Inductor's and magpy's in turn, and the median of magpy's fraction."""
-    table = {}
-    for name in names or list(CASES):
-        inductor, magpy = in_process(name, "inductor"), in_process(name, "magpy")
-        table[name] = {"inductor": inductor, "magpy": magpy, "fraction": magpy["both"] / inductor["both"]}
-        print(
-            f"{name:14s} inductor {inductor['both']:6.2f} s   magpy {magpy['both']:6.2f} s   "
-            f"fraction {table[name]['fraction']:.3f}   eager {magpy['eager'] * 1e3:.0f} ms   "
-            f"observing {magpy['observing'] * 1e3:.0f} ms   "
-            f"lowering {magpy['lowering']:.2f} s   compiling {magpy['compiling']:.2f} s",
-            file=sys.stderr,
-            flush=True,
-        )
-    return {"models": table, "median_fraction": statistics.median(r["fraction"] for r in table.values())}
+        for start in ("cold", "warm"):
+            for backend in ("inductor", "magpy"):
+                seconds = measured("benchmarks.cold_start", name, backend, MAGPY_CACHE_DIR=cache + "/magpy",
+                                   TORCHINDUCTOR_CACHE_DIR=cache + "/inductor")  # fmt: skip
+                figures[f"{start}_{backend}"] = seconds
+                figures[f"{start}_{backend}_s"] = seconds["both"]
+            figures[f"{start}_fraction"] = figures[f"{start}_magpy_s"] / figures[f"{start}_inductor_s"]
+    return figures
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 import magpy
 from benchmarks import cold_start, steady
-from benchmarks.zoo import CASES
+from benchmarks.steady import CASES
 
 
 def main() -> None:
@@ -16,9 +16,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="bert", choices=list(CASES))
     name = parser.parse_args().model
     print(f"== {name}: time to the end of the second call, empty caches")
-    cold_start.run([name])
+    start = cold_start.starts(name)
+    print(f"Inductor {start['cold_inductor_s']:.2f} s, magpy {start['cold_magpy_s']:.2f} s")
     print(f"== {name}: speed of a call, one thread")
-    steady.run([name])
+    speed = steady.in_process(name, None, 1, "fp32", list(steady.USUAL), 15)
+    print(f"{speed['vs_eager']:.2f}x eager, {speed['vs_inductor']:.2f}x Inductor")
     print(f"== {name}: what magpy saw and made")
     built = CASES[name].build("bench")
     with torch.no_grad():

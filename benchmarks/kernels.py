@@ -5,7 +5,6 @@ The row of a case says which tiers its plan has: what is timed as a kernel is on
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.proof import proven
-from benchmarks.steady import compared, summary
+from benchmarks.steady import row
 
 
 @dataclass(frozen=True)
@@ -122,34 +120,27 @@ CASES: dict[str, Case] = {
 }
 
 
-def run(names: list[str] | None = None, rounds: int = 11) -> dict[str, Any]:
-    """Speeds relative to eager and Inductor per case, the tiers of its plan, and the geometric means."""
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """The row of a case: milliseconds, "vs_X": how many times faster magpy is than X, and the tiers of its plan."""
     import magpy
     import magpy.backend  # noqa: F401  (imports are not timed)
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    table: dict[str, dict[str, Any]] = {}
-    for name in names or list(CASES):
-        torch.compiler.reset()
-        torch.manual_seed(0)
-        case = CASES[name]
-        arguments = case.make()
-        functions = {
-            "eager": case.fn,
-            "inductor": torch.compile(case.fn),
-            "magpy": torch.compile(case.fn, backend="magpy", fullgraph=True),
-        }
-        with torch.no_grad():
-            calls = {k: (lambda f=f, a=arguments: f(*a)) for k, f in functions.items()}
-            table[name] = compared(name, calls, rounds, need_kernels=False)
-            proven(calls["magpy"], need_kernels=False)
-        tiers = magpy.explain(functions["magpy"]).traces[0].tiers
-        table[name]["tiers"] = tiers
-        print(f"{'':14s} {tiers}", file=sys.stderr, flush=True)
-    return summary(table)
-
-
-if __name__ == "__main__":
-    figures = run(sys.argv[1:] or None)
-    print({key: round(value, 3) for key, value in figures["geometric_mean"].items()})
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    case = CASES[name]
+    arguments = case.make()
+    functions = {
+        "eager": case.fn,
+        "inductor": torch.compile(case.fn),
+        "magpy": torch.compile(case.fn, backend="magpy", fullgraph=True),
+    }
+    with torch.no_grad():
+        calls = {k: (lambda f=f, a=arguments: f(*a)) for k, f in functions.items()}
+        for call in calls.values():
+            for _ in range(3):
+                call()
+        figures = row(calls, rounds, need_kernels=False)
+    tiers = magpy.explain(functions["magpy"]).traces[0].tiers
+    return {"model": name, **figures, "tiers": " ".join(f"{n} {tier}" for tier, n in sorted(tiers.items()))}

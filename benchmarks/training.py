@@ -1,8 +1,10 @@
-"""Training: whole steps (forward, loss, backward, optimizer) against eager and Inductor, one thread, interleaved."""
+"""Training: whole steps (forward, loss, backward, optimizer) against eager and Inductor, interleaved."""
 
 from __future__ import annotations
 
 import copy
+import json
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.steady import compared, summary
+from benchmarks.child import measured
+from benchmarks.steady import row
 from benchmarks.zoo import BasicBlock, ResNet
 
 
@@ -56,6 +59,9 @@ CASES: dict[str, Callable[[], tuple[nn.Module, torch.Tensor, int]]] = {
     "bert": bert,
 }
 
+CONTENDERS: dict[str, dict[str, Any] | None] = {"eager": None, "inductor": {}, "magpy": {"backend": "magpy"}}
+"""What torch.compile is asked for; None for no compiling."""
+
 
 def _step(model: nn.Module, call: Callable, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, foreach=True)
@@ -68,27 +74,30 @@ def _step(model: nn.Module, call: Callable, x: torch.Tensor, y: torch.Tensor) ->
     return step
 
 
-def run(names: list[str] | None = None, rounds: int = 15) -> dict[str, Any]:
-    """Speeds of training steps relative to eager and Inductor per model, and their geometric means."""
+def measure(name: str, threads: int, rounds: int) -> dict[str, Any]:
+    """The row of `name`: milliseconds of a step, and "vs_X": how many times faster magpy's is. Raises NotCompiled."""
     import magpy.backend  # noqa: F401  (imports are not timed)
 
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    table: dict[str, dict[str, float]] = {}
-    for name in [n for n in names or list(CASES) if n in CASES]:
-        torch.manual_seed(0)
-        model, x, classes = CASES[name]()
-        model.train()
-        y = torch.randint(0, classes, (x.shape[0],))
-        torch.compiler.reset()
-        models = {"eager": model, "inductor": copy.deepcopy(model), "magpy": copy.deepcopy(model)}
-        compiled = {
-            "eager": models["eager"],
-            "inductor": torch.compile(models["inductor"]),
-            "magpy": torch.compile(models["magpy"], backend="magpy"),
-        }
-        calls = {k: _step(models[k], compiled[k], x, y) for k in models}
-        table[name] = compared(name, calls, rounds)
-    if not table:
-        return {"models": {}}
-    return summary(table)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model, x, classes = CASES[name]()
+    model.train()
+    y = torch.randint(0, classes, (x.shape[0],))
+    calls = {}
+    for contender, how in CONTENDERS.items():
+        own = copy.deepcopy(model)
+        calls[contender] = _step(own, own if how is None else torch.compile(own, **how), x, y)
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    return {"model": name, "group": "training", "threads": threads, **row(calls, rounds)}
+
+
+def in_process(name: str, threads: int, rounds: int) -> dict[str, Any]:
+    """`measure` in a process of its own. RuntimeError with the end of what it printed where it failed."""
+    return measured("benchmarks.training", name, str(threads), str(rounds), OMP_NUM_THREADS=str(threads))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

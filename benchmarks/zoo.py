@@ -1,14 +1,11 @@
 """Models that tests and benchmarks run: from transformers by config, and written here from their papers.
 
-Every case builds a model and the arguments of one call from random weights; nothing is downloaded. `small` is for
-tests, `bench` for benchmarks (same structure, realistic widths).
+Weights are random; nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,39 +14,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.cases import Built, Cases  # noqa: E402
 
-@dataclass
-class Built:
-    """A model in eval mode and the arguments of one call."""
-
-    model: nn.Module
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A named model; `build(size)` with size "small" or "bench"."""
-
-    name: str
-    build: Callable[[str], Built]
-
-
-CASES: dict[str, Case] = {}
-
-
-def case(function: Callable[[str], Built]) -> Callable[[str], Built]:
-    """Register a builder; weights and inputs are made under seed 0."""
-
-    def build(size: str) -> Built:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            built = function(size)
-        built.model.eval()
-        return built
-
-    CASES[function.__name__] = Case(function.__name__, build)
-    return build
+CASES = Cases()
+case = CASES.register
 
 
 def _tokens(batch: int, length: int, vocabulary: int = 1000) -> dict[str, Tensor]:
@@ -76,15 +44,15 @@ def bert_config(size: str, layers: int | None = None) -> Any:
     )
 
 
-@case
-def bert(size: str) -> Built:
+@case("transformer", batch=2)
+def bert(size: str, batch: int) -> Built:
     from transformers import BertModel
 
-    return Built(BertModel(bert_config(size)), kwargs=_tokens(2, 16 if size == "small" else 64))
+    return Built(BertModel(bert_config(size)), kwargs=_tokens(batch, 16 if size == "small" else 64))
 
 
-@case
-def deberta(size: str) -> Built:
+@case("transformer", batch=2)
+def deberta(size: str, batch: int) -> Built:
     from transformers import DebertaConfig, DebertaModel
 
     small = size == "small"
@@ -98,11 +66,11 @@ def deberta(size: str) -> Built:
         relative_attention=True,
         pos_att_type=["c2p", "p2c"],
     )
-    return Built(DebertaModel(config), kwargs=_tokens(2, 16 if small else 64))
+    return Built(DebertaModel(config), kwargs=_tokens(batch, 16 if small else 64))
 
 
-@case
-def gpt2(size: str) -> Built:
+@case("transformer", batch=2)
+def gpt2(size: str, batch: int) -> Built:
     from transformers import GPT2Config, GPT2Model
 
     small = size == "small"
@@ -114,11 +82,11 @@ def gpt2(size: str) -> Built:
         n_head=4,
         use_cache=False,
     )
-    return Built(GPT2Model(config), kwargs=_tokens(2, 16 if small else 64))
+    return Built(GPT2Model(config), kwargs=_tokens(batch, 16 if small else 64))
 
 
-@case
-def bart(size: str) -> Built:
+@case("transformer", batch=2)
+def bart(size: str, batch: int) -> Built:
     from transformers import BartConfig, BartModel
 
     small = size == "small"
@@ -135,12 +103,12 @@ def bart(size: str) -> Built:
         max_position_embeddings=128,
         use_cache=False,
     )
-    decoder = torch.randint(2, 1000, (2, 12 if small else 48))
-    return Built(BartModel(config), kwargs={**_tokens(2, 16 if small else 64), "decoder_input_ids": decoder})
+    decoder = torch.randint(2, 1000, (batch, 12 if small else 48))
+    return Built(BartModel(config), kwargs={**_tokens(batch, 16 if small else 64), "decoder_input_ids": decoder})
 
 
-@case
-def t5(size: str) -> Built:
+@case("transformer", batch=2)
+def t5(size: str, batch: int) -> Built:
     from transformers import T5Config, T5Model
 
     small = size == "small"
@@ -148,12 +116,12 @@ def t5(size: str) -> Built:
     config = T5Config(
         vocab_size=1000, d_model=width, d_kv=width // 4, d_ff=2 * width, num_layers=2, num_heads=4, use_cache=False
     )
-    decoder = torch.randint(2, 1000, (2, 12 if small else 48))
-    return Built(T5Model(config), kwargs={**_tokens(2, 16 if small else 64), "decoder_input_ids": decoder})
+    decoder = torch.randint(2, 1000, (batch, 12 if small else 48))
+    return Built(T5Model(config), kwargs={**_tokens(batch, 16 if small else 64), "decoder_input_ids": decoder})
 
 
-@case
-def vit(size: str) -> Built:
+@case("transformer", batch=2)
+def vit(size: str, batch: int) -> Built:
     from transformers import ViTConfig, ViTModel
 
     small = size == "small"
@@ -166,11 +134,11 @@ def vit(size: str) -> Built:
         image_size=side,
         patch_size=8 if small else 16,
     )
-    return Built(ViTModel(config), kwargs={"pixel_values": torch.randn(2, 3, side, side)})
+    return Built(ViTModel(config), kwargs={"pixel_values": torch.randn(batch, 3, side, side)})
 
 
-@case
-def hf_resnet(size: str) -> Built:
+@case("convolution", batch=2)
+def hf_resnet(size: str, batch: int) -> Built:
     from transformers import ResNetConfig, ResNetModel
 
     small = size == "small"
@@ -181,11 +149,11 @@ def hf_resnet(size: str) -> Built:
         layer_type="basic",
     )
     side = 32 if small else 112
-    return Built(ResNetModel(config), kwargs={"pixel_values": torch.randn(2, 3, side, side)})
+    return Built(ResNetModel(config), kwargs={"pixel_values": torch.randn(batch, 3, side, side)})
 
 
-@case
-def align(size: str) -> Built:
+@case("mixed", batch=2)
+def align(size: str, batch: int) -> Built:
     from transformers import AlignConfig, AlignModel
 
     small = size == "small"
@@ -208,7 +176,7 @@ def align(size: str) -> Built:
     # the vision tower's last width must be the common width
     config = AlignConfig(text_config=text, vision_config=vision, projection_dim=64 if small else 320)
     side = vision["image_size"]
-    return Built(AlignModel(config), kwargs={**_tokens(2, 12), "pixel_values": torch.randn(2, 3, side, side)})
+    return Built(AlignModel(config), kwargs={**_tokens(batch, 12), "pixel_values": torch.randn(batch, 3, side, side)})
 
 
 # -- Written from their papers -----------------------------------------------------------------------------------------
@@ -291,20 +259,20 @@ class ResNet(nn.Module):
         return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
-@case
-def resnet18(size: str) -> Built:
+@case("convolution", batch=2)
+def resnet18(size: str, batch: int) -> Built:
     small = size == "small"
     side = 64 if small else 128
     model = ResNet(BasicBlock, [2, 2, 2, 2], 8 if small else 64, 10 if small else 1000)
-    return Built(model, (torch.randn(2, 3, side, side),))
+    return Built(model, (torch.randn(batch, 3, side, side),))
 
 
-@case
-def resnet50(size: str) -> Built:
+@case("convolution", batch=2)
+def resnet50(size: str, batch: int) -> Built:
     small = size == "small"
     side = 64 if small else 128
     model = ResNet(Bottleneck, [1, 2, 1, 1] if small else [3, 4, 6, 3], 8 if small else 64, 10 if small else 1000)
-    return Built(model, (torch.randn(2, 3, side, side),))
+    return Built(model, (torch.randn(batch, 3, side, side),))
 
 
 class DenseLayer(nn.Module):
@@ -360,12 +328,12 @@ class DenseNet(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-@case
-def densenet121(size: str) -> Built:
+@case("convolution", batch=2)
+def densenet121(size: str, batch: int) -> Built:
     small = size == "small"
     side = 64 if small else 128
     model = DenseNet([2, 2, 2] if small else [6, 12, 24, 16], 8 if small else 32, 10 if small else 1000)
-    return Built(model, (torch.randn(2, 3, side, side),))
+    return Built(model, (torch.randn(batch, 3, side, side),))
 
 
 class LSTMCellLoop(nn.Module):
@@ -391,9 +359,9 @@ class LSTMCellLoop(nn.Module):
         return torch.stack(outputs), state
 
 
-@case
-def lstm_loop(size: str) -> Built:
-    hidden, batch, steps = (16, 2, 4) if size == "small" else (128, 16, 16)
+@case("small", batch=16)
+def lstm_loop(size: str, batch: int) -> Built:
+    hidden, steps = (16, 4) if size == "small" else (128, 16)
     state = (torch.zeros(batch, hidden), torch.zeros(batch, hidden))
     return Built(LSTMCellLoop(hidden, hidden), (torch.randn(steps, batch, hidden), state))
 
@@ -431,11 +399,11 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-@case
-def unet(size: str) -> Built:
+@case("convolution", batch=1)
+def unet(size: str, batch: int) -> Built:
     small = size == "small"
     side = 32 if small else 96
-    return Built(UNet(8 if small else 32, 3 if small else 4), (torch.randn(1, 3, side, side),))
+    return Built(UNet(8 if small else 32, 3 if small else 4), (torch.randn(batch, 3, side, side),))
 
 
 class DepthNet(nn.Module):
@@ -470,11 +438,11 @@ class DepthNet(nn.Module):
         return disparities
 
 
-@case
-def depth_net(size: str) -> Built:
+@case("convolution", batch=1)
+def depth_net(size: str, batch: int) -> Built:
     small = size == "small"
     side = 64 if small else 128
-    return Built(DepthNet(8 if small else 32), (torch.rand(1, 3, side, side),))
+    return Built(DepthNet(8 if small else 32), (torch.rand(batch, 3, side, side),))
 
 
 class MixerBlock(nn.Module):
@@ -506,9 +474,9 @@ class MLPMixer(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
-@case
-def mlp_mixer(size: str) -> Built:
+@case("linear", batch=2)
+def mlp_mixer(size: str, batch: int) -> Built:
     small = size == "small"
     side = 32 if small else 128
     model = MLPMixer(side, 8 if small else 16, 32 if small else 256, 2 if small else 4)
-    return Built(model, (torch.randn(2, 3, side, side),))
+    return Built(model, (torch.randn(batch, 3, side, side),))

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
-from benchmarks.zoo import CASES
+from benchmarks import parts, zoo
 from tests.compare import assert_same, assert_same_state
 from tests.counting import Counted
+
+CASES = {**zoo.CASES, **parts.CASES}
 
 
 @pytest.mark.parametrize("name", CASES)

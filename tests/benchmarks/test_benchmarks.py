@@ -1,0 +1,66 @@
+"""Benchmarks measure what they say: compiled calls are proven by counters, what cannot run is named with a reason."""
+
+import pytest
+import torch
+
+from benchmarks import chart, contenders, parts, steady, training
+from benchmarks.cases import Built
+from benchmarks.proof import NotCompiled
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_row_has_every_contender_or_the_reason():
+    row = steady.measure("tiny_mlp", 2, 1, "fp32", ["eager", "onnxruntime", "openvino", "magpy"], 1)
+    assert row["vs_eager"] > 0 and row["batch"] == 2
+    for contender in ("onnxruntime", "openvino"):
+        assert (f"vs_{contender}" in row) != (contender in row["unavailable"])
+    speeds = chart.speeds(row)
+    assert speeds["magpy"] == row["vs_eager"]
+
+
+@pytest.mark.parametrize("name", ["policy", "rms_norm"])
+def test_models_are_measured_in_bf16(name):
+    built = steady.in_dtype(parts.CASES[name].build("small"), torch.bfloat16)
+    with torch.no_grad():
+        assert contenders.prepared("magpy", built, 1)() is not None
+    assert all(p.dtype == torch.bfloat16 for p in built.model.parameters())
+
+
+def test_a_call_that_fell_back_is_not_timed():
+    class Unwatched(torch.nn.Module):
+        def forward(self, x):
+            return x + eval("1")
+
+    call = contenders.prepared("magpy", Built(Unwatched(), (torch.ones(2),)), 1)
+    with pytest.raises(NotCompiled):
+        steady.row({"eager": call, "magpy": call}, 1)
+
+
+def test_a_failing_contender_says_why():
+    class Bad(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError("no such thing")
+
+    with pytest.raises(contenders.Unavailable, match="ValueError: no such thing"):
+        contenders.prepared("eager", Built(Bad(), (torch.ones(2),)), 1)
+
+
+def test_an_exporter_gets_tensors_and_gives_eagers_tensors():
+    built = parts.CASES["policy"].build("small")
+    model = contenders.TensorsOnly(Built(built.model, (), {"observation": built.args[0]}))
+    out, expected = model(*model.tensors), built.model(*built.args)
+    assert [t.shape for t in out] == [t.shape for t in expected.values()]
+
+
+def test_a_training_step_is_measured_on_the_compiled_path(monkeypatch):
+    small = lambda: (torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()), torch.randn(4, 8), 8)  # noqa: E731
+    monkeypatch.setitem(training.CASES, "tiny", small)
+    monkeypatch.setattr(training, "CONTENDERS", {"eager": None, "magpy": {"backend": "magpy"}})
+    row = training.measure("tiny", 1, 1)
+    assert row["vs_eager"] > 0
