@@ -107,6 +107,25 @@ def _is_getter(func: Any, *names: str) -> bool:
     return name_of(func) == "__get__" and getattr(getattr(func, "__self__", None), "__name__", None) in names
 
 
+def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """one_hot as torch computes it, after a look at the data, for which the scatter's own check stands in."""
+    if num_classes <= 0:
+        return torch._C._nn.one_hot(tensor, num_classes)
+    zeros = torch.zeros((*tensor.shape, num_classes), dtype=torch.int64, device=tensor.device)
+    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
+
+
+def _shape_as_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(tensor.shape, dtype=torch.int64)
+
+
+# Functions that look into memory, which fake tensors do not have, and the same by operators that do not.
+REPLACED: dict[Any, Callable[..., Any]] = {
+    torch._C._nn.one_hot: _one_hot,
+    torch._shape_as_tensor: _shape_as_tensor,
+}
+
+
 def _needs_memory(graph: Any) -> bool:
     """Does a TorchScript graph fill or read memory without an operator? It would crash on tensors without memory."""
     return any(
@@ -150,7 +169,7 @@ class Program:
                 if _is_getter(func, "data"):
                     result = args[0].detach()  # .data of a functional tensor would leave functionalisation
                 else:
-                    result = func(*args, **(self._fill(kwargs, env) if kwargs else {}))
+                    result = REPLACED.get(func, func)(*args, **(self._fill(kwargs, env) if kwargs else {}))
                 self._bind(out, result, env)
             except Exception as error:
                 if not hasattr(error, "magpy_site"):

@@ -71,11 +71,6 @@ void mp_handle_generic_setattr(mp_call *call)
     mp_rec_generic_store(call->rec, call->args[0], call->args[1], argument(call, 2));
 }
 
-void mp_handle_vars(mp_call *call)
-{
-    if (call->nargs == 1 && is_object(call->args[0])) read_attr_named(call->rec, call->args[0], "__dict__");
-}
-
 void mp_handle_globals(mp_call *call)
 {
     if (call->frame->globals && mp_rec_find(call->rec, call->frame->globals) == MP_NO_OBJ)
@@ -712,6 +707,43 @@ static void warned(mp_recorder *rec, PyObject *frames, PyObject **slot)
     Py_DECREF(frames);
 }
 
+/* Does the first of the filters that are there now ignore all warnings of the category? Then warn does nothing. */
+static bool ignored(PyObject *category)
+{
+    PyObject *name = mp_intern("warnings"), *warnings = name ? PyImport_GetModule(name) : NULL;
+    PyObject *filters = warnings ? PyObject_GetAttrString(warnings, "filters") : NULL;
+    PyObject *first =
+        filters && PyList_CheckExact(filters) && PyList_GET_SIZE(filters) ? PyList_GET_ITEM(filters, 0) : NULL;
+    bool all = false;
+    if (first && PyTuple_CheckExact(first) && PyTuple_GET_SIZE(first) == 5) {
+        PyObject **part = ((PyTupleObject *)first)->ob_item; /* action, message, category, module, line */
+        all = PyUnicode_Check(part[0]) && PyUnicode_CompareWithASCIIString(part[0], "ignore") == 0 &&
+              part[1] == Py_None && PyType_Check(part[2]) && part[3] == Py_None && PyLong_CheckExact(part[4]) &&
+              PyLong_AsLong(part[4]) == 0 && PyType_Check(category) &&
+              PyType_IsSubtype((PyTypeObject *)category, (PyTypeObject *)part[2]);
+    }
+    Py_XDECREF(filters);
+    Py_XDECREF(warnings);
+    Py_XDECREF(name);
+    return all;
+}
+
+/* The filters were changed. A warning that is put off would meet those of the commit: there must be none that the change could concern. */
+void mp_handle_filters_mutated(mp_call *call)
+{
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    if (!state) return;
+    state->filters_changed = true;
+    mp_kept kept = mp_keep();
+    PyObject *none = PyTuple_New(0);
+    if (state->warned)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "the filters of warnings are changed after a warning");
+    else if (none)
+        mp_rec_effect(call->rec, call->callable, none);
+    Py_XDECREF(none);
+    mp_restore(kept);
+}
+
 /* warnings.warn looks at its caller: file, line and registry are found now, the warning is given at the commit. */
 void mp_handle_warn(mp_call *call)
 {
@@ -727,6 +759,14 @@ void mp_handle_warn(mp_call *call)
     }
     if (!category || category == Py_None) category = PyExc_UserWarning;
     mp_kept kept = mp_keep();
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    if (state && state->filters_changed) {
+        if (!ignored(category))
+            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a warning under filters that the call has changed");
+        mp_restore(kept);
+        return;
+    }
+    if (state) state->warned = true;
     PyFrameObject *frame = warned_frame(level ? PyLong_AsLong(level) : 1);
     PyObject *globals = frame ? PyFrame_GetGlobals(frame) : NULL;
     PyCodeObject *code = frame ? PyFrame_GetCode(frame) : NULL;

@@ -492,6 +492,12 @@ static void match_class(mp_recorder *rec, const mp_frame *frame, int oparg)
 static void refuse(mp_recorder *rec, const mp_frame *frame, int oparg)
 { mp_rec_abandon(rec, MP_REASON_OPCODE, "%s", "import *, annotations of a module, or an interactive statement"); }
 
+/* __annotations__ is made in the namespace of a class that the call makes. */
+static void setup_annotations(mp_recorder *rec, const mp_frame *frame, int oparg)
+{
+    if (!frame->locals || is_outside(rec, frame->locals) || frame->locals == frame->globals) refuse(rec, frame, oparg);
+}
+
 /* -- The table ------------------------------------------------------------------------------------------------------------------------ */
 
 static const mp_opcode handlers[256] = {
@@ -563,7 +569,7 @@ static const mp_opcode handlers[256] = {
     [IMPORT_NAME] = import_name,
     [IMPORT_FROM] = import_from,
     [IMPORT_STAR] = refuse,
-    [SETUP_ANNOTATIONS] = refuse,
+    [SETUP_ANNOTATIONS] = setup_annotations,
     [PRINT_EXPR] = refuse,
 };
 

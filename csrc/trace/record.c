@@ -162,7 +162,7 @@ mp_obj_id mp_rec_ensure(mp_recorder *rec, PyObject *object)
 mp_obj_id mp_rec_pin(mp_recorder *rec, PyObject *object, const char *name)
 {
     mp_obj_id id = mp_rec_find(rec, object);
-    if (id != MP_NO_OBJ) return id;
+    if (id != MP_NO_OBJ || mp_rec_is_internal(rec, object)) return id;
     id = mp_rec_new_object(rec, object, MP_ROOT_PIN, MP_NO_READ);
     if (id == MP_NO_OBJ || !name) return id;
     PyObject *type, *value, *trace;

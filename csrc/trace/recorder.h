@@ -87,6 +87,7 @@ bool mp_scalar_same(PyObject *a,
 mp_obj_id mp_rec_find(mp_recorder *rec, PyObject *object); /* external object's id or MP_NO_OBJ */
 mp_obj_id mp_rec_ensure(mp_recorder *rec,
                         PyObject *object); /* as find; types, modules, functions and builtins become pins */
+/* A constant of the trace, from outside by whatever way; MP_NO_OBJ if the call is known to have made it, or after abandoning. */
 mp_obj_id mp_rec_pin(mp_recorder *rec, PyObject *object, const char *name);
 void mp_rec_identity(mp_recorder *rec, PyObject *object); /* the program saw which object this is */
 

@@ -102,7 +102,7 @@ void *mp_rec_grow(mp_recorder *rec, void *array_address, uint32_t *count, size_t
 
 /* Make `object` external, found by read `found_by` (or MP_NO_READ). Its id, or MP_NO_OBJ after abandoning. */
 mp_obj_id mp_rec_new_object(mp_recorder *rec, PyObject *object, mp_root root, uint32_t found_by);
-/* The call made this object (a function, a type, a module): it is never a pin. */
+/* The call made this object (a function, a type, a module, a dict of globals): it is never a pin. */
 void mp_rec_internal(mp_recorder *rec, PyObject *object);
 bool mp_rec_is_internal(mp_recorder *rec, PyObject *object);
 /* Is it one of those whose identity is what the program sees: types, modules, C functions, descriptors, code? */
