@@ -54,6 +54,24 @@ def test_another_kind_of_tensor_is_a_miss_both_ways(name: str) -> None:
         assert not guards.check(x)[0]
 
 
+@pytest.mark.parametrize("dims", range(8))
+def test_every_size_and_stride_is_compared(dims: int) -> None:
+    """Up to five dimensions are compared in place, more through torch."""
+    shape = (2,) * dims
+    guards = _C._guards(double, torch.zeros(shape))
+    assert guards.check(torch.ones(shape))[0]
+    for d in range(dims):
+        assert not guards.check(torch.zeros(shape[:d] + (3,) + shape[d + 1 :]))[0]
+        longer = torch.zeros(shape[:d] + (4,) + shape[d + 1 :])
+        assert (
+            not guards.check(longer.narrow(d, 0, 2))[0]
+            or longer.narrow(d, 0, 2).stride() == torch.zeros(shape).stride()
+        )
+        assert not guards.check(torch.zeros(shape[:d] + (1,) + shape[d + 1 :]).expand(shape))[0]
+    for dtype in (torch.float64, torch.float16, torch.bool, torch.int64):
+        assert not guards.check(torch.zeros(shape, dtype=dtype))[0]
+
+
 @pytest.mark.parametrize("make", [lambda t: t.conj(), lambda t: torch.view_as_real(t), lambda t: t.conj().imag])
 def test_lazy_bits_are_metadata(make: Callable[[torch.Tensor], torch.Tensor]) -> None:
     def same(t: torch.Tensor) -> torch.Tensor:
