@@ -54,14 +54,15 @@ class Val:
 
 class Node:
     """A placeholder (target None) or a call of an OpOverload. `vals` are its tensor results, in order, None where it
-    gives none."""
+    gives none. `form`: the kernel of magpy's own that computes it, where the operator is not to."""
 
-    __slots__ = ("target", "args", "vals")
+    __slots__ = ("target", "args", "vals", "form")
 
     def __init__(self, target: Any, args: tuple):
         self.target = target
         self.args = args
         self.vals: list[Val | None] = []
+        self.form: str | None = None
 
     @property
     def val(self) -> Val:
@@ -252,7 +253,8 @@ def describe(graph: Graph) -> tuple[tuple, tuple]:
         nodes.append(("placeholder", None, (), (_meta_code(node.val.meta),)))
     for node in graph.nodes:
         metas = tuple([_NO_META if v is None else _meta_code(v.meta) for v in node.vals])
-        nodes.append((str(node.target), node.target, tuple([_arg_code(a) for a in node.args]), metas))
+        described = (str(node.target), node.target, tuple([_arg_code(a) for a in node.args]), metas)
+        nodes.append(described if node.form is None else (*described, node.form))
     return tuple(nodes), tuple([-1 if v is None else v.number for v in graph.outputs])
 
 

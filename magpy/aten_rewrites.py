@@ -9,13 +9,15 @@ stays.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from magpy import choices
-from magpy.aten_graph import Graph, Node, Val, call, each_val, map_vals, meta_of, normalise, tensors_of
+from magpy import _C, choices
+from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals, meta_of, normalise, tensors_of
 
 aten = torch.ops.aten
 
@@ -51,10 +53,10 @@ class Builder:
         return self(aten.slice.Tensor, x, dim, start, stop, step)
 
 
-def _stand_in(val: Val) -> torch.Tensor:
+def _stand_in(val: Val, device: str = "meta") -> torch.Tensor:
     dtype, _, sizes, strides, offset = val.meta
     last = offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) if all(sizes) else offset
-    return torch.empty(last + 1, dtype=dtype, device="meta").as_strided(sizes, strides, offset)
+    return torch.empty(last + 1, dtype=dtype, device=device).as_strided(sizes, strides, offset)
 
 
 # -- Rules ------------------------------------------------------------------------------------------------------------
@@ -218,6 +220,53 @@ def _mm(build: Builder, node: Node) -> Val:
     return _product(build, x, w, None)
 
 
+# -- Convolutions -----------------------------------------------------------------------------------------------------
+
+
+def _convolution(build: Builder, node: Node) -> Val:
+    """The same convolution by a kernel of our own on the plain weight, if that is faster than oneDNN."""
+    x, w, bias, *rest, groups = node.args
+    if groups != 1 or x.meta[0] is not torch.float32 or not own_kernels():
+        raise _Keep
+    made = Node(node.target, (x, w, bias, *rest, groups))
+    made.form = "direct"
+    made.vals = [Val(made, 0, node.val.meta)]
+    if choices.choose(f"convolution float32 {_shape_text(made)}", lambda: _ways(made)) != "direct":
+        raise _Keep
+    build.nodes.append(made)
+    return made.val
+
+
+def _shape_text(node: Node) -> str:
+    x, w, _, stride, padding, dilation, transposed, _, groups = node.args
+    sizes = " ".join("x".join(map(str, v.meta[2])) for v in (x, w))
+    return f"{sizes} {stride} {padding} {dilation}{' transposed' if transposed else ''} groups={groups}"
+
+
+def _ways(node: Node) -> dict[str, Callable]:
+    """The convolution by the kernel of its form and by the operator, as calls that can be timed."""
+    graph = Graph()
+    operands = [graph.add_placeholder((*v.meta[:4], 0)) for v in node.args[:2]]
+    alone = Node(node.target, (*operands, None, *node.args[3:]))
+    alone.form = node.form
+    alone.vals = [Val(alone, 0, node.val.meta)]
+    graph.nodes, graph.outputs = [alone], [alone.val]
+    tensors = [_stand_in(v, "cpu").fill_(0.5) for v in operands]
+    arguments = [*tensors, None, *node.args[3:]]
+    ways = {"operator": lambda: call(node.target, arguments)}
+    with contextlib.suppress(RuntimeError):
+        plan = _C.compile_graph(*describe(graph))
+        if [step[0] for step in plan.steps if step[0] != "alloc"] == ["kernel"]:
+            ways = {str(node.form): lambda: plan(tensors), **ways}
+    return ways
+
+
+@functools.cache
+def own_kernels() -> bool:
+    """Can kernels be compiled here?"""
+    return hasattr(_C, "compile_graph") and _C.compiler_usable()
+
+
 # What is rewritten: the first result of these operators, where the others are not used.
 RULES: dict[Any, Callable[[Builder, Node], Val]] = {
     aten.max_pool2d_with_indices.default: _max_pool2d,
@@ -231,6 +280,7 @@ RULES: dict[Any, Callable[[Builder, Node], Val]] = {
     aten.replication_pad2d.default: _replication_pad,
     aten.addmm.default: _addmm,
     aten.mm.default: _mm,
+    aten.convolution.default: _convolution,
 }
 
 

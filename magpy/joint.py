@@ -322,6 +322,7 @@ class _Cut:
 def _copy(graph: Graph, mapped: dict[Val, Val], nodes: Iterable[Node]) -> None:
     for node in nodes:
         copy = Node(node.target, map_vals(mapped.__getitem__, node.args))
+        copy.form = node.form
         for val in node.vals:
             copy.vals.append(None if val is None else Val(copy, val.position, val.meta))
         graph.nodes.append(copy)

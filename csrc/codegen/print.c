@@ -149,6 +149,7 @@ static const char *text_expr(mp_printer *p, mp_kid kid)
     switch (e->op) {
     case MP_K_CONST: return text_const(p, e);
     case MP_K_LOAD: return text_load(p, e, args);
+    case MP_K_TILE: return "tile[i2 - q0]";
     case MP_K_INDEX:
         return mp_pool_printf(p->out->pool, "(%s)(%s)", p->target->type[e->dtype], mp_print_affine(p, &e->at));
     case MP_K_CAST: return text_cast(p, e, args);

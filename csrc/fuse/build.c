@@ -28,8 +28,10 @@ typedef struct {
     const uint32_t *nodes; /* borrowed, ascending */
     uint32_t n_nodes;
     mp_loops loops;
-    mp_index **anchor; /* [n_nodes], NULL: none */
-    memo **memos;      /* [n_nodes * 2]: for the first two values of each node */
+    mp_index **anchor;  /* [n_nodes], NULL: none */
+    memo **memos;       /* [n_nodes * 2]: for the first two values of each node */
+    mp_conv *conv;      /* the convolution among the nodes, or NULL */
+    mp_val operands[2]; /* its input and weight */
     mp_kir *kir;
     uint32_t cap_exprs, cap_stores, cap_buffers;
     uint16_t *hash; /* [HASH_SIZE]: expression number + 1 */
@@ -684,6 +686,22 @@ static mp_kid eval_pad(builder *b, const mp_gnode *gnode, const mp_index *index)
     return make_op(b, MP_K_WHERE, dtype, (mp_kid[]){pred, x, fill});
 }
 
+/* A convolution's sum, where the kernel's loops compute it, and its bias. */
+static mp_kid eval_conv(builder *b, uint32_t node, const mp_gnode *gnode, const mp_index *index)
+{
+    const mp_index *anchor = in_group(b, node) ? b->anchor[b->region->slot[node]] : NULL;
+    if (!anchor || b->pred != MP_NO_KID || memcmp(anchor, index, sizeof *index) != 0) return fail(b);
+    mp_kexpr e = blank(MP_K_TILE, MP_F32);
+    e.deps = all_loops(b);
+    e.cost = 1;
+    mp_kid sum = intern(b, &e);
+    if (gnode->args[2].kind != MP_ARG_VALUE || b->failed) return sum;
+    mp_index *at = MP_NEW(b->pool, mp_index, 1);
+    at->ndim = 1;
+    at->dim[0] = index->dim[1];
+    return op2(b, MP_K_ADD, sum, eval_value(b, gnode->args[2].value, at));
+}
+
 /* The result `value` of a node of the group (or a constant) at an index. */
 static mp_kid eval_owner(builder *b, mp_val value, const mp_index *index)
 {
@@ -707,6 +725,7 @@ static mp_kid eval_owner(builder *b, mp_val value, const mp_index *index)
     case MP_OP_VAR: x = eval_var(b, gnode, index, b->graph->nodes[node].n_values == 2 ? which : 0); break;
     case MP_OP_CAT: x = eval_cat(b, gnode, index); break;
     case MP_OP_PAD: x = eval_pad(b, gnode, index); break;
+    case MP_OP_CONV: x = eval_conv(b, node, gnode, index); break;
     default: x = fail(b);
     }
     b->depth--;
@@ -746,9 +765,40 @@ static mp_kid eval_value(builder *b, mp_val value, const mp_index *index)
 
 /* -- Building ------------------------------------------------------------------------------------------------------ */
 
+/* With a convolution in the group the loops are the dims of its result. Its input and weight must come from outside. Returns false
+** if there is none. */
+static bool choose_conv_loops(builder *b, mp_loops *loops, uint32_t *seed)
+{
+    const mp_gnode *conv = NULL;
+    bool others = false;
+    for (uint32_t i = 0; i < b->n_nodes; i++) {
+        mp_op_class class_ = b->region->ops[b->nodes[i]]->class_;
+        others |= class_ == MP_OP_REDUCE || class_ == MP_OP_VAR || (class_ == MP_OP_CONV && conv);
+        if (class_ == MP_OP_CONV) conv = &b->graph->nodes[ *seed = b->nodes[i]];
+    }
+    if (!conv) return false;
+    const mp_meta *meta = &b->graph->metas[conv->first];
+    memset(loops, 0, sizeof *loops);
+    loops->split = -1;
+    loops->n = (uint32_t)meta->ndim;
+    for (int d = 0; d < meta->ndim; d++) loops->extent[d] = meta->size[d];
+    b->conv = MP_NEW(b->pool, mp_conv, 1);
+    b->failed = others || !mp_conv_describe(b->graph, conv, b->conv);
+    for (int i = 0; i < 2; i++) {
+        mp_val owner = b->region->owner[conv->args[i].value];
+        int64_t offset = b->graph->metas[conv->args[i].value].offset - b->graph->metas[owner].offset;
+        *(i ? &b->conv->w_offset : &b->conv->x_offset) = offset;
+        if (in_group(b, b->graph->node_of[owner])) b->failed = true;
+        b->operands[i] = owner;
+    }
+    return true;
+}
+
 /* The node whose shape gives the loops, and these loops. */
 static uint32_t choose_loops(builder *b, mp_loops *loops)
 {
+    uint32_t conv;
+    if (choose_conv_loops(b, loops, &conv)) return conv;
     int64_t most = -1;
     uint32_t seed = b->nodes[0];
     bool reduces = false;
@@ -842,8 +892,11 @@ mp_kir *mp_fuse_build(mp_region *region, const uint32_t *nodes, uint32_t n, mp_p
         b.cap_exprs = b.cap_stores = b.cap_buffers = 0;
         b.depth = 0;
         b.pred = MP_NO_KID;
+        b.kir->conv = b.conv;
+        for (int i = 0; i < 2 && b.conv; i++) buffer_of(&b, b.operands[i]);
         find_anchors(&b, seed);
         if (b.loops.split < 0) build_stores(&b);
+        if (b.conv && b.loops.split >= 0) return NULL;
         if (b.loops.split >= 0) {
             b.failed = !mp_loops_split(&b.loops);
             continue;
@@ -852,6 +905,7 @@ mp_kir *mp_fuse_build(mp_region *region, const uint32_t *nodes, uint32_t n, mp_p
         b.kir->n_loops = b.loops.n;
         memcpy(b.kir->extent, b.loops.extent, sizeof b.loops.extent);
         b.kir->reduced = b.loops.reduced;
+        if (b.conv) return mp_fuse_conv_loops(b.kir) ? b.kir : NULL;
         mp_fuse_order_loops(b.kir);
         return b.kir;
     }

@@ -118,3 +118,31 @@ void mp_fuse_order_loops(mp_kir *kir)
     for (uint32_t i = 0; i < kir->n_loops; i++)
         if ((kir->reduced >> i & 1) == vector_reduced) kir->vector = (int)i;
 }
+
+/* Let the dims of space run as one loop. */
+static bool join_space(const mp_kir *kir, mp_affine *at)
+{
+    int64_t rows = kir->conv->oh, columns = kir->conv->ow;
+    bool two = kir->n_loops == 4;
+    int64_t row = two ? at->coef[2] : 0, column = at->coef[two ? 3 : 2];
+    if (rows > 1 && columns > 1 && row != column * columns) return false;
+    at->coef[2] = columns > 1 ? column : row;
+    at->coef[3] = 0;
+    return true;
+}
+
+bool mp_fuse_conv_loops(mp_kir *kir)
+{
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        mp_kexpr *e = &kir->exprs[i];
+        if ((e->op == MP_K_LOAD || e->op == MP_K_INDEX) && !join_space(kir, &e->at)) return false;
+        if (e->deps & 8) e->deps = (e->deps & 7) | 4;
+    }
+    for (uint32_t i = 0; i < kir->n_stores; i++)
+        if (!join_space(kir, &kir->stores[i].at)) return false;
+    kir->n_loops = 3;
+    kir->extent[2] = kir->conv->oh * kir->conv->ow;
+    kir->extent[3] = 0;
+    kir->vector = 2;
+    return true;
+}

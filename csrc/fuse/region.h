@@ -38,4 +38,8 @@ uint32_t mp_fuse_group(mp_region *region);
 /* Order the loops of a finished kernel, join loops that run through memory together, choose the vector loop. */
 void mp_fuse_order_loops(mp_kir *kir);
 
+/* The loops of a convolution's kernel, which are its result's dims, as image, channel and position. False if they do not all
+** run over positions in one step. */
+bool mp_fuse_conv_loops(mp_kir *kir);
+
 #endif

@@ -2,6 +2,7 @@
 #include "fuse/region.h"
 #include "fuse/memory.h"
 #include "codegen/codegen.h"
+#include "codegen/conv.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -136,7 +137,8 @@ static void drop_unused(mp_region *region)
                 uint32_t user = region->users[value][u];
                 bool computes = region->group_of[user] != MP_NO_GROUP;
                 /* kernels compute constants by themselves; only operators need them in memory */
-                used |= region->ops[user]->class_ == MP_OP_EXTERN || (computes && !region->constant[i]);
+                used |= region->ops[user]->class_ == MP_OP_EXTERN || region->ops[user]->class_ == MP_OP_CONV ||
+                        (computes && !region->constant[i]);
             }
         }
         if (!used) region->group_of[i] = MP_NO_GROUP;
@@ -227,18 +229,24 @@ static void emit_views(scheduler *s, const mp_arg *args, uint32_t n)
 }
 
 /* Print a kernel into the source, or find one with the same text: equal layers of a model share their kernels. Returns the name of
-** the function. */
+** the function, NULL for a convolution with nothing to do on its sums. */
 static const char *print_kernel(scheduler *s, const mp_kir *kir, mp_codegen_launch *launch)
 {
     mp_pool *pool = &s->own->pool;
     mp_text text = {.pool = pool};
-    mp_codegen_c(kir, s->options->vector_bits, &text, launch);
-    const char *body = strchr(text.chars, '(');
+    bool prints = true;
+    if (kir->conv) {
+        prints = mp_codegen_conv(kir, &text, launch);
+    } else {
+        mp_codegen_c(kir, s->options->vector_bits, &text, launch);
+    }
+    const char *body = prints ? strchr(text.chars, '(') : "";
     uint32_t n = s->own->schedule.n_kernels, same = 0;
     while (same < n && strcmp(s->bodies[same], body) != 0) same++;
     MP_GROW(pool, s->bodies, n, s->cap_bodies);
     s->bodies[n] = body;
-    if (same < n) return s->kernels[same].name;
+    if (!prints) return NULL;
+    if (same < n) return s->kernels[same].function;
     mp_text_add(&s->source, "%s", text.chars);
     return kir->name;
 }
@@ -249,7 +257,7 @@ static void emit_kernel(scheduler *s, uint32_t group)
     mp_region *region = s->region;
     mp_kir *kir = mp_fuse_build(region, s->members[group], s->n_members[group], pool);
     if (!kir) longjmp(s->own->escape, 2); /* it could be built when the group was made */
-    kir->name = mp_pool_printf(pool, "mp_k%u", s->own->schedule.n_kernels);
+    kir->name = mp_pool_printf(pool, kir->conv ? "mp_c%u" : "mp_k%u", s->own->schedule.n_kernels);
     mp_val *values = MP_NEW(pool, mp_val, kir->n_buffers + 1);
     bool *written = MP_NEW(pool, bool, kir->n_buffers + 1);
     for (uint32_t i = 0; i < kir->n_buffers; i++) {
@@ -263,15 +271,17 @@ static void emit_kernel(scheduler *s, uint32_t group)
     }
     const char **ops = MP_NEW(pool, const char *, s->n_members[group] + 1);
     for (uint32_t i = 0; i < s->n_members[group]; i++) ops[i] = region->graph->nodes[s->members[group][i]].op;
-    mp_codegen_launch launch;
-    kir->name = print_kernel(s, kir, &launch);
+    mp_codegen_launch launch, cuda_launch;
+    const char *function = print_kernel(s, kir, &launch);
+    if (function) kir->name = function;
     mp_text cuda = {.pool = pool};
-    mp_codegen_launch cuda_launch;
-    bool covered = mp_codegen_cuda(kir, &cuda, &cuda_launch);
+    bool covered = !kir->conv && mp_codegen_cuda(kir, &cuda, &cuda_launch);
     MP_GROW(pool, s->own->kirs, s->n_kirs, s->cap_kirs);
     s->own->kirs[s->n_kirs++] = kir;
     MP_GROW(pool, s->kernels, s->own->schedule.n_kernels, s->cap_kernels);
     s->kernels[s->own->schedule.n_kernels] = (mp_kernel){.name = kir->name,
+                                                         .function = function,
+                                                         .conv = kir->conv,
                                                          .n_buffers = kir->n_buffers,
                                                          .values = values,
                                                          .written = written,

@@ -5,6 +5,7 @@
 */
 #ifndef MP_FUSE_SCHEDULE_H
 #define MP_FUSE_SCHEDULE_H
+#include "ir/conv.h"
 #include "ir/graph.h"
 
 /* Where a value lives while the plan runs. */
@@ -26,16 +27,18 @@ typedef struct {
     mp_meta meta;         /* may differ from the graph's strides for values that nobody outside sees */
 } mp_place;
 
-/* A generated kernel: void NAME(void *const *buffers, int64_t begin, int64_t end). buffers[i] points at element 0 of the
+/* A generated kernel: void FUNCTION(void *const *buffers, int64_t begin, int64_t end). buffers[i] points at element 0 of the
 ** storage view of value `values[i]` (offset applied). It computes the outer iterations [begin, end) of [0, extent); disjoint
 ** ranges may run on different threads. It never allocates, never fails, and reads nothing it was not given. */
 typedef struct {
-    const char *name;
+    const char *name, *function;
     uint32_t n_buffers;
     const mp_val *values;    /* [n_buffers] */
     const bool *written;     /* [n_buffers] */
     int64_t extent;          /* outer iterations */
     int64_t grain;           /* fewest outer iterations worth a thread */
+    const mp_conv *conv;     /* NULL, or: the library's convolution of values 0 and 1, which calls FUNCTION (an
+                               ** mp_conv_epilogue) with its sums, or, if that is NULL, stores them to value 2 */
     const char *const *ops;  /* NULL-terminated: names of the operators in it, for people */
     const char *cuda_source; /* the same kernel as CUDA C, or NULL where the CUDA printer does not cover its form:
                                ** __global__ void NAME(buffer 0, buffer 1, ...), each a pointer */

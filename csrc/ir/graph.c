@@ -156,13 +156,15 @@ static int build_meta(owner *own, PyObject *tuple, mp_meta *out)
 
 static int build_node(owner *own, PyObject *tuple, mp_gnode *out, uint32_t number)
 {
-    PyObject *op, *target, *args, *metas;
+    PyObject *op, *target, *args, *metas, *form = NULL;
     if (!PyTuple_Check(tuple)) {
         PyErr_SetString(PyExc_TypeError, "a node is no tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(tuple, "UOO!O!", &op, &target, &PyTuple_Type, &args, &PyTuple_Type, &metas)) return -1;
+    if (!PyArg_ParseTuple(tuple, "UOO!O!|U", &op, &target, &PyTuple_Type, &args, &PyTuple_Type, &metas, &form))
+        return -1;
     if (!(out->op = copy_str(own, op))) return -1;
+    if (form && !(out->form = copy_str(own, form))) return -1;
     if (target != Py_None) {
         keep(own, target);
         out->target = target;

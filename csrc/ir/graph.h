@@ -75,6 +75,7 @@ typedef struct mp_arg {
 typedef struct {
     const char *op;   /* "aten.add.Tensor"; "placeholder" for inputs (one value each, in order) */
     PyObject *target; /* the OpOverload, borrowed from the graph; NULL for placeholders */
+    const char *form; /* which of its kernels computes it, as was chosen by measurement ("direct"), or NULL */
     uint32_t n_args;
     const mp_arg *args;       /* in schema order, keyword-only ones included, defaults filled in */
     uint32_t first, n_values; /* values [first, first + n_values) */
@@ -90,6 +91,7 @@ typedef struct {
 
 /* Build from a description: (nodes, outputs), both tuples.
 **   nodes:   tuple of (op: str, target: OpOverload | None, args: tuple, metas: tuple) in topological order, placeholders first;
+**            a fifth item, a str, is the form of the node's kernel;
 **   metas:   one entry per tensor result: (dtype_code: int, device_type: int, sizes: tuple, strides: tuple, offset: int);
 **   args:    None, int, float, bool, str, complex, list/tuple of those, ("v", i) for value i, ("dtype", code), ("layout", code),
 **            ("device", type), ("memory_format", code), or ("obj", object);

@@ -4,7 +4,8 @@
 const mp_kop_info mp_kops[MP_K_COUNT] = {
     [MP_K_CONST] = {"const", 0, false, 0},     [MP_K_LOAD] = {"load", 0, false, 1},
     [MP_K_INDEX] = {"index", 0, false, 1},     [MP_K_CAST] = {"cast", 1, false, 1},
-    [MP_K_ROUND16] = {"round16", 1, false, 3}, [MP_K_REDUCE] = {"reduce", 1, false, 0},
+    [MP_K_ROUND16] = {"round16", 1, false, 3}, [MP_K_TILE] = {"tile", 0, false, 1},
+    [MP_K_REDUCE] = {"reduce", 1, false, 0},
 #define RESULT_SAME false
 #define RESULT_BOOL true
 #define MP_KOP(code, name, arity, result, weight) [MP_K_##code] = {name, arity, RESULT_##result, weight},
@@ -45,6 +46,7 @@ static void dump_affine(const mp_kir *kir, const mp_affine *at, mp_text *text)
 void mp_kir_dump(const mp_kir *kir, mp_text *text)
 {
     mp_text_add(text, "kernel %s\n", kir->name);
+    if (kir->conv) mp_conv_dump(kir->conv, text);
     for (uint32_t i = 0; i < kir->n_loops; i++)
         mp_text_add(text, "  loop i%u < %lld%s%s\n", i, (long long)kir->extent[i],
                     kir->reduced >> i & 1 ? " reduced" : "", (int)i == kir->vector ? " vector" : "");

@@ -8,6 +8,7 @@
 */
 #ifndef MP_IR_KERNEL_IR_H
 #define MP_IR_KERNEL_IR_H
+#include "ir/conv.h"
 #include "ir/graph.h"
 #include "ir/pool.h"
 
@@ -25,6 +26,7 @@ typedef enum {
     MP_K_INDEX,
     MP_K_CAST,
     MP_K_ROUND16,
+    MP_K_TILE, /* the convolution's sum at this point, of kernels that have one */
     MP_K_REDUCE,
 #define MP_KOP(code, name, arity, result, weight) MP_K_##code,
 #include "ir/kernel_ops.h"
@@ -84,6 +86,9 @@ typedef struct {
     mp_kbuffer *buffers;
     mp_kstore *stores;
     uint16_t n_passes; /* 0 without reductions */
+    const mp_conv
+        *conv; /* NULL, or the convolution whose sums it works on: loops are image, channel, position; buffers 0
+                         ** and 1 are its input and weight */
 } mp_kir;
 
 /* What is 2^k - 1 for the kept loops' bits and the reduced ones'. */

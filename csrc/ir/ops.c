@@ -202,6 +202,7 @@ static const mp_op table[] = {
     /* pieces */
     {"aten.cat.default", MP_OP_CAT, 0, NULL, 0, false},
     {"aten.constant_pad_nd.default", MP_OP_PAD, 0, NULL, 0, false},
+    {"aten.convolution.default", MP_OP_CONV, 0, NULL, 0, false},
 };
 
 static const mp_op external = {"", MP_OP_EXTERN, 0, NULL, 0, false};
@@ -347,6 +348,8 @@ const mp_op *mp_op_find(const mp_graph *graph, const mp_gnode *node)
             if (meta->size[d] > 1 && meta->stride[d] == 0) return &external;
     }
     if (!args_known(graph, node->args, node->n_args, first->device)) return &external;
+    mp_conv conv;
+    if (row->class_ == MP_OP_CONV) return mp_conv_describe(graph, node, &conv) ? row : &external;
     if (row->class_ == MP_OP_POINT) return point_covered(graph, node, row) ? row : &external;
     if (row->class_ == MP_OP_PAD || row->class_ == MP_OP_CAT) return row;
     if (node->args[0].kind != MP_ARG_VALUE) return &external;

@@ -12,6 +12,7 @@ typedef enum {
     MP_OP_VAR,    /* variance, and variance with mean, by two passes */
     MP_OP_CAT,    /* pieces along a dim */
     MP_OP_PAD,    /* a constant around */
+    MP_OP_CONV,   /* a convolution of which node->form says that a kernel computes it */
 } mp_op_class;
 
 typedef struct {

@@ -2,11 +2,13 @@
 #include "run/plan_inside.h"
 
 #include "run/compiler.h"
+#include "run/conv.h"
 
 /* State of one compilation. */
 typedef struct {
     mp_plan *plan;
     mp_reason *why;
+    int vector_bits;
     mp_insn *draft; /* owned: instructions without releases */
     uint32_t n_draft, draft_size;
     uint8_t *made; /* owned [n_values]: storage or view handle exists at this point of the draft */
@@ -163,12 +165,21 @@ static int emit_kernel(build *b, uint32_t number)
     const mp_kernel *kernel = &schedule->kernels[number];
     mp_kernel_call *call = &plan->calls[plan->n_calls];
     mp_buffer *buffers = mp_store_alloc(&plan->store, (kernel->n_buffers + 1) * sizeof *buffers);
-    uint32_t first = mp_words_add(&plan->words, kernel->n_buffers);
+    uint32_t lead = kernel->conv ? 1 : 0, first = mp_words_add(&plan->words, kernel->n_buffers + lead);
     if (!buffers || first == UINT32_MAX) return no_memory(b);
-    void *function = mp_code_symbol(plan->code, kernel->name);
-    if (!function) {
-        mp_reason_set(b->why, MP_REASON_COMPILE_FAILED, "kernel %s is missing", kernel->name);
+    void *function = kernel->function ? mp_code_symbol(plan->code, kernel->function) : NULL;
+    if (!function && kernel->function) {
+        mp_reason_set(b->why, MP_REASON_COMPILE_FAILED, "kernel %s is missing", kernel->function);
         return -1;
+    }
+    if (kernel->conv) {
+        mp_conv_call *conv = mp_store_alloc(&plan->store, sizeof *conv);
+        if (!conv) return no_memory(b);
+        conv->conv = *kernel->conv;
+        memcpy(&conv->epilogue, &function, sizeof function);
+        conv->scratch = mp_conv_scratch;
+        plan->words.words[first] = (uint64_t)(uintptr_t)conv;
+        if (!(function = mp_conv_function(b->vector_bits, b->why))) return -1;
     }
     *call = (mp_kernel_call){.number = number,
                              .first_word = first,
@@ -185,7 +196,7 @@ static int emit_kernel(build *b, uint32_t number)
             mp_reason_set(b->why, MP_REASON_INTERNAL, "buffer %u of %s has no place", k, kernel->name);
             return -1;
         }
-        buffers[k] = (mp_buffer){first + k, root, offset - root_offset};
+        buffers[k] = (mp_buffer){first + lead + k, root, offset - root_offset};
         if (kernel->written[k] && emit_storage(b, root) < 0) return -1;
     }
     plan->n_calls++;
@@ -318,10 +329,10 @@ void mp_plan_free(mp_plan *plan)
 }
 
 /* Everything after the schedule is known. On failure the plan is left for mp_plan_destroy. */
-static int plan_build(mp_plan *plan, mp_reason *why)
+static int plan_build(mp_plan *plan, int vector_bits, mp_reason *why)
 {
     uint32_t n = plan->graph->n_values;
-    build b = {.plan = plan, .why = why, .made = calloc(n + 1, 1)};
+    build b = {.plan = plan, .why = why, .vector_bits = vector_bits, .made = calloc(n + 1, 1)};
     plan->needs = mp_store_alloc(&plan->store, n + 1);
     plan->roots = mp_store_alloc(&plan->store, (n + 1) * sizeof *plan->roots);
     int result = b.made && plan->needs && plan->roots ? 0 : no_memory(&b);
@@ -346,9 +357,8 @@ static mp_plan *plan_try(mp_graph *graph, const mp_fuse_options *options, mp_rea
     plan->graph = graph;
     plan->schedule = mp_fuse_schedule(graph, options, why);
     if (plan->schedule &&
-        (!plan->schedule->n_kernels ||
-         (plan->code = mp_code_load(plan->schedule->source, options->vector_bits, why))) &&
-        plan_build(plan, why) == 0)
+        (!*plan->schedule->source || (plan->code = mp_code_load(plan->schedule->source, options->vector_bits, why))) &&
+        plan_build(plan, options->vector_bits, why) == 0)
         return plan;
     if (why->code == MP_REASON_NONE) mp_reason_set(why, MP_REASON_INTERNAL, "no schedule");
     plan->graph = NULL;

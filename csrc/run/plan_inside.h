@@ -16,7 +16,8 @@ typedef struct {
 typedef struct {
     mp_kernel_fn function;
     uint32_t number; /* of the schedule's kernel */
-    uint32_t first_word, n_buffers;
+    uint32_t first_word,
+        n_buffers;            /* words from first_word are passed; a convolution's first one is its mp_conv_call */
     const mp_buffer *buffers; /* [n_buffers] */
     int64_t extent, grain;
 } mp_kernel_call;

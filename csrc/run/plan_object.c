@@ -267,6 +267,8 @@ static PyObject *cache_dir(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+static PyObject *compiler_usable(PyObject *module, PyObject *unused) { return PyBool_FromLong(mp_compiler_usable()); }
+
 static PyObject *cpu_info(PyObject *module, PyObject *unused) { return mp_cpu_info(); }
 
 /* For tests: load `source` as a plan's code is, and keep it loaded. Returns (source path, address of function `symbol`). */
@@ -287,6 +289,7 @@ static PyMethodDef functions[] = {
     {"compile_graph", (PyCFunction)(void *)compile_graph, METH_VARARGS | METH_KEYWORDS,
      "compile_graph(nodes, outputs, fuse=True) -> Plan. RuntimeError says why a graph cannot be compiled."},
     {"cache_dir", cache_dir, METH_NOARGS, "Directory of the kernel cache, or None without a home directory."},
+    {"compiler_usable", compiler_usable, METH_NOARGS, "Is there a C compiler? Says so once if there is none."},
     {"cpu_info", cpu_info, METH_NOARGS, "The CPU that kernels are compiled for: model, vector_bits."},
     {"_run_load_code", load_code, METH_VARARGS, NULL},
     {NULL},

@@ -1,0 +1,122 @@
+/* Convolution: geometry, and how the work is divided. */
+#include "ir/conv.h"
+#include "ir/kernel_ir.h"
+
+#include <string.h>
+
+#define VECTOR 16          /* lanes of the widest vector unit; no harm with shorter ones */
+#define MANY_POSITIONS 128 /* from which on each image has panels of its own */
+#define PANEL 384
+#define SCRATCH (1 << 19) /* floats that an input panel may take */
+#define BLOCK 24          /* output channels: a multiple of what the tiles take */
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* -- Geometry ------------------------------------------------------------------------------------------------------ */
+
+/* Do the last dims, from `from` on, lie in row-major order without gaps? */
+static bool dense(const mp_meta *meta, int from)
+{
+    int64_t step = 1;
+    for (int d = meta->ndim; d-- > from;) {
+        if (meta->size[d] > 1 && meta->stride[d] != step) return false;
+        step *= meta->size[d];
+    }
+    return true;
+}
+
+/* The last one or two numbers of a list (of one: for both) as rows and columns. With one dim of space, rows are `single`. */
+static bool pair(const mp_arg *arg, int space, int64_t single, int64_t *rows, int64_t *columns)
+{
+    if (arg->kind != MP_ARG_LIST || arg->list.n == 0 || arg->list.n > 2) return false;
+    for (uint32_t i = 0; i < arg->list.n; i++)
+        if (arg->list.items[i].kind != MP_ARG_INT) return false;
+    *columns = arg->list.items[arg->list.n - 1].i;
+    *rows = space == 1 ? single : arg->list.items[0].i;
+    return true;
+}
+
+static bool read_sizes(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
+{
+    const mp_meta *x = &graph->metas[node->args[0].value], *w = &graph->metas[node->args[1].value];
+    const mp_meta *y = &graph->metas[node->first];
+    int space = x->ndim - 2;
+    if ((space != 1 && space != 2) || w->ndim != x->ndim || y->ndim != x->ndim) return false;
+    if (x->dtype != MP_F32 || w->dtype != MP_F32 || y->dtype != MP_F32 || x->device != 0) return false;
+    if (!dense(x, 2) || !dense(w, 0) || !dense(y, 0)) return false;
+    int last = x->ndim - 1;
+    out->n = x->size[0], out->ci = x->size[1], out->co = w->size[0];
+    out->h = space == 1 ? 1 : x->size[2], out->w = x->size[last];
+    out->kh = space == 1 ? 1 : w->size[2], out->kw = w->size[last];
+    out->oh = space == 1 ? 1 : y->size[2], out->ow = y->size[last];
+    out->x_image = x->stride[0], out->x_channel = x->stride[1];
+    return w->size[1] == out->ci && y->size[0] == out->n && y->size[1] == out->co;
+}
+
+/* -- Division ------------------------------------------------------------------------------------------------------ */
+
+static void divide(mp_conv *c)
+{
+    int64_t positions = c->oh * c->ow, taps = c->kh * c->kw;
+    bool steps = c->sh != 1 || c->sw != 1;
+    c->merged = positions < MANY_POSITIONS;
+    if (taps == 1 && !steps && !c->ph && !c->pw && positions >= 2 * VECTOR) {
+        c->form = MP_CONV_DIRECT;
+        c->merged = 0;
+    } else if (!steps && taps > 1 && taps <= 64 && !c->merged) {
+        c->form = MP_CONV_SHIFTED;
+    } else {
+        c->form = MP_CONV_COLUMNS;
+    }
+    int64_t total = c->merged ? c->n * positions : positions;
+    /* floats of an input panel: `each` for a position, and rows around it */
+    int64_t each = c->form == MP_CONV_DIRECT ? 1 : c->ci * (c->form == MP_CONV_SHIFTED ? c->kw : taps);
+    int64_t around = c->form == MP_CONV_SHIFTED ? ((c->kh - 1) * c->dh + 2) * c->ow : 0;
+    int64_t most = SCRATCH / each - around;
+    c->panel = min64(PANEL, most < 4 * VECTOR ? 4 * VECTOR : most);
+    if (c->panel < total) {
+        int64_t n = ceil_div(total, c->panel); /* panels of about one size, in whole pairs of vectors */
+        c->panel = ceil_div(ceil_div(total, n), 2 * VECTOR) * 2 * VECTOR;
+    }
+    c->panel = min64(c->panel, total);
+    c->n_panels = ceil_div(total, c->panel);
+    c->block = min64(BLOCK, c->co);
+    c->n_blocks = ceil_div(c->co, c->block);
+    int64_t wide = ceil_div(c->panel, VECTOR) * VECTOR;
+    c->scratch = (c->form == MP_CONV_DIRECT ? 0 : each * (wide + around)) + 12 * wide + 8 * VECTOR;
+}
+
+bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
+{
+    memset(out, 0, sizeof *out);
+    if (!node->form || strcmp(node->form, "direct") != 0 || node->n_args != 9) return false;
+    const mp_arg *args = node->args, *transposed = &args[6], *groups = &args[8];
+    if (args[0].kind != MP_ARG_VALUE || args[1].kind != MP_ARG_VALUE) return false;
+    if (args[2].kind == MP_ARG_VALUE) {
+        const mp_meta *bias = &graph->metas[args[2].value];
+        if (bias->dtype != MP_F32 || bias->ndim != 1) return false;
+    } else if (args[2].kind != MP_ARG_NONE) {
+        return false;
+    }
+    if (transposed->i != 0 || groups->kind != MP_ARG_INT || groups->i != 1) return false;
+    if (!read_sizes(graph, node, out)) return false;
+    int space = graph->metas[args[0].value].ndim - 2;
+    if (!pair(&args[3], space, 1, &out->sh, &out->sw) || !pair(&args[4], space, 0, &out->ph, &out->pw) ||
+        !pair(&args[5], space, 1, &out->dh, &out->dw))
+        return false;
+    if (out->sh < 1 || out->sw < 1 || out->ph < 0 || out->pw < 0 || out->dh < 1 || out->dw < 1) return false;
+    if (out->oh != (out->h + 2 * out->ph - out->dh * (out->kh - 1) - 1) / out->sh + 1) return false;
+    if (out->ow != (out->w + 2 * out->pw - out->dw * (out->kw - 1) - 1) / out->sw + 1) return false;
+    divide(out);
+    return true;
+}
+
+void mp_conv_dump(const mp_conv *c, mp_text *text)
+{
+    static const char *const forms[] = {"direct", "shifted", "columns"};
+    mp_text_add(text,
+                "  convolution %lldx%lldx%lldx%lld with %lldx%lldx%lldx%lld, %s: panels of %lld, blocks of %lld\n",
+                (long long)c->n, (long long)c->ci, (long long)c->h, (long long)c->w, (long long)c->co, (long long)c->ci,
+                (long long)c->kh, (long long)c->kw, forms[c->form], (long long)c->panel, (long long)c->block);
+}

@@ -1,0 +1,39 @@
+/* Convolution: what a kernel must know of one, and how its work is divided.
+**
+** The numbers are read by the library of codegen/conv_library.c, whose text declares the same structure from the same list.
+*/
+#ifndef MP_IR_CONV_H
+#define MP_IR_CONV_H
+#include "ir/graph.h"
+#include "ir/pool.h"
+
+/* n images of ci channels, h x w, at x + x_offset; co x ci x kh x kw weights at w + w_offset; n x co x oh x ow sums. Strides s,
+** padding p, dilation d for rows and columns. Work item i computes channel block i % n_blocks (of `block`) of panel i / n_blocks
+** (of `panel` output positions): panels run over one image after the other or, `merged`, over all positions of all images. */
+/* clang-format off */
+#define MP_CONV_FIELDS(F) \
+    F(n) F(ci) F(h) F(w) F(co) F(oh) F(ow) F(kh) F(kw) F(sh) F(sw) F(ph) F(pw) F(dh) F(dw) \
+    F(x_offset) F(x_image) F(x_channel) F(w_offset) \
+    F(form) F(merged) F(panel) F(block) F(n_panels) F(n_blocks) F(scratch)
+/* clang-format on */
+
+typedef struct {
+#define F(name) int64_t name;
+    MP_CONV_FIELDS(F)
+#undef F
+} mp_conv;
+
+/* How the input comes into the lanes. */
+enum {
+    MP_CONV_DIRECT,  /* as it is: 1x1 */
+    MP_CONV_SHIFTED, /* once for each column of the weight, with zeros around; rows are offsets */
+    MP_CONV_COLUMNS, /* once for each element of the weight */
+};
+
+/* Fill *out from the node. False if kernels do not cover it (types, layouts, groups) or node->form wants none. */
+bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out);
+
+/* One line for people. */
+void mp_conv_dump(const mp_conv *conv, mp_text *text);
+
+#endif

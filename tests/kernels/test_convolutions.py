@@ -1,0 +1,288 @@
+"""Convolutions by kernels of magpy's own: against double precision over many geometries, with what is fused behind
+them, and where they must leave the work to the operator."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import magpy
+from magpy import _C, aten_rewrites, choices
+from magpy.aten_graph import Graph, Node, Val, describe
+
+FORMS = ("direct",)
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    """Nothing is measured: each convolution takes the first form that there is a kernel for."""
+    monkeypatch.setattr(choices, "choose", lambda what, make: next(iter(make())))
+
+
+def plan_of(form, x, w, bias, stride, padding, dilation):
+    """A plan that is nothing but the convolution."""
+    dims = x.ndim - 2
+    args = [[n] * dims if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
+    wanted = torch.ops.aten.convolution.default(x, w, bias, *args, False, [0] * dims, 1)
+    graph = Graph()
+    operands = [
+        t if t is None else graph.add_placeholder((t.dtype, t.device, tuple(t.shape), t.stride(), 0))
+        for t in (x, w, bias)
+    ]
+    node = Node(torch.ops.aten.convolution.default, (*operands, *args, False, [0] * dims, 1))
+    node.form = form
+    node.vals = [Val(node, 0, (wanted.dtype, wanted.device, tuple(wanted.shape), wanted.stride(), 0))]
+    graph.nodes, graph.outputs = [node], [node.val]
+    return _C.compile_graph(*describe(graph)), wanted
+
+
+def check(form, x, w, bias, stride=1, padding=0, dilation=1):
+    plan, eager = plan_of(form, x, w, bias, stride, padding, dilation)
+    assert [s[0] for s in plan.steps if s[0] != "alloc"] == ["kernel"]
+    (got,) = plan([t for t in (x, w, bias) if t is not None])
+    conv = F.conv2d if x.ndim == 4 else F.conv1d
+    exact = conv(x.double(), w.double(), None if bias is None else bias.double(), stride, padding, dilation)
+    assert got.shape == exact.shape and got.stride() == eager.stride()
+    scale = conv(x.double().abs(), w.double().abs(), None, stride, padding, dilation).max().item() + 1
+    limit = 6e-8 * scale * (2 + math.sqrt(w[0].numel()) / 2)
+    assert (got.double() - exact).abs().max().item() <= limit
+
+
+GEOMETRIES = [
+    # n, ci, h, w, co, kh, kw, stride, padding, dilation
+    (1, 1, 1, 1, 1, 1, 1, 1, 0, 1),
+    (3, 1, 5, 7, 1, 3, 3, 1, 1, 1),
+    (1, 3, 31, 33, 13, 7, 7, 2, 3, 1),
+    (2, 5, 8, 4, 12, 1, 1, 1, 0, 1),
+    (3, 17, 4, 4, 16, 3, 3, 1, 1, 1),
+    (1, 64, 12, 13, 24, 3, 3, 1, 1, 1),
+    (1, 8, 40, 41, 20, 5, 5, 1, 2, 1),
+    (2, 7, 23, 19, 9, 3, 5, (2, 1), (1, 2), 1),
+    (1, 6, 30, 30, 10, 3, 3, 1, 2, 2),
+    (1, 6, 30, 30, 10, 3, 3, 1, 0, 1),
+    (1, 6, 30, 30, 10, 3, 3, 1, 2, 1),
+    (2, 4, 17, 18, 36, 1, 1, 2, 0, 1),
+    (1, 2, 9, 200, 25, 3, 3, 3, 4, 2),
+    (1, 4, 16, 25, 8, 1, 1, 1, 1, 1),
+    (1, 2, 70, 3, 5, 3, 3, 1, 1, 1),
+    (1, 2, 3, 130, 5, 3, 3, 1, 5, 1),
+    (1, 3, 20, 20, 70, 20, 20, 1, 0, 1),
+    (1, 2, 40, 40, 3, 9, 9, 1, 4, 1),
+    (2, 30, 20, 21, 50, 1, 1, 1, 0, 1),
+    (1, 600, 14, 14, 12, 3, 3, 1, 1, 1),
+    (1, 12, 1, 50, 30, 1, 3, 1, (0, 1), 1),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_sums_are_as_exact_as_floats_are(form, geometry, with_bias):
+    n, ci, h, w, co, kh, kw, *rest = geometry
+    torch.manual_seed(0)
+    check(form, torch.randn(n, ci, h, w), torch.randn(co, ci, kh, kw), torch.randn(co) if with_bias else None, *rest)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_geometries(seed):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    for _ in range(6):
+        kh, kw, stride, dilation = (rng.choice(c) for c in ([1, 2, 3, 4], [1, 2, 3, 5], [1, 1, 1, 2, 3], [1, 1, 2]))
+        padding = (rng.randint(0, kh), rng.randint(0, kw))
+        h, w = (rng.randint(max(1, (k - 1) * dilation + 1 - 2 * p), 40) for k, p in zip((kh, kw), padding, strict=True))
+        x = torch.randn(rng.randint(1, 3), rng.randint(1, 20), h, w)
+        weight = torch.randn(rng.randint(1, 40), x.shape[1], kh, kw)
+        check(
+            "direct", x, weight, torch.randn(weight.shape[0]) if rng.random() < 0.5 else None, stride, padding, dilation
+        )
+
+
+@pytest.mark.parametrize(
+    "n, ci, length, co, k, stride, padding", [(2, 3, 50, 7, 3, 1, 1), (1, 8, 400, 16, 5, 2, 0), (3, 4, 9, 5, 1, 1, 0)]
+)
+def test_one_dimension(n, ci, length, co, k, stride, padding):
+    check("direct", torch.randn(n, ci, length), torch.randn(co, ci, k), torch.randn(co), stride, padding)
+
+
+@pytest.mark.parametrize("n, size", [(1, 15), (2, 12), (3, 7)])
+@pytest.mark.parametrize("k, stride", list(itertools.product([1, 3], [1, 2])))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_inf_reach_what_they_reach_in_eager(n, size, k, stride, value):
+    x, w = torch.randn(n, 5, size, size), torch.randn(13, 5, k, k)
+    x[0, 2, 4, 5] = value
+    x[-1, 0, 0, 0] = value
+    w[3] = 0.0
+    plan, eager = plan_of("direct", x, w, None, stride, k // 2, 1)
+    (got,) = plan([x, w])
+    assert torch.equal(got.isnan(), eager.isnan()) and torch.equal(got.isinf(), eager.isinf())
+    torch.testing.assert_close(got, eager, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+# -- In programs ------------------------------------------------------------------------------------------------------
+
+
+def steps_of(compiled):
+    return [step for step in magpy.explain(compiled).traces[0].steps if step[0] not in ("alloc", "release", "view")]
+
+
+def same(program, *args, kernels=None):
+    """Compiled gives what eager gives. Returns the steps."""
+    compiled = torch.compile(program, backend="magpy", fullgraph=True)
+    with torch.no_grad():
+        expected = program(*args)
+        for _ in range(3):
+            got = compiled(*args)
+            for a, b in zip(*((t if isinstance(t, tuple) else (t,)) for t in (got, expected)), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+                assert a.stride() == b.stride()
+    steps = steps_of(compiled)
+    if kernels is not None:
+        assert [s[0] for s in steps] == ["kernel"] * kernels, steps
+    return steps
+
+
+def test_what_follows_point_by_point_is_computed_on_the_sums():
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(20).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    w, shortcut = torch.randn(20, 6, 3, 3), torch.randn(2, 20, 14, 15)
+    x = torch.randn(2, 6, 14, 15)
+    for act in (F.relu, F.silu, F.hardswish, F.gelu, torch.sigmoid, F.relu6, lambda t: t.clamp(-0.5, 0.7)):
+        same(lambda x, s, act=act: act(norm(F.conv2d(x, w, padding=1)) + s), x, shortcut, kernels=1)
+
+
+def test_sums_that_are_also_wanted_themselves():
+    w, b = torch.randn(9, 4, 3, 3), torch.randn(9)
+
+    def program(x):
+        y = F.conv2d(x, w, b, padding=1)
+        return y, y.relu(), (y * 2).double()
+
+    same(program, torch.randn(2, 4, 13, 13), kernels=1)
+
+
+def test_a_chain_of_convolutions_and_residuals():
+    torch.manual_seed(1)
+    ws = [torch.randn(16, 16, 3, 3) / 12 for _ in range(4)]
+
+    def program(x):
+        y = F.conv2d(x, ws[0], padding=1).relu()
+        y = F.conv2d(y, ws[1], padding=1) + x
+        return F.conv2d(y.relu(), ws[2], padding=1) + F.conv2d(y, ws[3], padding=1)
+
+    same(program, torch.randn(1, 16, 20, 20), kernels=4)
+
+
+def test_equal_epilogues_are_one_function():
+    ws = [torch.randn(8, 8, 3, 3) for _ in range(3)]
+
+    def program(x):
+        for w in ws:
+            x = F.conv2d(x, w, padding=1).relu() * 0.1
+        return x
+
+    compiled = torch.compile(program, backend="magpy", fullgraph=True)
+    with torch.no_grad():
+        compiled(torch.randn(1, 8, 12, 12))
+    kernels = magpy.explain(compiled).traces[0].kernels
+    assert len(kernels) == 3 and kernels[0]["source"].count("void mp_c") == 1
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x, w: F.conv2d(x, w, padding=1)[:, :, ::2].relu(),
+        lambda x, w: F.pixel_shuffle(F.conv2d(x, w, padding=1), 2).relu(),
+        lambda x, w: F.conv2d(x, w, padding=1) + torch.arange(18.0),
+        lambda x, w: F.conv2d(x, w, padding=1).transpose(2, 3) + x[:, :1].transpose(2, 3),
+        lambda x, w: F.conv2d(x, w, padding=1).mean((2, 3)),
+        lambda x, w: F.conv2d(x, w, padding=1).softmax(1),
+        lambda x, w: F.max_pool2d(F.conv2d(x, w, padding=1).relu(), 2),
+        lambda x, w: torch.cat([F.conv2d(x, w, padding=1), x], 1),
+        lambda x, w: F.conv2d(x.flip(0).relu(), w, padding=1).flatten(1).tanh(),
+        lambda x, w: F.conv2d(x[:, 2:6], w[:, 2:6].contiguous(), padding=1),
+        lambda x, w: F.conv2d(torch.ones_like(x), w, padding=1),
+        lambda x, w: F.conv2d(x, torch.full_like(w, 0.5), padding=1),
+        lambda x, w: F.conv2d(x, w * 2, w.sum((1, 2, 3)), padding=1),
+        lambda x, w: F.conv2d(x, w, padding=1) * x.mean((2, 3), keepdim=True)[:, :1],
+        lambda x, w: F.conv2d(x[0], w, padding=1).sin(),
+        lambda x, w: F.conv2d(x, w).relu_().add_(1),
+        lambda x, w: F.conv2d(x, w, padding="same").view(2, -1) * 2,
+        lambda x, w: F.conv2d(x.expand(4, 2, 8, 16, 18)[:, 0], w, padding=1).exp(),
+        lambda x, w: F.conv2d(F.conv2d(x, w, padding=1)[:, 4:], w[:, :4].contiguous()),
+    ],
+)  # fmt: skip
+def test_views_broadcasts_and_reductions_around(program):
+    torch.manual_seed(2)
+    same(program, torch.randn(2, 8, 16, 18), torch.randn(8, 8, 3, 3) / 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:, :, ::2],
+        lambda x: x.double(),
+        lambda x: x.bfloat16(),
+        lambda x: x[:0],
+    ],
+)
+def test_other_layouts_and_types_are_left_to_the_operator(make):
+    x = make(torch.randn(2, 4, 12, 12))
+    w = torch.randn(5, 4, 3, 3).to(x.dtype)
+    steps = same(lambda x: F.conv2d(x, w, padding=1), x)
+    assert x.numel() == 0 or steps[0][0] != "kernel"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x, w: F.conv2d(x, w[:, :4].contiguous(), groups=2),
+        lambda x, w: F.conv_transpose2d(x, w),
+        lambda x, w: F.conv3d(x.unsqueeze(2), w.unsqueeze(2)),
+    ],
+)
+def test_other_convolutions_are_left_to_the_operator(program):
+    steps = same(program, torch.randn(2, 8, 12, 12), torch.randn(8, 8, 3, 3))
+    assert "kernel" not in [s[0] for s in steps if "convolution" in s[1]]
+
+
+def test_many_threads_give_the_same_bits():
+    x, w = torch.randn(3, 20, 30, 30), torch.randn(70, 20, 3, 3)
+    plan, _ = plan_of("direct", x, w, None, 1, 1, 1)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            results.append(plan([x, w])[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], r) for r in results)
+
+
+def test_training_uses_the_kernels_in_its_forward_pass():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
+    x = torch.randn(2, 3, 12, 12, requires_grad=True)
+    compiled = torch.compile(model, backend="magpy", fullgraph=True)
+    for _ in range(2):
+        grads = []
+        for f in (model, compiled):
+            out = f(x)
+            grads.append([out, *torch.autograd.grad(out.square().sum(), [x, *model.parameters()])])
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_without_a_compiler_nothing_is_chosen(monkeypatch):
+    monkeypatch.setattr(aten_rewrites, "own_kernels", lambda: False)
+    w = torch.randn(5, 4, 3, 3)
+    steps = same(lambda x: F.conv2d(x, w, padding=1), torch.randn(2, 4, 12, 12))
+    assert [s[0] for s in steps] == ["shim"]
