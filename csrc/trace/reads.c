@@ -319,7 +319,7 @@ static PyObject *base_value(PyObject *object)
     return NULL;
 }
 
-static void read_base_value(mp_recorder *rec, PyObject *object)
+void mp_rec_read_base_value(mp_recorder *rec, PyObject *object)
 {
     PyObject *base = base_value(object);
     if (base) mp_rec_read(rec, object, MP_READ_BASE_VALUE, NULL, base);
@@ -372,15 +372,14 @@ static void fill_read(mp_recorder *rec, uint32_t index, PyObject *value)
         return;
     }
     mp_obj_id id = mp_rec_find(rec, value);
-    bool fresh = id == MP_NO_OBJ;
-    if (fresh) {
+    if (id == MP_NO_OBJ) {
         if (mp_rec_is_internal(rec, value)) return; /* stays ANY */
         id = mp_rec_new_object(rec, value, MP_ROOT_NONE, index);
         if (id == MP_NO_OBJ) return;
+        read = &rec->recording->reads[index];
     }
     read->was = MP_WAS_OBJECT;
     read->obj = id;
-    if (fresh) read_base_value(rec, value);
 }
 
 void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key, PyObject *value)

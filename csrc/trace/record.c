@@ -107,6 +107,7 @@ mp_obj_id mp_rec_new_object(mp_recorder *rec, PyObject *object, mp_root root, ui
     rec->object_base[id] = 0;
     if (!mp_is_scalar(object) && mp_map_put(&rec->objects, object, id) < 0)
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "%s", "");
+    if (!mp_is_scalar(object)) mp_rec_read_base_value(rec, object);
     return id;
 }
 

@@ -121,6 +121,8 @@ mp_value_id mp_rec_find_value(mp_recorder *rec, PyObject *tensor); /* or MP_NO_V
 /* Register the read of a location and return the new entry for the caller to fill (was = ANY; key is set), or NULL if the owner is not
 ** external, the location is known, or the recording was abandoned. For kinds that mp_rec_read cannot fill, such as TENSOR_META. */
 mp_read *mp_rec_read_entry(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key);
+/* The BASE_VALUE read of a new external object, if it is an instance of a subclass of a scalar type: C code may look at the value at any time. */
+void mp_rec_read_base_value(mp_recorder *rec, PyObject *object);
 /* The VALUE read of a scalar argument, object `id`. */
 void mp_rec_read_argument(mp_recorder *rec, mp_obj_id id, PyObject *value);
 /* Drop the writes that later ones made void. */

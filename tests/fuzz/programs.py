@@ -1,0 +1,247 @@
+"""Random programs: how one is drawn from its seed, how it reads as source, and how it is run beside eager."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import linecache
+import os
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.fuzz import grammar
+from tests.fuzz.tree import Block, Grower
+from tests.snapshot import Picture, difference, memory_of
+
+TABLES = {**grammar.EXPRESSIONS, "S": grammar.STATEMENTS}
+WORLD = Path(__file__).with_name("world.py")
+PROGRAM = "<random program>"
+FILES = (PROGRAM, str(WORLD))
+SHOWN = "G rate log table names buffer tick half cached defaults step x0 s".split()
+CLASSES = "State Base Child Child2 Loose Point Net".split()
+LARGE = 2000  # elements of a tensor in the state that end a program: it would only grow
+
+HEAD = "    global G, rate, log\n    a, b, c, n, m, r, w, acc, d, fuel = x, y, x + 1, 1, 2, 0.5, 'a', [], {}, 8\n"
+TAIL = "    return acc, a, b, c, n, m, r, w, d\n"
+#: How the body becomes something to compile: source around it, and the expression that names it.
+TARGETS = {
+    "function": ("def f(x, y, s):\n", "", "f"),
+    "module": ("class Main(Net):\n  def forward(self, x, y, s):\n", "main = Main()\n", "main"),
+    "method": ("class Owner:\n  def run(self, x, y, s):\n", "owner = Owner()\n", "owner.run"),
+    "closure": (
+        "def make():\n  held, hold = torch.ones(3), 1\n  def f(x, y, s):\n"
+        "    nonlocal hold\n    hold = (hold + 1) % 3\n    x = x + held\n",
+        "  return f\nf = make()\n",
+        "f",
+    ),
+}
+
+
+@dataclass
+class Call:
+    """One call, and what is done from outside before it."""
+
+    changes: list[str]
+    x: str
+    y: str
+    around: str
+    backward: bool
+
+    def text(self) -> str:
+        lines = [*self.changes, f"# under {self.around or 'nothing'}, {'backward' if self.backward else 'no backward'}"]
+        return "\n".join([*lines, f"target({self.x}, {self.y}, s)"])
+
+
+@dataclass
+class Program:
+    seed: int
+    target: str
+    body: Block
+    calls: list[Call] = field(default_factory=list)
+
+    def source(self) -> str:
+        before, after, _ = TARGETS[self.target]
+        indent = "    "
+        return before + HEAD + indent + self.body.text().replace("\n", "\n" + indent) + "\n" + TAIL + after
+
+    def text(self) -> str:
+        name = TARGETS[self.target][2]
+        parts = [f"# seed {self.seed}", self.source(), f"target = {name}", *(call.text() for call in self.calls)]
+        return "\n".join(parts)
+
+
+def draw(seed: int) -> Program:
+    """The program of a seed. What is not Python is drawn again."""
+    choice = random.Random(seed)
+    grower = Grower(choice, TABLES, grammar.LEAVES)
+    while True:
+        target = choice.choice(["function", "function", "function", "module", "method", "closure"])
+        program = Program(seed, target, grower.block(choice.choice([1, 2, 3, 3, 4]), choice.choice([1, 2, 3, 5, 8])))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compile(program.source(), PROGRAM, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError):
+            continue
+        break
+    lasting = [choice.choice(grammar.ARGUMENTS) for _ in range(2)]
+    around, backward = choice.choice(grammar.SURROUNDINGS), choice.random() < 0.3
+    for _ in range(choice.choice([4, 8, 12])):
+        changes = [choice.choice(grammar.CHANGES) for _ in range(choice.choice([0, 0, 0, 0, 1, 2]))]
+        if choice.random() < 0.15:
+            lasting[choice.randrange(2)] = choice.choice(grammar.ARGUMENTS)
+        if choice.random() < 0.1:
+            around = choice.choice(grammar.SURROUNDINGS)
+        program.calls.append(Call(changes, lasting[0], lasting[1], around, backward))
+    return program
+
+
+# -- Running ----------------------------------------------------------------------------------------------------------
+
+
+class Noting(TorchFunctionMode):
+    """A torch function mode of the user's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class NotingAll(TorchDispatchMode):
+    """A dispatch mode of the user's."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Side:
+    """One run of a program in a world of its own. wrap compiles the target, or not."""
+
+    world: Any = None
+
+    def __init__(self, program: Program, wrap: Callable[[Any], Any]) -> None:
+        if Side.world is None:
+            Side.world = compile(WORLD.read_text(), str(WORLD), "exec", dont_inherit=True)
+        self.space: dict[str, Any] = {"__name__": "world", "Noting": Noting, "NotingAll": NotingAll}
+        self.environ: str | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(Side.world, self.space)
+            source = program.source()
+            linecache.cache[PROGRAM] = (len(source), None, source.splitlines(True), PROGRAM)
+            exec(compile(source, PROGRAM, "exec", dont_inherit=True), self.space)
+        self.space["x0"] = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]])
+        self.target = wrap(eval(TARGETS[program.target][2], self.space))
+
+    def call(self, call: Call) -> Any:
+        """Make the changes and the call: a picture of what can be seen afterwards, or None if the state is large."""
+        if self.environ is None:
+            os.environ.pop("MAGPY_FUZZ", None)
+        else:
+            os.environ["MAGPY_FUZZ"] = self.environ
+        for line in call.changes:
+            with contextlib.suppress(Exception):
+                exec(line, self.space)
+        torch.default_generator.manual_seed(len(call.changes))
+        random.seed(len(call.changes))
+        try:
+            args = [eval(text, self.space) for text in (call.x, call.y)]
+            around = eval(call.around, self.space) if call.around else contextlib.nullcontext()
+        except Exception:
+            return ()
+        printed = io.StringIO()
+        error: BaseException | None = None
+        result: Any = None
+        with contextlib.redirect_stdout(printed), around:
+            try:
+                result = self.target(*args, self.space["s"])
+            except Exception as raised:
+                error = raised
+        after = (hash(memory_of(torch.default_generator.get_state())), hash(random.getstate()))
+        differentiated = backward(result) if call.backward else None
+        # A traceback keeps the frames of the call alive, which the program would see: it ends with the picture.
+        picture = Picture(FILES)
+        seen = [
+            ("result", picture.of(result)),
+            ("error", picture.of(error)),
+            ("backward", picture.of(differentiated)),
+            ("printed", picture.of(printed.getvalue())),
+            ("environ", os.environ.get("MAGPY_FUZZ")),
+            ("random", after),
+            ("arguments", picture.of(args)),
+        ]
+        self.environ = os.environ.get("MAGPY_FUZZ")
+        for name in SHOWN:
+            seen.append((name, picture.of(self.space.get(name))))
+        for name in CLASSES:
+            own = vars(self.space[name])
+            seen.append((name, [(key, picture.of(own[key])) for key in own if not key.startswith("_")]))
+        if any(isinstance(each, torch.Tensor) and each.numel() > LARGE for each in picture.alive):
+            return None
+        if error is not None:
+            error.__traceback__ = None
+        return seen
+
+
+def backward(result: Any) -> Any:
+    """Differentiate what can be differentiated: None, or the exception's type."""
+    found: list[torch.Tensor] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if value.requires_grad and value.dtype.is_floating_point:
+                found.append(value)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                look(item)
+
+    look(result)
+    try:
+        if found:
+            torch.autograd.backward([t.sum() for t in found], [torch.ones((), dtype=t.dtype) for t in found])
+    except Exception as error:
+        return type(error).__name__
+    return None
+
+
+def compiled(target: Any) -> Any:
+    return torch.compile(target, backend="magpy")
+
+
+def differs(program: Program, wrap: Callable[[Any], Any] = compiled) -> str | None:
+    """Run plain and compiled side by side: the first difference, or None. Torch's defaults are left as they were."""
+    dtype = torch.get_default_dtype()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            eager, mine = Side(program, lambda target: target), Side(program, wrap)
+            for i, call in enumerate(program.calls):
+                torch.set_default_dtype(dtype)
+                expected = eager.call(call)
+                torch.set_default_dtype(dtype)
+                actual = mine.call(call)
+                if expected is None or actual is None:
+                    return None
+                for (name, a), (_, e) in zip(actual, expected, strict=True):
+                    found = difference(a, e, name)
+                    if found:
+                        return f"call {i}: {found}"
+    finally:
+        torch.set_default_dtype(dtype)
+        os.environ.pop("MAGPY_FUZZ", None)
+    return None
+
+
+def failure(program: Program) -> str | None:
+    """How compiled differs from eager, or None; also None where eager differs from itself."""
+    found = differs(program)
+    if found and any(differs(program, lambda target: target) for _ in range(3)):
+        return None
+    return found

@@ -1,0 +1,386 @@
+"""The world that a random program lives in: classes, functions and state, made anew for each run of it.
+
+This file is not imported but executed in a namespace of its own for each side (plain, compiled), so that programs and
+the changes between their calls can do what they like to its classes and globals.
+"""
+# ruff: noqa: B006, B008, F401
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import enum
+import functools
+import itertools
+import math
+import operator
+import os
+import random
+import types
+import typing
+import weakref
+from collections import OrderedDict, defaultdict, deque
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+G = 1
+rate = 0.5
+log: list = []
+table = {"k": 1}
+names = ("a", "b")
+buffer = torch.ones(3)
+
+
+class Slotted:
+    __slots__ = ("x", "y", "__weakref__")
+
+
+class Child:
+    def __init__(self, value):
+        self.value = value
+
+
+class Child2(Child):
+    pass
+
+
+class Base:
+    kind = "base"
+    count: int
+
+    def get(self):
+        return self.count
+
+    def who(self):
+        return "base"
+
+
+class Doubled:
+    """A data descriptor."""
+
+    def __get__(self, obj, owner=None):
+        return self if obj is None else vars(obj).get("_d", 1) * 2
+
+    def __set__(self, obj, value):
+        vars(obj)["_d"] = value
+
+
+class Loose:
+    """Attributes are made when they are asked for."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.asked += 1
+        return len(name)
+
+
+class Money(int):
+    def __add__(self, other):
+        return Money(int(self) + int(other) + 1)
+
+    def __mul__(self, other):
+        return NotImplemented
+
+
+class Text(str):
+    def __eq__(self, other):
+        return str(self).lower() == str(other).lower()
+
+    __hash__ = str.__hash__
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Size(enum.IntEnum):
+    SMALL = 1
+    LARGE = 2
+
+
+@dataclasses.dataclass
+class Point:
+    x: int = 0
+    y: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    a: int
+    b: str = "b"
+
+
+class Pair(typing.NamedTuple):
+    left: object
+    right: object = 1
+
+
+class Bag(dict):
+    def __missing__(self, key):
+        return 5
+
+
+class Vector:
+    """Operators, truth, length, items and calls in Python."""
+
+    def __init__(self, *items):
+        self.items = list(items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __bool__(self):
+        return self.items != [0]
+
+    def __eq__(self, other):
+        return isinstance(other, Vector) and self.items == other.items
+
+    def __hash__(self):
+        return hash(tuple(self.items))
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __setitem__(self, index, value):
+        self.items[index] = value
+
+    def __contains__(self, item):
+        return item in self.items
+
+    def __add__(self, other):
+        return Vector(*self.items, other)
+
+    def __radd__(self, other):
+        return Vector(other, *self.items)
+
+    def __iadd__(self, other):
+        self.items.append(other)
+        return self
+
+    def __neg__(self):
+        return Vector(*[-item for item in self.items])
+
+    def __lt__(self, other):
+        return len(self.items) < len(other)
+
+    def __call__(self, a, n=1):
+        return a * n + len(self.items)
+
+
+class Managed:
+    def __init__(self, owner, swallow=False):
+        self.owner, self.swallow = owner, swallow
+
+    def __enter__(self):
+        self.owner.log.append("in")
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.owner.log.append("out" if kind is None else kind.__name__)
+        return self.swallow
+
+
+class Mortal:
+    """Says when it dies."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __del__(self):
+        log.append(f"-{self.name}")
+
+
+class Problem(ValueError):
+    def __init__(self, text, code=3):
+        super().__init__(text, code)
+        self.code = code
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a):
+        ctx.save_for_backward(a)
+        return a * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 3
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 3)
+        self.more = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.ReLU()])
+        self.register_buffer("seen", torch.zeros(3))
+        self.scale = nn.Parameter(torch.tensor([1.0, 2.0, 0.5]))
+        self.calls = 0
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(((torch.arange(p.numel()) * 7 + i) % 5 - 2.0).div(2).view(p.shape))
+
+    def forward(self, a):
+        self.calls += 1
+        a = self.lin(a) if self.calls % 2 else self.lin(a) * self.scale
+        for layer in self.more:
+            a = layer(a)
+        if self.training:
+            self.seen.mul_(0.5).add_(a.detach().reshape(-1, 3).sum(0))
+        return a
+
+
+class State(Base):
+    double = Doubled()
+
+    def __init__(self):
+        self.count = 0
+        self.log = ["start"]
+        self.table = {"a": 1, "b": [2]}
+        self.ordered = OrderedDict(a=1, b=2, c=3)
+        self.groups = defaultdict(list, old=[0])
+        self.queue = deque([1, 2, 3], maxlen=4)
+        self.seen = {1, 2}
+        self.slotted = Slotted()
+        self.slotted.x = 1
+        self.child = Child(1)
+        self.other = Child(2)
+        self.children = [self.child, self.other]
+        self.pair = (self.child, [self.log])
+        self.loose = Loose()
+        self.vector = Vector(1, 2)
+        self.point = Point(1)
+        self.bag = Bag(q=1)
+        self.colour = Colour.RED
+        self.money = Money(3)
+        self.text = Text("Ab")
+        self.scale = 2.0
+        self.buf = torch.tensor([0.5, -1.0, 2.0])
+        self.w = torch.tensor([[1.0, 0.0, -1.0], [0.5, 1.0, 0.0], [0.0, 2.0, 1.0]])
+        self.kept = []
+        self.net = Net()
+        self.fn = step
+        self._p = 0
+
+    @property
+    def prop(self):
+        return self._p
+
+    @prop.setter
+    def prop(self, value):
+        self._p = value
+
+    @functools.cached_property
+    def lazy(self):
+        self.log.append("lazy")
+        return self.count + 10
+
+    def who(self):
+        return "state " + super().who()
+
+    def bump(self, n=1, *more, key=None, **rest):
+        self.count = (self.count + n + len(more) + len(rest)) % 5
+        return self.count if key is None else key
+
+    @classmethod
+    def make(cls, *args):
+        return cls.__name__, len(args)
+
+    @staticmethod
+    def still(n):
+        return n - 1
+
+
+def step(a, n=1, *more, k=2, **rest):
+    return a * k + n + len(more) + len(rest)
+
+
+def other_step(a, n=1, *more, k=2, **rest):
+    return a - n
+
+
+def numbers(n, s=None):
+    try:
+        for i in range(n):
+            got = yield i
+            if got is not None and s is not None:
+                s.log.append(got)
+    finally:
+        if s is not None:
+            s.log.append("closed")
+
+
+def chain(n):
+    yield "first"
+    yield from numbers(n)
+    return n
+
+
+def down(a, n):
+    return a if n <= 0 else down(a, n - 1) + n
+
+
+def defaults(n, seen=[], *, where={}):
+    seen.append(n)
+    where[n] = len(seen)
+    return sum(seen[-2:])
+
+
+@functools.lru_cache(maxsize=2)
+def cached(n):
+    log.append(f"cached {n}")
+    return n * 2
+
+
+@functools.singledispatch
+def shown(value):
+    return "other"
+
+
+@shown.register
+def _(value: int):
+    return f"int {value}"
+
+
+@contextlib.contextmanager
+def noted(s, name):
+    s.log.append(name)
+    try:
+        yield name
+    finally:
+        s.log.append("/" + name)
+
+
+def counter(start=0):
+    n = start
+
+    def count(by=1):
+        nonlocal n
+        n = (n + by) % 4
+        return n
+
+    return count
+
+
+def grad_scaled(fn):
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
+@grad_scaled
+def wrapped(a, n=2):
+    return a - n
+
+
+tick = counter()
+half = functools.partial(step, k=0.5)
+s = State()
