@@ -17,6 +17,7 @@ MP_REASON(INPUT_METADATA_CHANGED, "an input's shape, strides or type was changed
 MP_REASON(USER_CODE_IN_TORCH_OP, "user code ran inside a torch operator")
 MP_REASON(TORCH_STATE, "a torch mode is active that cannot be traced")
 MP_REASON(EXTERNAL_ITERATOR, "an iterator or generator from outside the call was consumed")
+MP_REASON(EFFECT, "an effect cannot be put off until the call is certain")
 MP_REASON(EXCEPTION, "the call raised an exception")
 MP_REASON(INTERNAL, "an internal check failed")
 MP_REASON(NO_MEMORY, "out of memory")

@@ -5,7 +5,7 @@
     model = torch.compile(model, backend="magpy")
 
 No import of magpy is needed for that. This package holds what looks inside: ``stats``, ``explain``, ``reset``, and
-``pure``, which classifies a C function for the recorder. It logs through the logger ``"magpy"``.
+``pure`` and ``effect``, which classify functions for the recorder. It logs through the logger ``"magpy"``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from magpy.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["FullgraphError", "VerificationError", "__version__", "explain", "pure", "reset", "stats"]
+__all__ = ["FullgraphError", "VerificationError", "__version__", "effect", "explain", "pure", "reset", "stats"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,4 +61,18 @@ def pure(fn: F) -> F:
     from magpy import _C
 
     _C.declare(fn, "pure")
+    return fn
+
+
+def effect(fn: F) -> F:
+    """Declare that the function `fn`, in C or in Python, is called for an effect outside that the rest of the call does
+    not look at: it writes to a file, a progress bar, a metrics logger. Usable as a decorator.
+
+    Its calls are put off: a compiled run makes them when everything is computed, in their order, with their arguments
+    as they were, and from frames that show the program's file, line and globals. `fn` must give nothing (None). What
+    it does inside is not compiled.
+    """
+    from magpy import _C
+
+    _C.declare(fn, "effect")
     return fn

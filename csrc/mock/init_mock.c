@@ -201,6 +201,12 @@ static int parse_write(const tables *given, PyObject *tuple, mp_write *write)
         PyErr_SetString(PyExc_ValueError, "the owner of a write is one of `objects`");
         return -1;
     }
+    if (write->kind == MP_WRITE_CALL &&
+        !(PyTuple_Check(value) && PyTuple_GET_SIZE(value) == 3 && PyTuple_Check(PyTuple_GET_ITEM(value, 0)) &&
+          PyDict_Check(PyTuple_GET_ITEM(value, 1)) && PyTuple_Check(PyTuple_GET_ITEM(value, 2)))) {
+        PyErr_SetString(PyExc_ValueError, "the value of a call is (args, kwargs, frames)");
+        return -1;
+    }
     if (key != Py_None) write->key_obj = position(given->objects, key);
     if (key != Py_None && write->key_obj == MP_NO_OBJ) write->key = key;
     if (value != Py_Ellipsis) write->value = value;

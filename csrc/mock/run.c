@@ -483,12 +483,27 @@ static int (*const storers[MP_WRITE_KIND_COUNT])(pending_store *) = {
     STORES(ATTR), STORES(LIST_APPEND), STORES(CONTENTS), STORES(CONTEXT_VAR),
 };
 
+/* callable(*args, **kwargs) with `how` (args, kwargs, frames): each frame's function calls the next, the innermost the callable. Owned result,
+** or NULL with an exception. */
+static PyObject *make_effect(PyObject *callable, PyObject *how)
+{
+    PyObject *args = PyTuple_GET_ITEM(how, 0), *kwargs = PyTuple_GET_ITEM(how, 1), *frames = PyTuple_GET_ITEM(how, 2);
+    Py_ssize_t n = PyTuple_GET_SIZE(frames);
+    if (!n) return PyObject_Call(callable, args, kwargs);
+    PyObject *none = PyDict_New(), *call = none ? PyTuple_Pack(3, callable, args, kwargs) : NULL;
+    for (Py_ssize_t i = n; call && i-- > 1;) Py_SETREF(call, PyTuple_Pack(3, PyTuple_GET_ITEM(frames, i), call, none));
+    PyObject *result = call ? PyObject_Call(PyTuple_GET_ITEM(frames, 0), call, NULL) : NULL;
+    Py_XDECREF(call);
+    Py_XDECREF(none);
+    return result;
+}
+
 /* Deferred effects in order; the first that raises ends them, as it would have ended the program. */
 static int run_effects(mp_mock_run *run)
 {
     for (uint32_t i = 0; i < run->prog->n_stores; i++) {
         if (run->prog->stores[i].kind != MP_WRITE_CALL) continue;
-        PyObject *done = PyObject_Call(run->stores[i].key, run->stores[i].value, NULL);
+        PyObject *done = make_effect(run->stores[i].key, run->stores[i].value);
         if (!done) return -1;
         Py_DECREF(done);
     }

@@ -26,6 +26,7 @@ typedef struct { /* one frame that is being observed */
     int opcode;                      /* of the instruction now running */
     int running;                     /* its offset */
     int offset;                      /* of the instruction whose result is wanted, or -1 */
+    bool unseen;                     /* it runs inside a deferred effect: no part of the program */
     char trace_lines, trace_opcodes; /* to be put back */
 } observed_frame;
 
@@ -205,7 +206,7 @@ static void enter_frame(observation *o, PyFrameObject *object)
 {
     _PyInterpreterFrame *frame = object->f_frame;
     if (o->in_op || o->muted) {
-        if (o->importing) return;
+        if (o->importing || mp_rec_deferring(o->rec)) return;
         if (is_import(frame->f_code))
             o->importing = frame;
         else if (!mp_rec_op_may_run(o->rec, frame->f_code))
@@ -229,7 +230,9 @@ static void enter_frame(observation *o, PyFrameObject *object)
         mp_rec_abandon(o->rec, MP_REASON_TOO_DEEP, "%s", "");
         return;
     }
-    if (!push_frame(o, object)) return;
+    observed_frame *entry = push_frame(o, object);
+    if (!entry) return;
+    if ((entry->unseen = mp_rec_deferring(o->rec))) return;
     mp_frame shown;
     show(&shown, frame);
     mp_rec_frame_enter(o->rec, &shown);
@@ -249,6 +252,7 @@ static void leave_frame(observation *o, PyFrameObject *object, PyObject *value)
     if (!top || top->frame != object->f_frame) return; /* inside a torch operator */
     put_flags_back(top);
     o->depth--;
+    if (top->unseen) return;
     mp_frame shown;
     show(&shown, object->f_frame);
     mp_rec_frame_exit(o->rec, &shown, value);
@@ -280,6 +284,12 @@ static void instruction(observation *o, PyFrameObject *object)
     }
     top->opcode = opcode;
     top->running = (int)(at - _PyCode_CODE(frame->f_code));
+    if (MP_UNLIKELY(top->unseen)) {
+        mp_frame shown;
+        show(&shown, frame);
+        mp_rec_unseen(o->rec, &shown, opcode, oparg);
+        return;
+    }
     if (MP_LIKELY(!matters[opcode] && top->offset < 0)) return;
     mp_frame shown;
     show(&shown, frame);
@@ -311,7 +321,8 @@ static int trace_event(PyObject *self, PyFrameObject *frame, int what, PyObject 
 PyObject *mp_observe_torch_function(PyObject *func, PyObject *args, PyObject *kwargs)
 {
     observation *o = current;
-    if (!o || !o->attached || o->in_op || mp_rec_abandoned(o->rec)) return PyObject_Call(func, args, kwargs);
+    if (!o || !o->attached || o->in_op || mp_rec_abandoned(o->rec) || mp_rec_deferring(o->rec))
+        return PyObject_Call(func, args, kwargs);
     if (!tracer_is_ours(o)) mp_rec_abandon(o->rec, MP_REASON_TRACER_REMOVED, "%s", "");
     o->in_op++;
     void *token = mp_rec_op_begin(o->rec, func, args, kwargs);

@@ -22,6 +22,11 @@ static PyObject *read_member(mp_recorder *rec, PyObject *owner, const char *name
     return value;
 }
 
+void mp_function_code(mp_recorder *rec, PyObject *function)
+{
+    if (mp_rec_ensure(rec, function) != MP_NO_OBJ) read_member(rec, function, "__code__");
+}
+
 void mp_type_attr_named(mp_recorder *rec, PyTypeObject *type, const char *name)
 {
     mp_kept kept = mp_keep();
@@ -291,7 +296,12 @@ void mp_call_any(mp_call *call)
 {
     PyObject *callable = call->callable;
     PyTypeObject *type = Py_TYPE(callable);
-    if (mp_rec_abandoned(call->rec) || type == &PyFunction_Type) return;
+    if (mp_rec_abandoned(call->rec)) return;
+    if (type == &PyFunction_Type) { /* its frame shows the rest, unless it is known as a whole */
+        const mp_effect *effect = mp_effect_of_function(callable);
+        if (effect) mp_effect_apply(call, effect);
+        return;
+    }
     if (type == &PyMethod_Type) {
         if (mp_rec_find(call->rec, callable) != MP_NO_OBJ) {
             read_member(call->rec, callable, "__func__");
@@ -311,7 +321,7 @@ void mp_call_any(mp_call *call)
         call_method_wrapper(call);
     else if (type == &PyMethodDescr_Type || type == &PyWrapperDescr_Type || type == &PyClassMethodDescr_Type)
         call_c(call);
-    else if (is_partial(callable))
+    else if (is_partial(callable) && !mp_effect_of(callable)) /* not declared by the user */
         call_partial(call);
     else
         call_instance(call);
@@ -321,7 +331,6 @@ void mp_rec_call(mp_recorder *rec, const mp_frame *frame, PyObject *callable, Py
                  PyObject *kwnames)
 {
     if (mp_rec_abandoned(rec)) return;
-    if (PyFunction_Check(callable)) return;
     if (!mp_effects_ready()) {
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "table of effects");
         return;

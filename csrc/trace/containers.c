@@ -448,10 +448,19 @@ void mp_rec_operand(mp_recorder *rec, PyObject *object, bool is_deep)
         mp_rec_whole(rec, object);
 }
 
+/* Is an instance of this type true whatever is in it? */
+static bool always_true(PyTypeObject *type)
+{
+    return !(type->tp_as_number && type->tp_as_number->nb_bool) &&
+           !(type->tp_as_mapping && type->tp_as_mapping->mp_length) &&
+           !(type->tp_as_sequence && type->tp_as_sequence->sq_length);
+}
+
 void mp_rec_truth(mp_recorder *rec, PyObject *object)
 {
     if (mp_is_scalar(object) || mp_is_tensor(object)) return;
     mp_rec_type(rec, object);
+    if (!mp_type_mutable(Py_TYPE(object)) && always_true(Py_TYPE(object))) return;
     if (!mp_is_container(object)) {
         if (is_ndarray(object) || is_proxy(object))
             mp_rec_whole(rec, object);

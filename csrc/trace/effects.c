@@ -30,6 +30,7 @@ static const void *function_address(PyObject *callable)
         return (const void *)((PyMethodDescrObject *)callable)->d_method->ml_meth;
     if (type == &PyWrapperDescr_Type) return ((PyWrapperDescrObject *)callable)->d_wrapped;
     if (type == &_PyMethodWrapper_Type) return ((method_wrapper *)callable)->descr->d_wrapped;
+    if (type == &PyFunction_Type) return ((PyFunctionObject *)callable)->func_code; /* known as a whole by its code */
     return NULL;
 }
 
@@ -166,6 +167,7 @@ static int enter_value(const table_row *row, PyObject *value, const char *name, 
     mp_effect effect = {(uint8_t)row->effect, row->handler, row->where};
     int entered = enter(address, kinds[row->kind], effect, false);
     if (entered < 0 || PyList_Append(table.kept, value) < 0) return -1;
+    if (PyFunction_Check(value) && PyList_Append(table.kept, PyFunction_GET_CODE(value)) < 0) return -1;
     const mp_effect *there = find(address, kinds[row->kind]);
     if (!entered && !wildcard && (there->effect != effect.effect || there->handler != effect.handler))
         return note(table.clashes, row, name);
@@ -256,6 +258,9 @@ const mp_effect *mp_effect_of(PyObject *callable)
     return effect ? effect : find(function_address(callable), KEY_FUNCTION);
 }
 
+const mp_effect *mp_effect_of_function(PyObject *function)
+{ return mp_effects_ready() ? mp_effect_of(function) : NULL; }
+
 const mp_effect *mp_effect_of_type(PyTypeObject *type) { return find(type, KEY_TYPE); }
 const mp_effect *mp_effect_of_instance(PyTypeObject *type) { return find(type, KEY_INSTANCE); }
 
@@ -279,7 +284,7 @@ static const struct {
 } declarable[] = {
     {"pure", MP_EFFECT_PURE},     {"reads", MP_EFFECT_READS},     {"iterates", MP_EFFECT_ITERATES},
     {"makes", MP_EFFECT_MAKES},   {"writes", MP_EFFECT_COMPARES}, {"nothing", MP_EFFECT_NOTHING},
-    {"opaque", MP_EFFECT_OPAQUE}, {"unknown", MP_EFFECT_UNKNOWN},
+    {"opaque", MP_EFFECT_OPAQUE}, {"unknown", MP_EFFECT_UNKNOWN}, {"effect", MP_EFFECT_EFFECT},
 };
 
 int mp_effects_declare(PyObject *callable, const char *class_name)
@@ -288,13 +293,15 @@ int mp_effects_declare(PyObject *callable, const char *class_name)
     for (size_t i = 0; i < sizeof declarable / sizeof *declarable; i++)
         if (!strcmp(declarable[i].name, class_name)) effect.effect = (uint8_t)declarable[i].effect;
     if (effect.effect == MP_EFFECT_CLASS_COUNT) {
-        PyErr_Format(
-            PyExc_ValueError,
-            "unknown class of effects '%s'; choose pure, reads, iterates, makes, writes, nothing, opaque or unknown",
-            class_name);
+        PyErr_Format(PyExc_ValueError,
+                     "unknown class of effects '%s'; choose pure, reads, iterates, makes, writes, nothing, effect, "
+                     "opaque or unknown",
+                     class_name);
         return -1;
     }
-    if (PyFunction_Check(callable) || PyMethod_Check(callable)) {
+    if (PyMethod_Check(callable)) callable = PyMethod_GET_FUNCTION(callable);
+    bool whole = effect.effect == MP_EFFECT_EFFECT || effect.effect == MP_EFFECT_OPAQUE;
+    if (PyFunction_Check(callable) && !whole) {
         PyErr_Format(PyExc_TypeError, "%R is a Python function: it is watched as it runs and needs no declaration",
                      callable);
         return -1;
@@ -307,7 +314,7 @@ int mp_effects_declare(PyObject *callable, const char *class_name)
     int kind = KEY_FUNCTION;
     if (PyType_Check(callable))
         kind = KEY_TYPE;
-    else if (function_address(callable))
+    else if (!PyFunction_Check(callable) && function_address(callable))
         address = function_address(callable);
     if (enter(address, kind, effect, true) < 0) {
         PyErr_NoMemory();
@@ -438,6 +445,17 @@ static bool changes_own(const mp_effect *effect)
            effect->handler == mp_handle_list_append || effect->handler == mp_handle_dict_pop ||
            effect->handler == mp_handle_dict_get || effect->handler == mp_handle_raw_subscript ||
            effect->handler == mp_handle_contains;
+}
+
+bool mp_effect_changes_self(const mp_effect *effect)
+{
+    static const mp_effect_handler changing[] = {
+        mp_handle_list_append,     mp_handle_store_subscript, mp_handle_dict_setdefault,
+        mp_handle_dict_pop,        mp_handle_setattr,         mp_handle_delattr,
+        mp_handle_generic_setattr, mp_handle_context_set,     mp_handle_context_reset};
+    for (size_t i = 0; i < sizeof changing / sizeof *changing; i++)
+        if (effect->handler == changing[i]) return true;
+    return false;
 }
 
 /* A C function that other C code calls with things out of the containers read (deep): only what reads nothing else may be. */
@@ -671,6 +689,8 @@ void mp_effect_apply(mp_call *call, const mp_effect *effect)
     case MP_EFFECT_TORCH: pend_packed(call, torch_done); return;
     case MP_EFFECT_STATE_CALL: pend_packed(call, state_call_done); return;
     case MP_EFFECT_STATE_WRITE: pend_packed(call, state_write_done); return;
+    case MP_EFFECT_OUTPUT: mp_defer(call, true, false); return;
+    case MP_EFFECT_EFFECT: mp_defer(call, false, true); return;
     case MP_EFFECT_OPAQUE:
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another result each time");
         return;

@@ -24,6 +24,8 @@
     X(STATE, "reads a mode that the guard's torch state covers")                                                       \
     X(STATE_CALL, "reads outside state, a scalar: the guard makes the same call")                                      \
     X(STATE_WRITE, "changes a torch mode: an operator of the graph")                                                   \
+    X(OUTPUT, "shows its arguments as text: put off until the commit")                                                 \
+    X(EFFECT, "an effect outside that the program does not look at: put off until the commit")                         \
     X(OPAQUE, "another result each time: time, random numbers, files, numpy")                                          \
     X(REFUSED, "known, and not traceable")                                                                             \
     X(SPECIAL, "has a handler of its own")                                                                             \
@@ -74,6 +76,10 @@ const mp_effect *mp_effect_of(PyObject *callable);
 const mp_effect *mp_effect_of_type(PyTypeObject *type);     /* calling the type itself */
 const mp_effect *mp_effect_of_instance(PyTypeObject *type); /* calling an instance whose C tp_call is the type's */
 const mp_effect *mp_effect_of_torch(PyObject *func);
+/* What the table says of a Python function as a whole: by its code, or as declared by the user. NULL: its frame is watched. */
+const mp_effect *mp_effect_of_function(PyObject *function);
+/* Does the handler of a SPECIAL entry change the first argument? */
+bool mp_effect_changes_self(const mp_effect *effect);
 
 /* "module.qualname" for people. Owned str, or NULL without an exception. */
 PyObject *mp_callable_name(PyObject *callable);
@@ -111,8 +117,14 @@ void mp_effect_check_result(mp_call *call);
 void mp_call_type(mp_call *call, bool skip_metaclass);
 /* mp_rec_type_attr by a C string (calls.c). */
 void mp_type_attr_named(mp_recorder *rec, PyTypeObject *type, const char *name);
+/* Which code a Python function has is read (calls.c). */
+void mp_function_code(mp_recorder *rec, PyObject *function);
 /* Any call, methods and partials not yet unwrapped (calls.c). */
 void mp_call_any(mp_call *call);
+
+/* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the
+** frames of its callers. */
+void mp_defer(mp_call *call, bool text, bool at_frames);
 
 /* User's classification; class_name as in `magpy.declare`. 0, or -1 with an exception. */
 int mp_effects_declare(PyObject *callable, const char *class_name);

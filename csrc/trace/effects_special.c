@@ -645,157 +645,70 @@ void mp_handle_lock_release(mp_call *call)
     if (state) state->locks--;
 }
 
-/* -- Output, put off until the commit ------------------------------------------------------------------------------------------------------- */
+/* -- Effects that are put off until the commit ---------------------------------------------------------------------------------------------- */
 
-/* print of values that do not change: the same call at the commit. */
-void mp_handle_print(mp_call *call)
+static bool is_false(PyObject *object) { return !object || object == Py_None || object == Py_False; }
+
+/* Methods of loggers, and the functions of the module logging. */
+void mp_handle_log(mp_call *call)
 {
-    for (Py_ssize_t i = 0; i < call->nargs; i++)
-        if (!mp_key_plain(call->args[i])) {
-            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of an object that may change until it is printed");
-            return;
-        }
-    PyObject *file = keyword(call, "file");
-    if (file && file != Py_None) {
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "to a file");
-        return;
-    }
-    mp_kept kept = mp_keep();
-    PyObject *args = PyTuple_New(call->nargs), *kwargs = call->nkw ? PyDict_New() : NULL, *callable = NULL;
-    for (Py_ssize_t i = 0; args && i < call->nargs; i++) PyTuple_SET_ITEM(args, i, Py_NewRef(call->args[i]));
-    for (Py_ssize_t i = 0; kwargs && i < call->nkw; i++)
-        if (PyDict_SetItem(kwargs, PyTuple_GET_ITEM(call->kwnames, i), call->kwvalues[i]) < 0) Py_CLEAR(kwargs);
-    if (args && !call->nkw) callable = Py_NewRef(call->callable);
-    if (args && kwargs) { /* the deferred call has no keywords: they go into a partial */
-        PyObject *functools = PyImport_ImportModule("functools"), *one = PyTuple_Pack(1, call->callable);
-        PyObject *partial = functools ? PyObject_GetAttrString(functools, "partial") : NULL;
-        if (partial && one) callable = PyObject_Call(partial, one, kwargs);
-        Py_XDECREF(functools);
-        Py_XDECREF(partial);
-        Py_XDECREF(one);
-    }
-    mp_op_state *state = mp_rec_op_state(call->rec);
-    if (state) state->printed = true;
-    if (callable)
-        mp_rec_effect(call->rec, callable, args);
+    if (!is_false(keyword(call, "exc_info")))
+        mp_call_abandon(call, MP_REASON_EFFECT, "an exception with its traceback, which a later call does not have");
     else
-        no_memory(call);
-    Py_XDECREF(args);
-    Py_XDECREF(kwargs);
-    Py_XDECREF(callable);
-    mp_restore(kept);
+        mp_defer(call, true, true);
 }
 
-/* The frame that a warning is said to come from, as warnings.warn finds it. Owned, or NULL. */
-static PyFrameObject *warned_frame(long level)
+/* (text, category, module, line) of a warning, as the filters see it: the frame is the one that warnings.warn finds. Owned, or NULL with or
+** without an exception. */
+static PyObject *warning_row(PyObject *message, PyObject *category, long level)
 {
     PyFrameObject *frame = PyEval_GetFrame();
     Py_XINCREF(frame);
-    for (; frame && level > 1; level--) {
-        PyFrameObject *back = PyFrame_GetBack(frame);
-        Py_SETREF(frame, back);
-    }
-    return frame;
+    for (; frame && level > 1; level--) Py_SETREF(frame, PyFrame_GetBack(frame));
+    PyObject *globals = frame ? PyFrame_GetGlobals(frame) : NULL;
+    PyObject *module = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
+    PyObject *row = NULL;
+    if (!frame || (module && PyUnicode_Check(module)))
+        row = frame ? Py_BuildValue("(OOOi)", message, category, module, PyFrame_GetLineNumber(frame))
+                    : Py_BuildValue("(OOsi)", message, category, "sys", 1);
+    Py_XDECREF(frame);
+    Py_XDECREF(globals);
+    return row;
 }
 
-/* Python code that shows a warning has been watched: what it did would be done a second time by the deferred warning. */
-static void warned(mp_recorder *rec, PyObject *frames, PyObject **slot)
-{
-    if (slot && *slot && rec->recording && !mp_rec_abandoned(rec) &&
-        rec->recording->frames != PyLong_AsUnsignedLongLong(frames))
-        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a warning that is shown by Python code");
-    Py_DECREF(frames);
-}
-
-/* Does the first of the filters that are there now ignore all warnings of the category? Then warn does nothing. */
-static bool ignored(PyObject *category)
-{
-    PyObject *name = mp_intern("warnings"), *warnings = name ? PyImport_GetModule(name) : NULL;
-    PyObject *filters = warnings ? PyObject_GetAttrString(warnings, "filters") : NULL;
-    PyObject *first =
-        filters && PyList_CheckExact(filters) && PyList_GET_SIZE(filters) ? PyList_GET_ITEM(filters, 0) : NULL;
-    bool all = false;
-    if (first && PyTuple_CheckExact(first) && PyTuple_GET_SIZE(first) == 5) {
-        PyObject **part = ((PyTupleObject *)first)->ob_item; /* action, message, category, module, line */
-        all = PyUnicode_Check(part[0]) && PyUnicode_CompareWithASCIIString(part[0], "ignore") == 0 &&
-              part[1] == Py_None && PyType_Check(part[2]) && part[3] == Py_None && PyLong_CheckExact(part[4]) &&
-              PyLong_AsLong(part[4]) == 0 && PyType_Check(category) &&
-              PyType_IsSubtype((PyTypeObject *)category, (PyTypeObject *)part[2]);
-    }
-    Py_XDECREF(filters);
-    Py_XDECREF(warnings);
-    Py_XDECREF(name);
-    return all;
-}
-
-/* The filters were changed. A warning that is put off would meet those of the commit: there must be none that the change could concern. */
-void mp_handle_filters_mutated(mp_call *call)
-{
-    mp_op_state *state = mp_rec_op_state(call->rec);
-    if (!state) return;
-    state->filters_changed = true;
-    mp_kept kept = mp_keep();
-    PyObject *none = PyTuple_New(0);
-    if (state->warned)
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "the filters of warnings are changed after a warning");
-    else if (none)
-        mp_rec_effect(call->rec, call->callable, none);
-    Py_XDECREF(none);
-    mp_restore(kept);
-}
-
-/* warnings.warn looks at its caller: file, line and registry are found now, the warning is given at the commit. */
+/* warnings.warn: given at the commit, unless it would raise there. Under filters that the call has set itself (warnings.catch_warnings) it
+** cannot be put off; then it must be one that is not shown. */
 void mp_handle_warn(mp_call *call)
 {
     PyObject *message = argument(call, 0), *category = argument(call, 1), *level = argument(call, 2);
     if (!message) message = keyword(call, "message");
     if (!category) category = keyword(call, "category");
     if (!level) level = keyword(call, "stacklevel");
-    PyObject *source = call->nargs > 3 ? call->args[3] : keyword(call, "source");
-    if (!message || !PyUnicode_CheckExact(message) || (source && source != Py_None) ||
-        (category && category != Py_None && !PyType_Check(category)) || (level && !PyLong_CheckExact(level))) {
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a warning that is an object");
+    bool given = category && category != Py_None;
+    if (!message || !PyUnicode_CheckExact(message) || (given && !PyType_Check(category)) ||
+        (level && !PyLong_CheckExact(level))) {
+        mp_call_abandon(call, MP_REASON_EFFECT, "a warning that is an object");
         return;
     }
-    if (!category || category == Py_None) category = PyExc_UserWarning;
     mp_kept kept = mp_keep();
-    mp_op_state *state = mp_rec_op_state(call->rec);
-    if (state && state->filters_changed) {
-        if (!ignored(category))
-            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a warning under filters that the call has changed");
-        mp_restore(kept);
-        return;
-    }
-    if (state) state->warned = true;
-    PyFrameObject *frame = warned_frame(level ? PyLong_AsLong(level) : 1);
-    PyObject *globals = frame ? PyFrame_GetGlobals(frame) : NULL;
-    PyCodeObject *code = frame ? PyFrame_GetCode(frame) : NULL;
-    PyObject *module = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
-    PyObject *registry = globals ? PyDict_GetItemString(globals, "__warningregistry__") : NULL;
-    PyObject *warnings = PyImport_ImportModule("warnings");
-    PyObject *explicit = warnings ? PyObject_GetAttrString(warnings, "warn_explicit") : NULL;
-    if (!registry && globals) { /* as warn itself is about to do */
-        PyObject *made = PyDict_New();
-        if (made && PyDict_SetItemString(globals, "__warningregistry__", made) == 0)
-            registry = PyDict_GetItemString(globals, "__warningregistry__");
-        Py_XDECREF(made);
-    }
-    PyObject *args = NULL;
-    if (registry && code && explicit && module && PyUnicode_Check(module))
-        args = Py_BuildValue("(OOOiOO)", message, category, code->co_filename, PyFrame_GetLineNumber(frame), module,
-                             registry);
-    PyObject *frames = PyLong_FromUnsignedLongLong(call->rec->recording ? call->rec->recording->frames : 0);
-    if (args && frames && mp_rec_pin(call->rec, registry, "__warningregistry__") != MP_NO_OBJ) {
-        mp_rec_effect(call->rec, explicit, args);
-        mp_rec_pend(call->rec, call->frame, warned, Py_NewRef(frames));
+    PyObject *module = PyImport_ImportModule("magpy.effects");
+    PyObject *row = warning_row(message, given ? category : PyExc_UserWarning, level ? PyLong_AsLong(level) : 1);
+    if (row && module && mp_deferred_filters_changed(call->rec)) {
+        PyObject *function = PyObject_GetAttrString(module, "warning_action");
+        PyObject *action = function ? PyObject_Call(function, row, NULL) : NULL;
+        if (!action || !PyUnicode_Check(action) || PyUnicode_CompareWithASCIIString(action, "ignore"))
+            mp_call_abandon(call, MP_REASON_EFFECT, "a warning, while the call has filters of its own");
+        Py_XDECREF(function);
+        Py_XDECREF(action);
+    } else if (row && module) {
+        PyObject *raises = PyObject_GetAttrString(module, "warning_raises");
+        if (raises) mp_rec_check_call(call->rec, raises, row, Py_False);
+        Py_XDECREF(raises);
+        mp_defer(call, true, true);
+        mp_deferred_warned(call->rec);
     } else
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "a warning from a frame that cannot be told");
-    Py_XDECREF(args);
-    Py_XDECREF(frames);
-    Py_XDECREF(frame);
-    Py_XDECREF(globals);
-    Py_XDECREF(code);
-    Py_XDECREF(warnings);
-    Py_XDECREF(explicit);
+        mp_call_abandon(call, MP_REASON_EFFECT, "a warning from a frame that cannot be told");
+    Py_XDECREF(module);
+    Py_XDECREF(row);
     mp_restore(kept);
 }

@@ -215,9 +215,16 @@ FUNCTIONS(MAKES, "_thread", "allocate_lock")
 TYPES(MAKES, "_thread", "RLock")
 
 /* -- Effects that are put off until the commit ------------------------------------------------------------------------------------------ */
-HANDLED(print, "builtins", "print")
+FUNCTIONS(OUTPUT, "builtins", "print")
+FUNCTIONS(OUTPUT, "io.TextIOWrapper", "write flush")
+FUNCTIONS(OUTPUT, "io.BufferedWriter", "write flush")
+FUNCTIONS(OUTPUT, "io.StringIO", "write flush?")
+HANDLED(log, "logging.Logger", "debug info warning warn error critical fatal log")
+HANDLED(log, "logging", "debug info warning warn error critical fatal log")
+FUNCTIONS(REFUSED, "logging.Logger", "exception")
+FUNCTIONS(REFUSED, "logging", "exception basicConfig")
 HANDLED(warn, "_warnings", "warn")
-HANDLED(filters_mutated, "_warnings", "_filters_mutated")
+FUNCTIONS(EFFECT, "_warnings", "_filters_mutated")
 
 /* -- Another result each time --------------------------------------------------------------------------------------------------------- */
 FUNCTIONS(OPAQUE, "time", "time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time process_time_ns")

@@ -4,8 +4,8 @@
 ** handler touch nothing but the frame itself. Where the instruction calls Python code (properties, special methods), that code is a
 ** frame and shows itself.
 */
+#include "trace/effects.h"
 #include "trace/raw.h"
-#include "trace/recorder_internal.h"
 
 #include "observe/observe.h"
 
@@ -267,7 +267,7 @@ static void call(mp_recorder *rec, const mp_frame *frame, int oparg)
     if (entry) entry->kwnames = NULL;
     bool method = TOP(oparg + 2) != NULL;
     PyObject *callable = TOP(oparg + (method ? 2 : 1));
-    if (PyFunction_Check(callable)) return;
+    if (PyFunction_Check(callable) && !mp_effect_of_function(callable)) return;
     size_t nargs = (size_t)(oparg + method);
     if (kwnames) nargs -= (size_t)PyTuple_GET_SIZE(kwnames);
     mp_rec_call(rec, frame, callable, &TOP(oparg + method), nargs, kwnames);
@@ -314,7 +314,7 @@ static void call_function_ex(mp_recorder *rec, const mp_frame *frame, int oparg)
              *callable = TOP(2 + with_keywords);
     mp_rec_operand(rec, args, false);
     if (keywords) mp_rec_operand(rec, keywords, false);
-    if (PyFunction_Check(callable)) return;
+    if (PyFunction_Check(callable) && !mp_effect_of_function(callable)) return;
     bool known = !keywords || PyDict_CheckExact(keywords);
     PyObject *items = known ? star_items(args) : NULL;
     if (!items) { /* an iterator must not be used up by looking at it */
@@ -604,6 +604,7 @@ void mp_rec_result(mp_recorder *rec, const mp_frame *frame, PyObject **slot, boo
     entry->pending = NULL;
     entry->pending_data = NULL;
     entry->wrote = false;
+    if (rec->deferred) mp_deferred_ended(rec, frame->id, raised);
     if (raised && wrote) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "%s", "a store to an outside object failed");
     if (!raised && handler && !rec->why.code)
         handler(rec, data, slot);

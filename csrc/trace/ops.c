@@ -224,6 +224,16 @@ static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
     check->site = mp_rec_site(rec);
 }
 
+void mp_rec_check_call(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *result)
+{
+    if (rec->why.code || !rec->recording || !rec->op_state || !rec->op_state->accept_checks) return;
+    mp_check *check = mp_rec_grow(rec, &rec->recording->checks, &rec->recording->n_checks, sizeof *check);
+    if (!check) return;
+    *check = (mp_check){.func = Py_NewRef(func), .args = Py_NewRef(args), .result = Py_NewRef(result)};
+    check->op = rec->recording->n_ops;
+    check->site = mp_rec_site(rec);
+}
+
 /* -- Functions that the mode shows ------------------------------------------------------------------------------------- */
 
 static mp_effect_class class_of(PyObject *func)

@@ -385,6 +385,7 @@ static void fill_read(mp_recorder *rec, uint32_t index, PyObject *value)
 void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key, PyObject *value)
 {
     if (rec->why.code) return;
+    if (MP_UNLIKELY(rec->deferred != NULL) && kind != MP_READ_TYPE) mp_deferred_conflict(rec, owner, key, false);
     mp_obj_id id = mp_rec_ensure(rec, owner);
     uint16_t bit = read_bit(kind);
     if (id == MP_NO_OBJ || rec->object_state[id] & bit || hidden_by_changes(rec, id, owner, kind, value)) return;
@@ -439,6 +440,7 @@ static void note_first_write(mp_recorder *rec, mp_obj_id id, PyObject *owner, mp
 void mp_rec_write(mp_recorder *rec, PyObject *owner, mp_write_kind kind, PyObject *key, PyObject *value)
 {
     if (rec->why.code) return;
+    if (MP_UNLIKELY(rec->deferred != NULL)) mp_deferred_conflict(rec, owner, key, true);
     if (kind == MP_WRITE_CONTENTS) {
         mp_rec_own(rec, owner);
         return;
@@ -481,6 +483,7 @@ void mp_rec_write(mp_recorder *rec, PyObject *owner, mp_write_kind kind, PyObjec
 
 void mp_rec_own(mp_recorder *rec, PyObject *container)
 {
+    if (MP_UNLIKELY(rec->deferred != NULL)) mp_deferred_conflict(rec, container, NULL, true);
     mp_obj_id id = rec->why.code ? MP_NO_OBJ : mp_rec_find(rec, container);
     if (id == MP_NO_OBJ || rec->object_state[id] & MP_STATE_OWNED) return;
     mp_rec_whole(rec, container);
@@ -489,6 +492,7 @@ void mp_rec_own(mp_recorder *rec, PyObject *container)
 
 void mp_rec_append(mp_recorder *rec, PyObject *list, PyObject *value)
 {
+    if (MP_UNLIKELY(rec->deferred != NULL)) mp_deferred_conflict(rec, list, NULL, true);
     mp_obj_id id = rec->why.code ? MP_NO_OBJ : mp_rec_find(rec, list);
     if (id == MP_NO_OBJ || rec->object_state[id] & MP_STATE_OWNED) return;
     if (!(rec->object_state[id] & MP_STATE_APPENDED)) {

@@ -270,8 +270,12 @@ mp_rec_frame *mp_rec_push_frame(mp_recorder *rec, const mp_frame *frame)
         rec->frames_room = room;
     }
     mp_rec_frame *entry = &rec->frames[rec->n_frames++];
-    *entry = (mp_rec_frame){
-        .id = frame->id, .code = frame->code, .offset = frame->offset, .site_offset = -1, .site = UINT32_MAX};
+    *entry = (mp_rec_frame){.id = frame->id,
+                            .code = frame->code,
+                            .globals = frame->globals,
+                            .offset = frame->offset,
+                            .site_offset = -1,
+                            .site = UINT32_MAX};
     return entry;
 }
 
@@ -288,6 +292,7 @@ void mp_rec_pop_frame(mp_recorder *rec, const mp_frame *frame)
     if (!entry || entry == rec->frames) return;
     while (&rec->frames[rec->n_frames - 1] >= entry) {
         rec->n_frames--;
+        mp_deferred_ended(rec, rec->frames[rec->n_frames].id, true);
         Py_CLEAR(rec->frames[rec->n_frames].pending_data);
     }
 }
@@ -458,6 +463,7 @@ mp_recorder *mp_rec_new(PyObject *target, PyObject *const *args, size_t nargs, P
 mp_recording *mp_rec_finish(mp_recorder *rec, PyObject *result, mp_reason *why)
 {
     if (!rec->why.code) mp_rec_finish_ops(rec);
+    if (!rec->why.code) mp_rec_finish_deferred(rec);
     if (rec->why.code || rec->finished || !rec->recording) {
         if (why && !why->code && rec->why.code) *why = rec->why;
         mp_reason_set(why, MP_REASON_INTERNAL, "%s", "a recording was finished twice");
@@ -500,6 +506,7 @@ void mp_rec_free(mp_recorder *rec)
     for (uint32_t i = 0; i < rec->n_locations; i++) Py_XDECREF(rec->locations[i].key);
     for (uint32_t i = 0; i < rec->n_frames; i++) Py_XDECREF(rec->frames[i].pending_data);
     mp_rec_free_op_state(rec);
+    mp_rec_free_deferred(rec);
     mp_oracle_free(rec);
     Py_XDECREF(rec->target);
     Py_XDECREF(rec->running);

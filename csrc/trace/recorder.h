@@ -99,7 +99,9 @@ void mp_rec_write(mp_recorder *rec, PyObject *owner, mp_write_kind kind, PyObjec
 void mp_rec_own(mp_recorder *rec,
                 PyObject *container); /* contents about to change in bulk: read the whole, then CONTENTS write */
 void mp_rec_append(mp_recorder *rec, PyObject *list, PyObject *value);
-void mp_rec_effect(mp_recorder *rec, PyObject *callable, PyObject *args); /* deferred call */
+void mp_rec_effect(mp_recorder *rec, PyObject *callable, PyObject *args); /* deferred call; args as in a CALL write */
+/* The recording holds only where func(*args), of constants, gives `result` again before the commit. No effect where checks are not accepted. */
+void mp_rec_check_call(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *result);
 
 /* -- Reads of Python's data model (attributes.c, containers.c) -------------------------------------------------------- */
 
@@ -136,6 +138,11 @@ typedef void (*mp_pending)(mp_recorder *rec, PyObject *data, PyObject **slot);
 void mp_rec_pend(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data);
 /* Does this frame's running instruction have a pending operation or store, so that mp_rec_result must be told of its end? */
 bool mp_rec_wants_result(const mp_recorder *rec, const mp_frame *frame);
+
+/* Is a call running that is an effect put off until the commit? What it does is no part of the program: observe tells of its frames only by
+** mp_rec_unseen, before each instruction, and of its torch functions not at all. */
+bool mp_rec_deferring(const mp_recorder *rec);
+void mp_rec_unseen(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg);
 
 /* -- Tensors (ops.c) -------------------------------------------------------------------------------------------------------- */
 

@@ -1,16 +1,19 @@
 /* The recorder's inside, shared by the files of trace and by nobody else.
 **
 ** Files: record.c (life, reference graph, frames, sites), reads.c (locations, reads, writes), scalars.c, recording.c (the finished thing),
-** opcodes.c (instructions), attributes.c, containers.c, calls.c, effects.c, ops.c, path.c.
+** opcodes.c (instructions), attributes.c, containers.c, calls.c, effects.c, deferred.c, ops.c, path.c.
 */
 #ifndef MP_TRACE_RECORDER_INTERNAL_H
 #define MP_TRACE_RECORDER_INTERNAL_H
 #include "trace/map.h"
 #include "trace/recorder.h"
 
+typedef struct mp_deferred mp_deferred;
+
 typedef struct mp_rec_frame { /* one frame on the observed stack */
     void *id;                 /* as in mp_frame; the outermost entry is the recorder itself: the caller of the target */
     PyCodeObject *code;       /* borrowed from the frame; NULL in the outermost */
+    PyObject *globals;        /* borrowed likewise */
     int offset;               /* of the instruction now running */
     int site_offset;          /* offset that `site` was made for, or -1 */
     uint32_t site;
@@ -89,6 +92,7 @@ struct mp_recorder {
     double started;
 
     struct mp_oracle *oracle;     /* owned, NULL but in tests: see oracle.c */
+    mp_deferred *deferred;        /* owned by deferred.c, NULL until an effect is put off */
     struct mp_op_state *op_state; /* owned by ops.c: allocated at first use, freed by mp_rec_free_op_state */
 };
 
@@ -153,6 +157,18 @@ int mp_oracle_start(mp_recorder *rec); /* 0, or -1 with an exception */
 void mp_oracle_look(mp_recorder *rec, const mp_frame *frame, int opcode);
 PyObject *mp_oracle_holes(const mp_recorder *rec); /* owned list of str, or NULL */
 void mp_oracle_free(mp_recorder *rec);
+
+/* -- Deferred effects (deferred.c) -------------------------------------------------------------------------------------------- */
+
+/* The instruction of this frame has ended, or the frame has: so has the deferred call that it made, if it made one. */
+void mp_deferred_ended(mp_recorder *rec, void *frame, bool raised);
+/* The program is about to read or write (owner, key), key NULL for all of it: abandons if that shows that an effect is late. Only to be called
+** where rec->deferred. */
+void mp_deferred_conflict(mp_recorder *rec, PyObject *owner, PyObject *key, bool write);
+bool mp_deferred_filters_changed(mp_recorder *rec); /* has the call stored warnings.filters? */
+void mp_deferred_warned(mp_recorder *rec);
+void mp_rec_finish_deferred(mp_recorder *rec); /* last checks; may abandon */
+void mp_rec_free_deferred(mp_recorder *rec);
 
 /* -- Others' ------------------------------------------------------------------------------------------------------------------ */
 

@@ -131,7 +131,8 @@ typedef struct {
     X(LIST_APPEND) /* blind append: length and items were not read */                                             \
     X(CONTENTS)    /* the whole contents of a list, dict, set, deque are replaced by those of `value` in place */ \
     X(CONTEXT_VAR) /* ContextVar.set; NULL = unset, as it was before the call */                                  \
-    X(CALL)        /* a deferred effect: key(*value) with value a tuple; owner unused */
+    X(CALL)        /* a deferred effect: key(*args, **kwargs), value is (args, kwargs, frames), frames a tuple of functions          \
+                      (callable, args, kwargs) to call it by, outermost first; owner unused */
 // clang-format on
 
 typedef enum {

@@ -68,15 +68,12 @@ typedef struct {      /* [value] */
 typedef struct mp_op_state {
     mp_facts *facts;
     uint32_t n_facts;
-    uint32_t seen;        /* torch functions shown by the mode so far */
-    int muted;            /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
-    PyObject *given;      /* borrowed: arguments of the innermost such call, or NULL */
-    bool accept_checks;   /* data that is looked at becomes a check */
-    bool accept_values;   /* also floats, complex numbers and lists */
-    bool printed;         /* print was put off, */
-    bool warned;          /* and a warning */
-    bool filters_changed; /* those of warnings */
-    int64_t locks;        /* acquired minus released by the call */
+    uint32_t seen;      /* torch functions shown by the mode so far */
+    int muted;          /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
+    PyObject *given;    /* borrowed: arguments of the innermost such call, or NULL */
+    bool accept_checks; /* data that is looked at becomes a check */
+    bool accept_values; /* also floats, complex numbers and lists */
+    int64_t locks;      /* acquired minus released by the call */
 } mp_op_state;
 
 /* NULL after abandoning for lack of memory. */

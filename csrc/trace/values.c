@@ -503,27 +503,11 @@ static void check_at_end(mp_recorder *rec, PyObject *tensor, mp_value_id value, 
     free_meta(now);
 }
 
-/* Output is put off until after the stores: it must go where it went. */
-static bool wrote_stdout(mp_recorder *rec)
-{
-    PyObject *modules = PyImport_GetModuleDict(), *sys = PyDict_GetItemString(modules, "sys"); /* borrowed */
-    mp_obj_id dict = sys && PyModule_Check(sys) ? mp_rec_find(rec, PyModule_GetDict(sys)) : MP_NO_OBJ;
-    for (uint32_t i = 0; dict != MP_NO_OBJ && i < rec->recording->n_writes; i++) {
-        const mp_write *write = &rec->recording->writes[i];
-        if (write->owner != dict) continue;
-        if (write->kind != MP_WRITE_KEY || !write->key || !PyUnicode_Check(write->key)) return true;
-        if (PyUnicode_CompareWithASCIIString(write->key, "stdout") == 0) return true;
-    }
-    return false;
-}
-
 void mp_rec_finish_ops(mp_recorder *rec)
 {
     mp_op_state *state = rec->op_state;
     if (!state || !rec->recording) return;
     if (state->locks) mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a lock was acquired and not released");
-    if (state->printed && wrote_stdout(rec))
-        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "print, while sys.stdout is replaced");
     PyObject *quiet = mp_quiet_begin();
     for (uint32_t i = 0; i < rec->n_bound && !mp_rec_abandoned(rec); i++) {
         PyObject *tensor = mp_watched(rec->bound[i].watch);

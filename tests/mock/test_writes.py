@@ -18,6 +18,11 @@ from magpy import _C
 T0 = torch.zeros(1)
 
 
+def call(*args: Any, **kwargs: Any) -> Any:
+    """The value of a CALL write."""
+    return (args, kwargs, ())
+
+
 class Thing:
     def __init__(self, **attributes: Any) -> None:
         self.__dict__.update(attributes)
@@ -199,7 +204,11 @@ def test_effects_run_last_and_in_order() -> None:
         log.append((name, dict(d)))
 
     mock = write(
-        [d], ("CALL", None, effect, ("first",)), ("KEY", d, "a", 1), ("CALL", None, effect, ("second",)), result="r"
+        [d],
+        ("CALL", None, effect, call("first")),
+        ("KEY", d, "a", 1),
+        ("CALL", None, effect, call("second")),
+        result="r",
     )
     assert commit(mock, [d]) == "r"
     assert log == [("first", {"a": 1}), ("second", {"a": 1})]
@@ -211,7 +220,7 @@ def test_an_effect_that_raises_raises_after_the_stores() -> None:
     def effect() -> None:
         raise KeyError("effect")
 
-    mock = write([d], ("CALL", None, effect, ()), ("KEY", d, "a", 1))
+    mock = write([d], ("CALL", None, effect, call()), ("KEY", d, "a", 1))
     with pytest.raises(KeyError, match="effect"):
         commit(mock, [d])
     assert d == {"a": 1}
@@ -283,7 +292,7 @@ def test_a_finalizer_may_rebuild_again() -> None:
 
 def test_the_program_may_be_dropped_by_an_effect() -> None:
     holder: list[Any] = []
-    mock = _C._mock(["r"], (holder,), (), (("CALL", None, holder.clear, ()),))
+    mock = _C._mock(["r"], (holder,), (), (("CALL", None, holder.clear, call()),))
     holder.append(mock)
     del mock
     assert holder[0].rebuild((holder,), ()) == ["r"] and holder == []
@@ -291,7 +300,7 @@ def test_the_program_may_be_dropped_by_an_effect() -> None:
 
 def test_discarding_changes_nothing() -> None:
     current = {"a": 1}
-    mock = write([current], ("KEY", current, "a", [2]), ("CALL", None, current.clear, ()))
+    mock = write([current], ("KEY", current, "a", [2]), ("CALL", None, current.clear, call()))
     mock.discard((current,) * len(mock.objects), ())
     assert current == {"a": 1}
 

@@ -1,0 +1,491 @@
+/* Deferred effects: calls that are made for good when the observed call is, and again at the commit of every later run (print, logging,
+** warnings, writing to a file, what users declare).
+**
+** What runs inside such a call is no part of the program: its frames are not recorded, for the commit calls it again, and it then finds
+** outside state by itself. Two things must hold for that. Its arguments must be then as they were: they are copied, or must not be
+** changed. And the call must not be seen to be late: what the program does to outside state after it must not be anything that the
+** effect looked at, and what the effect changed must not be looked at by the program. So the instructions inside are watched for
+** which places they touch ("traces" left behind), and a conflict ends the trace.
+*/
+#include "trace/effects.h"
+#include "trace/raw.h"
+#include "trace/tensors.h"
+
+#include <opcode.h>
+#include <string.h>
+
+enum { MAX_DEPTH = 16 };
+
+/* -- Places that effects touched -------------------------------------------------------------------------------------- */
+
+enum { LOOKED = 1, CHANGED = 2, COPIED = 4 /* for the commit: may be changed after having been looked at */ };
+
+typedef struct {
+    PyObject *watch; /* owned: weak reference, or the object */
+    PyObject *key;   /* owned: an attribute's or global's name; NULL: all that the object holds */
+    uint8_t how;
+    uint32_t next; /* of the same address, or UINT32_MAX */
+} mp_touched;
+
+struct mp_deferred {
+    void *frame; /* the frame whose running instruction is a deferred call, or NULL */
+    bool plain;  /* its arguments are constants: so is a scalar result */
+    bool text, warned;
+    mp_touched *places;
+    uint32_t n_places;
+    mp_map index; /* address -> first place */
+    struct {
+        PyObject *tensor; /* owned */
+        uint32_t version;
+        bool versioned;
+    } *shown; /* tensors given to effects: nothing may change them before the commit */
+    uint32_t n_shown;
+};
+
+static mp_deferred *deferred(mp_recorder *rec)
+{
+    if (!rec->deferred) rec->deferred = PyMem_RawCalloc(1, sizeof *rec->deferred);
+    if (!rec->deferred) mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "deferred effects");
+    return rec->deferred;
+}
+
+void mp_rec_free_deferred(mp_recorder *rec)
+{
+    mp_deferred *state = rec->deferred;
+    if (!state) return;
+    rec->deferred = NULL;
+    for (uint32_t i = 0; i < state->n_places; i++) {
+        Py_XDECREF(state->places[i].watch);
+        Py_XDECREF(state->places[i].key);
+    }
+    for (uint32_t i = 0; i < state->n_shown; i++) Py_XDECREF(state->shown[i].tensor);
+    mp_map_free(&state->index);
+    PyMem_RawFree(state->places);
+    PyMem_RawFree(state->shown);
+    PyMem_RawFree(state);
+}
+
+static bool same_name(PyObject *a, PyObject *b)
+{
+    if (a == b || !a || !b) return true; /* NULL: everything */
+    return PyUnicode_Check(a) && PyUnicode_Check(b) && PyUnicode_Compare(a, b) == 0;
+}
+
+static void touch(mp_recorder *rec, PyObject *object, PyObject *key, uint8_t how)
+{
+    mp_deferred *state = rec->deferred;
+    if (!object || mp_is_scalar(object) || mp_is_tensor(object)) return;
+    if (key && !PyUnicode_CheckExact(key)) key = NULL;
+    uint32_t first = mp_map_get(&state->index, object);
+    for (uint32_t i = first; i != MP_MAP_NONE; i = state->places[i].next) {
+        mp_touched *place = &state->places[i];
+        if (mp_watched(place->watch) != object) {
+            first = MP_MAP_NONE; /* the address was reused */
+            break;
+        }
+        if (place->key == key || (place->key && key && same_name(place->key, key))) {
+            place->how |= how;
+            return;
+        }
+    }
+    PyObject *watch = mp_watch(object);
+    mp_touched *place = watch ? mp_rec_grow(rec, &state->places, &state->n_places, sizeof *place) : NULL;
+    if (!place) {
+        Py_XDECREF(watch);
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "deferred effects");
+        return;
+    }
+    *place = (mp_touched){watch, Py_XNewRef(key), how, first};
+    if (mp_map_put(&state->index, object, state->n_places - 1) < 0)
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "deferred effects");
+}
+
+/* An attribute: of the object, of its dict, of its class. */
+static void touch_attribute(mp_recorder *rec, PyObject *object, PyObject *name, uint8_t how)
+{
+    if (mp_is_scalar(object) || mp_is_tensor(object)) return;
+    touch(rec, object, name, how);
+    PyObject *dict = PyModule_Check(object) ? PyModule_GetDict(object) : mp_raw_dict(object);
+    if (dict) touch(rec, dict, name, how);
+    if (how & LOOKED) touch(rec, (PyObject *)Py_TYPE(object), name, LOOKED);
+}
+
+void mp_deferred_conflict(mp_recorder *rec, PyObject *owner, PyObject *key, bool write)
+{
+    mp_deferred *state = rec->deferred;
+    if (!state->n_places || state->frame || rec->why.code) return;
+    for (uint32_t i = mp_map_get(&state->index, owner); i != MP_MAP_NONE; i = state->places[i].next) {
+        const mp_touched *place = &state->places[i];
+        if (mp_watched(place->watch) != owner) return;
+        uint8_t how = write && !(place->how & COPIED) ? LOOKED | CHANGED : CHANGED;
+        if (!(place->how & how) || !same_name(place->key, key)) continue;
+        const char *name = key && PyUnicode_Check(key) ? PyUnicode_AsUTF8(key) : NULL;
+        PyErr_Clear();
+        mp_rec_abandon(rec, MP_REASON_EFFECT, "%s%s%s, which an effect before it %s, is %s", Py_TYPE(owner)->tp_name,
+                       name ? " ." : "", name ? name : "", place->how & CHANGED ? "changed" : "looked at",
+                       write ? "changed" : "read");
+        return;
+    }
+}
+
+/* -- Instructions inside an effect ------------------------------------------------------------------------------------ */
+
+/* Does the C callable leave everything but its result alone? Else its first argument, or all of them, may be changed. */
+static void touch_by_call(mp_recorder *rec, PyObject *callable, PyObject *const *args, Py_ssize_t n)
+{
+    PyObject *self = NULL;
+    if (PyFunction_Check(callable)) return; /* its frame shows */
+    if (PyMethod_Check(callable)) {
+        touch_by_call(rec, PyMethod_GET_FUNCTION(callable), args, n);
+        return;
+    }
+    if (PyCFunction_Check(callable)) self = PyCFunction_GET_SELF(callable);
+    if (self && PyModule_Check(self)) self = NULL;
+    const mp_effect *effect =
+        PyType_Check(callable) ? mp_effect_of_type((PyTypeObject *)callable) : mp_effect_of(callable);
+    uint8_t first = LOOKED | CHANGED, others = first;
+    switch (effect ? effect->effect : MP_EFFECT_UNKNOWN) {
+    case MP_EFFECT_EFFECT: return; /* itself only ever put off */
+    case MP_EFFECT_STORES:
+    case MP_EFFECT_WRITES: others = LOOKED; break;
+    case MP_EFFECT_SPECIAL:
+        others = LOOKED;
+        if (!mp_effect_changes_self(effect)) first = LOOKED;
+        break;
+    case MP_EFFECT_PURE:
+    case MP_EFFECT_READS:
+    case MP_EFFECT_MAKES:
+    case MP_EFFECT_NOTHING:
+    case MP_EFFECT_ITERATES:
+    case MP_EFFECT_STATE:
+    case MP_EFFECT_STATE_CALL:
+    case MP_EFFECT_TORCH: first = others = LOOKED; break;
+    default:
+        if (PyType_Check(callable)) first = others = LOOKED; /* makes an instance; __init__ in Python shows itself */
+    }
+    bool named = n >= 2 && effect && effect->effect == MP_EFFECT_SPECIAL && PyUnicode_CheckExact(args[1]);
+    if (self) touch(rec, self, NULL, first);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        uint8_t how = i == 0 && !self ? first : others;
+        if (i == 0 && named)
+            touch_attribute(rec, args[0], args[1], how); /* getattr and the like */
+        else
+            touch(rec, args[i], NULL, how);
+    }
+}
+
+#define TOP(i) (frame->stack[frame->depth - (i)])
+
+void mp_rec_unseen(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg)
+{
+    if (rec->why.code || !rec->deferred) return;
+    mp_kept kept = mp_keep();
+    PyObject *names = frame->code->co_names;
+    switch (opcode) {
+    case LOAD_ATTR:
+    case LOAD_METHOD: touch_attribute(rec, TOP(1), PyTuple_GET_ITEM(names, oparg), LOOKED); break;
+    case STORE_ATTR:
+    case DELETE_ATTR: touch_attribute(rec, TOP(1), PyTuple_GET_ITEM(names, oparg), CHANGED); break;
+    case LOAD_GLOBAL: touch(rec, frame->globals, PyTuple_GET_ITEM(names, oparg >> 1), LOOKED); break;
+    case STORE_GLOBAL:
+    case DELETE_GLOBAL: touch(rec, frame->globals, PyTuple_GET_ITEM(names, oparg), CHANGED); break;
+    case LOAD_DEREF:
+    case LOAD_CLASSDEREF: touch(rec, frame->localsplus[oparg], NULL, LOOKED); break;
+    case STORE_DEREF:
+    case DELETE_DEREF: touch(rec, frame->localsplus[oparg], NULL, CHANGED); break;
+    case BINARY_SUBSCR: touch(rec, TOP(2), NULL, LOOKED); break;
+    case STORE_SUBSCR:
+    case DELETE_SUBSCR: touch(rec, TOP(2), NULL, CHANGED); break;
+    case GET_ITER:
+    case FOR_ITER:
+    case UNPACK_SEQUENCE:
+    case UNPACK_EX:
+    case LIST_EXTEND:
+    case SET_UPDATE:
+    case DICT_UPDATE:
+    case DICT_MERGE:
+    case CONTAINS_OP: touch(rec, TOP(1), NULL, LOOKED); break;
+    case COMPARE_OP:
+        touch(rec, TOP(1), NULL, LOOKED);
+        touch(rec, TOP(2), NULL, LOOKED);
+        break;
+    case BINARY_OP: touch(rec, TOP(2), NULL, oparg >= NB_INPLACE_ADD ? LOOKED | CHANGED : LOOKED); break;
+    case CALL: {
+        bool method = TOP(oparg + 2) != NULL;
+        touch_by_call(rec, TOP(oparg + (method ? 2 : 1)), &TOP(oparg + method), oparg + method);
+        break;
+    }
+    case CALL_FUNCTION_EX: {
+        int with_keywords = oparg & 1;
+        PyObject *args = TOP(1 + with_keywords);
+        if (PyTuple_CheckExact(args))
+            touch_by_call(rec, TOP(2 + with_keywords), ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args));
+        break;
+    }
+    default: break;
+    }
+    mp_restore(kept);
+}
+
+/* -- Arguments ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    mp_call *call;
+    bool text;  /* the effect shows its arguments as text */
+    bool plain; /* so far all are constants */
+} copier;
+
+static PyObject *copy(copier *c, PyObject *object, int depth);
+
+static PyObject *refuse(copier *c, PyObject *object, const char *what)
+{
+    PyErr_Clear();
+    mp_rec_abandon(c->call->rec, MP_REASON_EFFECT, "%s: %s", Py_TYPE(object)->tp_name, what);
+    return NULL;
+}
+
+static PyObject *copy_tensor(copier *c, PyObject *tensor)
+{
+    mp_recorder *rec = c->call->rec;
+    mp_deferred *state = rec->deferred;
+    c->plain = false;
+    if (mp_rec_value(rec, tensor) == MP_NO_VALUE) return NULL;
+    PyObject *quiet = mp_quiet_begin();
+    PyObject *function =
+        c->text && mp_rec_find(rec, tensor) == MP_NO_OBJ ? mp_tensor_ask(mp_names.requires_grad, tensor) : NULL;
+    PyObject *version = mp_tensor_ask(mp_names._version, tensor);
+    PyErr_Clear(); /* inference tensors have no version */
+    mp_quiet_end(quiet);
+    bool differentiable = function == Py_True;
+    Py_XDECREF(function);
+    if (differentiable) {
+        Py_XDECREF(version);
+        return refuse(c, tensor, "its text names its gradient function; show tensor.detach()");
+    }
+    uint32_t n = state->n_shown;
+    if (mp_rec_grow(rec, &state->shown, &state->n_shown, sizeof *state->shown)) {
+        state->shown[n].tensor = Py_NewRef(tensor);
+        state->shown[n].versioned = version != NULL;
+        state->shown[n].version = version ? (uint32_t)PyLong_AsUnsignedLongMask(version) : 0;
+    }
+    Py_XDECREF(version);
+    return mp_rec_abandoned(rec) ? NULL : Py_NewRef(tensor);
+}
+
+static PyObject *copy_sequence(copier *c, PyObject *object, int depth)
+{
+    bool tuple = PyTuple_CheckExact(object);
+    Py_ssize_t n = Py_SIZE(object);
+    PyObject *made = tuple ? PyTuple_New(n) : PyList_New(n);
+    for (Py_ssize_t i = 0; made && i < n; i++) {
+        PyObject *item = copy(c, tuple ? PyTuple_GET_ITEM(object, i) : PyList_GET_ITEM(object, i), depth + 1);
+        if (!item)
+            Py_CLEAR(made);
+        else if (tuple)
+            PyTuple_SET_ITEM(made, i, item);
+        else
+            PyList_SET_ITEM(made, i, item);
+    }
+    return made;
+}
+
+static PyObject *copy_dict(copier *c, PyObject *object, int depth)
+{
+    PyObject *made = PyDict_New(), *key, *value;
+    for (Py_ssize_t at = 0; made && PyDict_Next(object, &at, &key, &value);) {
+        PyObject *item = mp_key_plain(key) ? copy(c, value, depth + 1) : refuse(c, object, "a key that is an object");
+        if (!item || PyDict_SetItem(made, key, item) < 0) Py_CLEAR(made);
+        Py_XDECREF(item);
+    }
+    return made;
+}
+
+/* The argument as the commit is to find it. Owned, or NULL after abandoning or with an exception. */
+static PyObject *copy(copier *c, PyObject *object, int depth)
+{
+    mp_recorder *rec = c->call->rec;
+    if (depth > MAX_DEPTH) return refuse(c, object, "nested too deeply to be put off");
+    if (mp_is_scalar(object)) return Py_NewRef(object);
+    if (mp_is_tensor(object)) return copy_tensor(c, object);
+    bool outside = mp_rec_find(rec, object) != MP_NO_OBJ;
+    if (PyTuple_CheckExact(object) || PyList_CheckExact(object) || PyDict_CheckExact(object)) {
+        if (outside) mp_rec_whole(rec, object);
+        touch(rec, object, NULL, COPIED);
+        if (!PyTuple_CheckExact(object)) c->plain = false;
+        return PyDict_CheckExact(object) ? copy_dict(c, object, depth) : copy_sequence(c, object, depth);
+    }
+    c->plain = false;
+    if (PyType_Check(object) || PyModule_Check(object) || PyFunction_Check(object) || PyCFunction_Check(object))
+        return Py_NewRef(object);
+    if (!outside)
+        return refuse(c, object, "made by the call, it may change before the effect is made; pass str(object)");
+    if (mp_is_container(object)) return refuse(c, object, "it may change before the effect is made; pass str(object)");
+    touch(rec, object, NULL, LOOKED); /* an object from outside: nobody may change it in this call */
+    PyObject *dict = mp_raw_dict(object);
+    if (dict) touch(rec, dict, NULL, LOOKED);
+    return Py_NewRef(object);
+}
+
+static PyObject *copy_keywords(copier *c)
+{
+    mp_call *call = c->call;
+    PyObject *made = PyDict_New();
+    for (Py_ssize_t i = 0; made && i < call->nkw; i++) {
+        PyObject *value = copy(c, call->kwvalues[i], 0);
+        if (!value || PyDict_SetItem(made, PyTuple_GET_ITEM(call->kwnames, i), value) < 0) Py_CLEAR(made);
+        Py_XDECREF(value);
+    }
+    return made;
+}
+
+/* -- The place of the call ------------------------------------------------------------------------------------------------- */
+
+/* Functions that call what they are given from the program's own frames, as far as their file, line, name and globals go: warnings and
+** logging look at their caller. Outermost first; owned tuple, or NULL with an exception. */
+static PyObject *calling_frames(mp_recorder *rec)
+{
+    PyObject *module = PyImport_ImportModule("magpy.effects"), *rows = PyList_New(0), *made = NULL;
+    for (uint32_t i = 0; rows && i < rec->n_frames; i++) {
+        const mp_rec_frame *frame = &rec->frames[i];
+        if (!frame->code || !frame->globals) continue;
+        int line = PyCode_Addr2Line(frame->code, frame->offset * (int)sizeof(_Py_CODEUNIT));
+        PyObject *row = Py_BuildValue("(OiO)", frame->code, line, frame->globals);
+        if (!row || PyList_Append(rows, row) < 0) Py_CLEAR(rows);
+        Py_XDECREF(row);
+    }
+    if (module && rows) made = PyObject_CallMethod(module, "frames", "O", rows);
+    Py_XDECREF(module);
+    Py_XDECREF(rows);
+    return made;
+}
+
+/* -- Deferring --------------------------------------------------------------------------------------------------------------- */
+
+bool mp_rec_deferring(const mp_recorder *rec) { return rec->deferred && rec->deferred->frame && !rec->why.code; }
+
+void mp_deferred_ended(mp_recorder *rec, void *frame, bool raised)
+{
+    if (!rec->deferred || rec->deferred->frame != frame) return;
+    rec->deferred->frame = NULL;
+    if (raised) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "an effect that is put off until the end raised");
+}
+
+/* What the effect gave: nothing, or as constant as its arguments (how many characters were written). */
+static void done(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *result = slot ? *slot : NULL;
+    if (result && result != Py_None && rec->deferred && !(rec->deferred->plain && mp_is_scalar(result)) &&
+        !mp_rec_abandoned(rec))
+        mp_rec_abandon(rec, MP_REASON_EFFECT, "%s gives a %s; an effect gives nothing", PyUnicode_AsUTF8(data),
+                       Py_TYPE(result)->tp_name);
+    Py_XDECREF(data);
+}
+
+void mp_defer(mp_call *call, bool text, bool at_frames)
+{
+    mp_recorder *rec = call->rec;
+    mp_deferred *state = deferred(rec);
+    if (!state) return;
+    mp_kept kept = mp_keep();
+    copier c = {call, text, true};
+    PyObject *self = PyCFunction_Check(call->callable) ? PyCFunction_GET_SELF(call->callable) : NULL;
+    Py_ssize_t skip = self && call->nargs && call->args[0] == self; /* a bound method of a C object keeps its self */
+    PyObject *args = PyTuple_New(call->nargs - skip), *kwargs = NULL, *frames = NULL, *packed = NULL, *name = NULL;
+    for (Py_ssize_t i = skip; args && i < call->nargs; i++) {
+        bool receiver = i == 0 &&
+                        (PyFunction_Check(call->callable) || Py_IS_TYPE(call->callable, &PyMethodDescr_Type)) &&
+                        mp_rec_find(rec, call->args[0]) != MP_NO_OBJ; /* self is used, not shown */
+        PyObject *item = receiver ? Py_NewRef(call->args[0]) : copy(&c, call->args[i], 0);
+        if (!item)
+            Py_CLEAR(args);
+        else
+            PyTuple_SET_ITEM(args, i - skip, item);
+    }
+    if (args) kwargs = copy_keywords(&c);
+    if (kwargs) frames = at_frames ? calling_frames(rec) : PyTuple_New(0);
+    if (frames) packed = PyTuple_Pack(3, args, kwargs, frames);
+    if (packed) name = mp_callable_name(call->callable);
+    if (PyFunction_Check(call->callable)) mp_function_code(rec, call->callable);
+    if (packed && name) {
+        state->text = true;
+        state->plain = c.plain;
+        mp_rec_effect(rec, call->callable, packed);
+        mp_rec_pend(rec, call->frame, done, name);
+        state->frame = call->frame->id;
+    } else {
+        Py_XDECREF(name);
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "deferred effects"); /* unless there is a reason already */
+    }
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(frames);
+    Py_XDECREF(packed);
+    mp_restore(kept);
+}
+
+/* -- The end -------------------------------------------------------------------------------------------------------------------- */
+
+/* The dict of a loaded module, where it is external. */
+static mp_obj_id module_dict(mp_recorder *rec, const char *name)
+{
+    PyObject *module = PyDict_GetItemString(PyImport_GetModuleDict(), name); /* borrowed */
+    return module && PyModule_Check(module) ? mp_rec_find(rec, PyModule_GetDict(module)) : MP_NO_OBJ;
+}
+
+static bool is_named(PyObject *key, const char *name)
+{ return key && PyUnicode_Check(key) && PyUnicode_CompareWithASCIIString(key, name) == 0; }
+
+/* Has the call stored something else there than it found? */
+static bool replaced(mp_recorder *rec, const char *module, const char *name)
+{
+    const mp_recording *recording = rec->recording;
+    mp_obj_id dict = module_dict(rec, module), found = MP_NO_OBJ;
+    if (dict == MP_NO_OBJ) return false;
+    for (uint32_t i = 0; i < recording->n_reads; i++) {
+        const mp_read *read = &recording->reads[i];
+        if (read->owner == dict && read->kind == MP_READ_KEY && is_named(read->key, name))
+            found = read->was == MP_WAS_OBJECT ? read->obj : MP_NO_OBJ;
+    }
+    for (uint32_t i = 0; i < recording->n_writes; i++) {
+        const mp_write *write = &recording->writes[i];
+        if (write->owner != dict || write->kind != MP_WRITE_KEY || !is_named(write->key, name)) continue;
+        return found == MP_NO_OBJ || !write->value || mp_rec_find(rec, write->value) != found;
+    }
+    return false;
+}
+
+/* Has it stored anything there, be it what had been there? */
+static bool stored(mp_recorder *rec, const char *module, const char *name)
+{
+    mp_obj_id dict = module_dict(rec, module);
+    for (uint32_t i = 0; dict != MP_NO_OBJ && i < rec->recording->n_writes; i++)
+        if (rec->recording->writes[i].owner == dict && is_named(rec->recording->writes[i].key, name)) return true;
+    return false;
+}
+
+bool mp_deferred_filters_changed(mp_recorder *rec) { return rec->recording && replaced(rec, "warnings", "filters"); }
+
+void mp_deferred_warned(mp_recorder *rec)
+{
+    if (rec->deferred) rec->deferred->warned = true;
+}
+
+void mp_rec_finish_deferred(mp_recorder *rec)
+{
+    mp_deferred *state = rec->deferred;
+    if (!state || !rec->recording || rec->why.code) return;
+    if (stored(rec, "sys", "stdout") || stored(rec, "sys", "stderr"))
+        mp_rec_abandon(rec, MP_REASON_EFFECT, "output, while sys.stdout or sys.stderr is replaced");
+    if (state->warned && replaced(rec, "warnings", "filters"))
+        mp_rec_abandon(rec, MP_REASON_EFFECT, "warnings, and new filters for them");
+    PyObject *quiet = mp_quiet_begin();
+    for (uint32_t i = 0; i < state->n_shown && !mp_rec_abandoned(rec); i++) {
+        PyObject *version = mp_tensor_ask(mp_names._version, state->shown[i].tensor);
+        bool same = (version != NULL) == state->shown[i].versioned &&
+                    (!version || (uint32_t)PyLong_AsUnsignedLongMask(version) == state->shown[i].version);
+        Py_XDECREF(version);
+        PyErr_Clear();
+        if (!same) mp_rec_abandon(rec, MP_REASON_EFFECT, "a tensor is shown and changed in place after that");
+    }
+    mp_quiet_end(quiet);
+}

@@ -1,0 +1,49 @@
+"""What the commit needs to make effects as the program would have made them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any
+
+_call = (lambda function, args, kwargs: function(*args, **kwargs)).__code__
+
+
+@lru_cache(4096)
+def _code(file: str, name: str, qualname: str, line: int) -> CodeType:
+    """Code that calls what it is given, from this file and line."""
+    units, table = len(_call.co_code) // 2, b""
+    while units:  # see CPython's Objects/locations.md: entries of at most 8 units, form 13 is "no columns"
+        span = min(units, 8)
+        table += bytes([0x80 | 13 << 3 | span - 1, 0])
+        units -= span
+    return _call.replace(co_filename=file, co_name=name, co_qualname=qualname, co_firstlineno=line, co_linetable=table)
+
+
+def frames(rows: Sequence[tuple[CodeType, int, dict[str, Any]]]) -> tuple[FunctionType, ...]:
+    """Functions (function, args, kwargs) -> function(*args, **kwargs), each of which looks like a frame of the
+    program to those who ask for their caller: rows of its code, line and globals."""
+    return tuple(
+        FunctionType(_code(code.co_filename, code.co_name, code.co_qualname, line), module)
+        for code, line, module in rows
+    )
+
+
+def _matches(pattern: Any, text: str) -> bool:
+    """The interpreter's own filters have texts, those that were added have compiled patterns."""
+    return pattern is None or (pattern == text if isinstance(pattern, str) else bool(pattern.match(text)))
+
+
+def warning_action(text: str, category: type[Warning], module: str, line: int) -> str:
+    """What the filters say of a warning, as warnings.warn_explicit looks it up."""
+    for action, message, kind, place, number in warnings.filters:
+        if _matches(message, text) and issubclass(category, kind) and _matches(place, module) and number in (0, line):
+            return action
+    return getattr(warnings, "defaultaction", "default")
+
+
+def warning_raises(text: str, category: type[Warning], module: str, line: int) -> bool:
+    """Would this warning be an exception?"""
+    return warning_action(text, category, module, line) == "error"
