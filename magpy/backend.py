@@ -19,6 +19,7 @@ import torch.nn.modules.module
 from torch import nn
 
 from magpy import _C, config
+from magpy import symbols as symbols  # tells the recorder what it knows of numbers
 
 try:
     import torch._dynamo.eval_frame as eval_frame

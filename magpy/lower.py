@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from magpy import _C, aten_passes, aten_rewrites, aten_trace
+from magpy import _C, aten_passes, aten_rewrites, aten_trace, symbols
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
 
 Runner = Callable[[Sequence[torch.Tensor]], Sequence[Any]]
@@ -161,12 +161,14 @@ class Program:
     def run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         env: dict[int, Any] = dict(zip(self.input_values, inputs, strict=True))
         own = {index: i for i, index in enumerate(self.input_values)}
-        for func, args, kwargs, out, _state, site in self.ops:
+        for func, op_args, kwargs, out, _state, site in self.ops:
             if name_of(func) in READS:
                 continue
             try:
-                args = self._fill(args, env)
-                if _is_getter(func, "data"):
+                args = self._fill(op_args, env)
+                if self._has_number(op_args) or self._has_number(kwargs):
+                    result = symbols.call(func, list(args), self._fill(kwargs, env) if kwargs else {})
+                elif _is_getter(func, "data"):
                     result = args[0].detach()  # .data of a functional tensor would leave functionalisation
                 else:
                     result = REPLACED.get(func, func)(*args, **(self._fill(kwargs, env) if kwargs else {}))
@@ -185,6 +187,8 @@ class Program:
         kind = type(template)
         if kind in self._types:
             return env[template.index]
+        if kind is _C.Number:
+            return symbols.Number(env[template.index])
         if kind is tuple:
             return tuple([self._fill(t, env) for t in template])
         if kind is list:
@@ -196,6 +200,14 @@ class Program:
                 self._fill(template.start, env), self._fill(template.stop, env), self._fill(template.step, env)
             )
         return template
+
+    def _has_number(self, template: Any) -> bool:
+        kind = type(template)
+        if kind in (tuple, list):
+            return any(self._has_number(t) for t in template)
+        if kind is dict:
+            return any(self._has_number(t) for t in template.values())
+        return kind is _C.Number
 
     def _bind(self, template: Any, result: Any, env: dict[int, Any]) -> None:
         """Name the tensors of a result. In-place operators give a value that has a name already: it stays that
@@ -256,7 +268,7 @@ class Program:
 
     def _text(self, template: Any) -> str:
         kind = type(template)
-        if kind in self._types:
+        if kind in self._types or kind is _C.Number:
             return f"v{template.index}"
         if kind in (tuple, list):
             return f"[{', '.join(map(self._text, template))}]"

@@ -191,10 +191,27 @@ static bool is_tensor(const walker *w, PyObject *object)
 
 /* -- Containers ---------------------------------------------------------------------------------------------------------- */
 
+/* The graph value of a number that is data, or MP_NO_VALUE. */
+static mp_value_id number_value(const walker *w, PyObject *object)
+{ return w->source->find_number ? w->source->find_number(w->source->context, object) : MP_NO_VALUE; }
+
+/* Is there such a number in a tuple or slice? Other constants cannot hold one: their parts have been looked at. */
+static bool holds_number(const walker *w, PyObject *object)
+{
+    if (PySlice_Check(object)) {
+        PySliceObject *slice = (PySliceObject *)object;
+        return holds_number(w, slice->start) || holds_number(w, slice->stop) || holds_number(w, slice->step);
+    }
+    for (Py_ssize_t i = 0; PyTuple_CheckExact(object) && i < PyTuple_GET_SIZE(object); i++)
+        if (holds_number(w, PyTuple_GET_ITEM(object, i))) return true;
+    return !PyTuple_CheckExact(object) && number_value(w, object) != MP_NO_VALUE;
+}
+
 /* Already there, or a constant or tensor: mentioning it makes no step. */
 static bool is_leaf(walker *w, PyObject *object)
 {
-    return mp_is_scalar(object) || is_tensor(w, object) || mp_map_get(&w->seen, object) != MP_MAP_NONE ||
+    return (mp_is_scalar(object) && !PySlice_Check(object)) || is_tensor(w, object) ||
+           mp_map_get(&w->seen, object) != MP_MAP_NONE ||
            w->source->find_object(w->source->context, object) != MP_NO_OBJ;
 }
 
@@ -287,7 +304,8 @@ static mp_operand make_deque(walker *w, PyObject *object, PyTypeObject *base)
 static mp_operand make_tuple(walker *w, PyObject *object, PyTypeObject *base)
 {
     bool exact = PyTuple_CheckExact(object);
-    if (exact && mp_key_plain(object)) return constant(w, object); /* nothing in it can change */
+    if (exact && mp_key_plain(object) && !holds_number(w, object))
+        return constant(w, object); /* nothing in it can change */
     return make_of_items(w, exact ? MP_MOCK_TUPLE : MP_MOCK_TUPLE_LIKE, hold(w, mp_sequence_items(object)),
                          exact ? NULL : (PyObject *)Py_TYPE(object), base);
 }
@@ -659,6 +677,24 @@ static bool add_strides(walker *w, PyObject *object)
     return added;
 }
 
+/* The graph's value, which has the strides of `object` if that is a tensor. */
+static mp_operand output(walker *w, mp_value_id id, PyObject *object)
+{
+    for (uint32_t i = 0; i < w->prog->n_values; i++)
+        if (w->prog->values[i] == id) return MP_OPERAND(MP_OPERAND_OUTPUT, i);
+    mp_value_id *place = grow(&w->prog->values, &w->prog->n_values, sizeof *place);
+    if (!place) return no_memory(w);
+    *place = id;
+    if (!add_strides(w, object)) return no_memory(w);
+    return MP_OPERAND(MP_OPERAND_OUTPUT, w->prog->n_values - 1);
+}
+
+static mp_operand number(walker *w, PyObject *object, mp_value_id id)
+{
+    mp_operand value = output(w, id, object);
+    return value == MP_NO_OPERAND ? value : make(w, MP_MOCK_NUMBER, &value, 1, NULL, NULL);
+}
+
 static mp_operand tensor(walker *w, PyObject *object)
 {
     mp_value_id id = w->source->find_value(w->source->context, object);
@@ -669,13 +705,7 @@ static mp_operand tensor(walker *w, PyObject *object)
     PyErr_Clear();
     Py_XDECREF(dict);
     if (attributes) return unrebuildable(w, object, "a tensor with attributes of its own: ");
-    for (uint32_t i = 0; i < w->prog->n_values; i++)
-        if (w->prog->values[i] == id) return MP_OPERAND(MP_OPERAND_OUTPUT, i);
-    mp_value_id *place = grow(&w->prog->values, &w->prog->n_values, sizeof *place);
-    if (!place) return no_memory(w);
-    *place = id;
-    if (!add_strides(w, object)) return no_memory(w);
-    return MP_OPERAND(MP_OPERAND_OUTPUT, w->prog->n_values - 1);
+    return output(w, id, object);
 }
 
 /* Types, modules, code and the like mean themselves; the guards see to it that they are the same. */
@@ -688,9 +718,12 @@ static mp_operand value_of(walker *w, PyObject *object)
     if (seen != MP_MAP_NONE) return seen;
     mp_operand operand;
     mp_obj_id id;
+    mp_value_id value;
     if (++w->depth > MAX_DEPTH)
         operand = unrebuildable(w, object, "a structure nested too deep: ");
-    else if (mp_is_scalar(object))
+    else if ((value = number_value(w, object)) != MP_NO_VALUE)
+        operand = number(w, object, value);
+    else if (mp_is_scalar(object) && !(PySlice_Check(object) && holds_number(w, object)))
         operand = constant(w, object);
     else if (is_fixed(object))
         operand = make_constant(w, object, NULL);
@@ -786,12 +819,21 @@ mp_mock_program *mp_mock_compile_source(const mp_mock_source *source, mp_reason 
 
 static mp_obj_id recorded_object(void *context, PyObject *object) { return mp_recording_find_object(context, object); }
 static mp_value_id recorded_value(void *context, PyObject *tensor) { return mp_recording_find_value(context, tensor); }
+static mp_value_id recorded_number(void *context, PyObject *object)
+{ return mp_recording_find_number(context, object); }
 static bool recorded_internal(void *context, PyObject *object) { return mp_recording_is_internal(context, object); }
 static PyObject *recorded_path(void *context, mp_obj_id object) { return mp_recording_path(context, object); }
 
 mp_mock_program *mp_mock_compile(const mp_recording *recording, mp_reason *why)
 {
-    mp_mock_source source = {(void *)recording, recorded_object,   recorded_value,    recorded_internal,
-                             recorded_path,     recording->result, recording->writes, recording->n_writes};
+    mp_mock_source source = {.context = (void *)recording,
+                             .find_object = recorded_object,
+                             .find_value = recorded_value,
+                             .find_number = recorded_number,
+                             .is_internal = recorded_internal,
+                             .path = recorded_path,
+                             .result = recording->result,
+                             .writes = recording->writes,
+                             .n_writes = recording->n_writes};
     return mp_mock_compile_source(&source, why);
 }

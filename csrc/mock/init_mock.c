@@ -231,7 +231,14 @@ static PyObject *mock_of_tables(PyObject *module, PyObject *args, PyObject *kwar
     while (parsed && done < n && parse_write(&given, PyTuple_GET_ITEM(writes, done), &parsed[done]) == 0) done++;
     if (parsed && done == n) {
         mp_reason why = {0};
-        mp_mock_source source = {&given, table_object, table_value, table_internal, table_path, result, parsed, n};
+        mp_mock_source source = {.context = &given,
+                                 .find_object = table_object,
+                                 .find_value = table_value,
+                                 .is_internal = table_internal,
+                                 .path = table_path,
+                                 .result = result,
+                                 .writes = parsed,
+                                 .n_writes = n};
         made = wrap(module, mp_mock_compile_source(&source, &why), Py_None, Py_None, &why);
     }
     PyMem_Free(parsed);

@@ -19,6 +19,7 @@ typedef struct mp_step mp_step;
 
 /* Columns: name, what the arguments are. `data` and `base` are explained with the operation in run.c. */
 #define MP_MOCK_OPS(X)                                                                                                 \
+    X(NUMBER)      /* graph output: the int or float that is its only element */                                       \
     X(TUPLE)       /* items */                                                                                         \
     X(TUPLE_LIKE)  /* items; an instance of a tuple subclass */                                                        \
     X(LIST)        /* items */                                                                                         \
@@ -97,9 +98,10 @@ typedef struct {
     void *context;
     mp_obj_id (*find_object)(void *context, PyObject *object);
     mp_value_id (*find_value)(void *context, PyObject *tensor);
-    bool (*is_internal)(void *context, PyObject *object); /* a function or class made by the call */
-    PyObject *(*path)(void *context, mp_obj_id object);   /* owned str, or NULL with an exception */
-    PyObject *result;                                     /* borrowed */
+    mp_value_id (*find_number)(void *context, PyObject *object); /* the graph value of an int or float that is data */
+    bool (*is_internal)(void *context, PyObject *object);        /* a function or class made by the call */
+    PyObject *(*path)(void *context, mp_obj_id object);          /* owned str, or NULL with an exception */
+    PyObject *result;                                            /* borrowed */
     const mp_write *writes;
     uint32_t n_writes;
 } mp_mock_source;

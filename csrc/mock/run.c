@@ -40,6 +40,22 @@ static inline PyObject *get(const mp_mock_run *run, mp_operand operand)
 
 typedef PyObject *(*maker)(const mp_mock_run *run, const mp_step *step, const mp_operand *args);
 
+/* By the C method of all tensors. */
+static PyObject *make_NUMBER(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{
+    static PyObject *item; /* owned by the process */
+    PyObject *tensor = ARG(0);
+    if (!item) {
+        PyObject *torch = PyImport_ImportModule("torch._C");
+        PyObject *base = torch ? PyObject_GetAttrString(torch, "TensorBase") : NULL;
+        item = base ? PyObject_GetAttrString(base, "item") : NULL;
+        Py_XDECREF(torch);
+        Py_XDECREF(base);
+        if (!item) return NULL;
+    }
+    return PyObject_Vectorcall(item, &tensor, 1, NULL);
+}
+
 static PyObject *make_TUPLE(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
     PyObject *tuple = PyTuple_New(step->n);
@@ -254,10 +270,10 @@ static int fill_SLOT(const mp_mock_run *run, const mp_step *step, const mp_opera
 
 static const maker makers[MP_MOCK_OP_COUNT] = {
 #define MAKES(op) [MP_MOCK_##op] = make_##op
-    MAKES(TUPLE),     MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW),  MAKES(DICT),
-    MAKES(DICT_NEW),  MAKES(SET_NEW),    MAKES(FROZENSET), MAKES(DEQUE_NEW), MAKES(SLICE),
-    MAKES(BYTEARRAY), MAKES(CELL),       MAKES(METHOD),    MAKES(CFUNCTION), MAKES(PARTIAL),
-    MAKES(FUNCTION),  MAKES(VIEW),       MAKES(NEW),       MAKES(NEW_OF),
+    MAKES(NUMBER),  MAKES(TUPLE),     MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW),
+    MAKES(DICT),    MAKES(DICT_NEW),  MAKES(SET_NEW),    MAKES(FROZENSET), MAKES(DEQUE_NEW),
+    MAKES(SLICE),   MAKES(BYTEARRAY), MAKES(CELL),       MAKES(METHOD),    MAKES(CFUNCTION),
+    MAKES(PARTIAL), MAKES(FUNCTION),  MAKES(VIEW),       MAKES(NEW),       MAKES(NEW_OF),
 };
 static const filler fillers[MP_MOCK_OP_COUNT] = {
 #define FILLS(op) [MP_MOCK_##op] = fill_##op

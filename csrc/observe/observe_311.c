@@ -330,7 +330,7 @@ PyObject *mp_observe_torch_function(PyObject *func, PyObject *args, PyObject *kw
     o->in_op--;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    mp_rec_op_end(o->rec, token, out);
+    mp_rec_op_end(o->rec, token, &out);
     PyErr_Restore(type, value, trace);
     return out;
 }

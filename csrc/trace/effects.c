@@ -1,5 +1,6 @@
 /* Effects: the table of C callables, resolved once, and what each class of effect records. */
 #include "trace/effects.h"
+#include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -605,6 +606,7 @@ static void torch_done(mp_recorder *rec, PyObject *data, PyObject **slot)
         PyObject *func = PyTuple_GET_ITEM(data, 0), *args = PyTuple_GET_ITEM(data, 1),
                  *kwargs = PyTuple_GET_ITEM(data, 2);
         bool seen = state->seen != (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(data, 3));
+        if (!seen) mp_number_settle_inside(rec, args), mp_number_settle_inside(rec, kwargs);
         mp_call call = {.rec = rec, .callable = func};
         const mp_effect *shown = mp_effect_of_torch(func);
         if (!seen && shown && shown->effect == MP_EFFECT_REFUSED)
@@ -612,6 +614,7 @@ static void torch_done(mp_recorder *rec, PyObject *data, PyObject **slot)
         else if (mp_has_tensor(result)) {
             bool known =
                 seen && !mp_rec_has_unknown(rec, result); /* seen: also where it gives back what it was given */
+            if (seen && !known) mp_number_settle_inside(rec, args), mp_number_settle_inside(rec, kwargs);
             if (!state->muted && !known) mp_rec_op(rec, func, args, kwargs, result, false);
         } else if (!seen && !(mp_is_scalar(result) && all_scalars(args) && !PyDict_GET_SIZE(kwargs)))
             mp_call_abandon(&call, MP_REASON_UNKNOWN_C_CALLABLE, "not seen by the torch-function mode");
@@ -654,6 +657,7 @@ static void change_first(mp_call *call)
 
 void mp_effect_apply(mp_call *call, const mp_effect *effect)
 {
+    if (effect->effect != MP_EFFECT_TORCH && mp_number_call(call)) return;
     switch ((mp_effect_class)effect->effect) {
     case MP_EFFECT_SPECIAL: effect->handler(call); return;
     case MP_EFFECT_PURE:

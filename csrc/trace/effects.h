@@ -125,6 +125,8 @@ void mp_call_any(mp_call *call);
 /* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the
 ** frames of its callers. */
 void mp_defer(mp_call *call, bool text, bool at_frames);
+/* What the call looks at of numbers that are data (numbers.c). True: it computes a number from numbers, and nothing is left to record. */
+bool mp_number_call(mp_call *call);
 
 /* User's classification; class_name as in `magpy.declare`. 0, or -1 with an exception. */
 int mp_effects_declare(PyObject *callable, const char *class_name);

@@ -5,6 +5,7 @@
 ** frame and shows itself.
 */
 #include "trace/effects.h"
+#include "trace/numbers.h"
 #include "trace/raw.h"
 
 #include "observe/observe.h"
@@ -580,8 +581,10 @@ void mp_rec_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int
     mp_rec_frame *entry = rec->why.code ? NULL : mp_rec_frame_of(rec, frame);
     if (!entry || !handlers[opcode]) return;
     entry->offset = frame->offset;
-    entry->wrote = false;
+    entry->wrote = entry->in_c = false;
+    entry->opcode = opcode;
     mp_kept kept = mp_keep();
+    if (MP_UNLIKELY(rec->numbers != NULL)) mp_number_instruction(rec, frame, opcode, oparg);
     if (MP_UNLIKELY(rec->oracle != NULL)) mp_oracle_look(rec, frame, opcode);
     handlers[opcode](rec, frame, oparg);
     mp_restore(kept);
@@ -606,7 +609,9 @@ void mp_rec_result(mp_recorder *rec, const mp_frame *frame, PyObject **slot, boo
     entry->wrote = false;
     if (rec->deferred) mp_deferred_ended(rec, frame->id, raised);
     if (raised && wrote) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "%s", "a store to an outside object failed");
-    if (!raised && handler && !rec->why.code)
+    if (raised && handler == mp_number_made && !rec->why.code)
+        handler(rec, data, NULL);
+    else if (!raised && handler && !rec->why.code)
         handler(rec, data, slot);
     else
         Py_XDECREF(data);
@@ -705,11 +710,24 @@ void mp_rec_frame_enter(mp_recorder *rec, const mp_frame *frame)
     mp_restore(kept);
 }
 
+/* What the frame gives, or that it was left by a computation with numbers that raised. */
+static void leave_numbers(mp_recorder *rec, const mp_frame *frame, mp_rec_frame *entry, PyObject *value)
+{
+    if (!value && entry->pending == mp_number_made) {
+        PyObject *data = entry->pending_data;
+        entry->pending = NULL;
+        entry->pending_data = NULL;
+        mp_number_made(rec, data, NULL);
+    }
+    mp_number_leaves(rec, frame, value);
+}
+
 void mp_rec_frame_exit(mp_recorder *rec, const mp_frame *frame, PyObject *value)
 {
     mp_rec_frame *entry = rec->why.code ? NULL : mp_rec_frame_of(rec, frame);
     if (!entry) return;
     if (!value && entry->wrote) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "%s", "a store to an outside object failed");
+    if (MP_UNLIKELY(rec->numbers != NULL)) leave_numbers(rec, frame, entry, value);
     mp_rec_pop_frame(rec, frame);
 }
 

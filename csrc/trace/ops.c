@@ -5,6 +5,7 @@
 ** data is a constant of the trace.
 */
 #include "trace/effects.h"
+#include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -15,6 +16,7 @@ typedef struct {                               /* a torch function between op_be
     mp_effect_class effect;
     bool constant; /* all tensors given are constants of the trace */
     bool check;    /* DATA that becomes a check */
+    bool numbers;  /* there are numbers that are data among the arguments */
     int tensors;   /* how many there are */
 } running_op;
 
@@ -117,13 +119,11 @@ void mp_rec_refuse_values(mp_recorder *rec)
     if (state) state->accept_values = false;
 }
 
-/* A method of tensors without arguments as an operator that the program did not call. Steals `args`; its owned _C.Value, or NULL after
-** abandoning. */
-static PyObject *silent_op(mp_recorder *rec, const char *method, PyObject *args)
+PyObject *mp_rec_silent_op(mp_recorder *rec, PyObject *func, PyObject *args)
 {
-    PyObject *func = args ? PyObject_GetAttrString((PyObject *)mp_names.tensor_base, method) : NULL, *value = NULL;
+    PyObject *value = NULL;
     uint32_t index = rec->recording->n_ops;
-    mp_value_id id = func ? mp_rec_new_value(rec, index) : MP_NO_VALUE;
+    mp_value_id id = func && args ? mp_rec_new_value(rec, index) : MP_NO_VALUE;
     if (id != MP_NO_VALUE) {
         append_op(rec, func, Py_NewRef(args), NULL, Py_None, false, false);
         value = mp_value_new(id);
@@ -136,16 +136,18 @@ static PyObject *silent_op(mp_recorder *rec, const char *method, PyObject *args)
     return value;
 }
 
-/* The value of a copy of `tensor` as it is now, which no later operator changes and no gradient flows through. */
-static PyObject *snapshot(mp_recorder *rec, PyObject *tensor)
+static PyObject *tensor_method(const char *name)
+{ return PyObject_GetAttrString((PyObject *)mp_names.tensor_base, name); }
+
+PyObject *mp_rec_snapshot(mp_recorder *rec, PyObject *tensor)
 {
     PyObject *args = PyTuple_Pack(1, tensor), *template = args ? mp_rec_template(rec, args) : NULL;
-    PyObject *detached = template ? silent_op(rec, "detach", template) : NULL;
+    PyObject *detached = template ? mp_rec_silent_op(rec, tensor_method("detach"), template) : NULL;
     Py_XDECREF(args);
     if (!detached) return NULL;
     args = PyTuple_Pack(1, detached);
     Py_DECREF(detached);
-    return silent_op(rec, "clone", args);
+    return mp_rec_silent_op(rec, tensor_method("clone"), args);
 }
 
 /* The tensors among the arguments become snapshots, the rest stays. Owned, or NULL after abandoning. */
@@ -154,7 +156,7 @@ static PyObject *check_arguments(mp_recorder *rec, PyObject *args)
     PyObject *copy = PyTuple_New(PyTuple_GET_SIZE(args));
     for (Py_ssize_t i = 0; copy && i < PyTuple_GET_SIZE(args); i++) {
         PyObject *item = PyTuple_GET_ITEM(args, i);
-        item = mp_is_tensor(item) ? snapshot(rec, item) : mp_rec_template(rec, item);
+        item = mp_is_tensor(item) ? mp_rec_snapshot(rec, item) : mp_rec_template(rec, item);
         if (item)
             PyTuple_SET_ITEM(copy, i, item);
         else
@@ -192,6 +194,31 @@ bool mp_answer_same(PyObject *seen, PyObject *now)
 
 bool mp_answer_is_value(PyObject *seen) { return !PyBool_Check(seen) && !PyLong_Check(seen); }
 
+/* Steals all but func. */
+static void new_check(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs, PyObject *answer)
+{
+    mp_check *check = NULL;
+    if (rec->recording) check = mp_rec_grow(rec, &rec->recording->checks, &rec->recording->n_checks, sizeof *check);
+    if (!check) {
+        Py_XDECREF(args);
+        Py_XDECREF(kwargs);
+        Py_DECREF(answer);
+        return;
+    }
+    *check = (mp_check){.func = Py_NewRef(func), .args = args, .kwargs = kwargs, .result = answer};
+    check->op = rec->recording->n_ops;
+    check->site = mp_rec_site(rec);
+}
+
+void mp_rec_check(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *seen)
+{
+    PyObject *answer = keep_answer(seen, 0);
+    if (answer)
+        new_check(rec, func, Py_NewRef(args), NULL, answer);
+    else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "check");
+}
+
 /* The program saw `out`: the recording holds where it is so again. */
 static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
 {
@@ -210,18 +237,34 @@ static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
     }
     PyObject *args = check_arguments(rec, op->real_args);
     PyObject *kwargs = args && op->kwargs ? mp_rec_template(rec, op->kwargs) : NULL;
-    mp_check *check = NULL;
-    if (args && (kwargs || !op->kwargs) && rec->recording)
-        check = mp_rec_grow(rec, &rec->recording->checks, &rec->recording->n_checks, sizeof *check);
-    if (!check) {
-        Py_XDECREF(args);
-        Py_XDECREF(kwargs);
-        Py_DECREF(answer);
+    if (args && (kwargs || !op->kwargs)) {
+        new_check(rec, op->func, args, kwargs, answer);
         return;
     }
-    *check = (mp_check){.func = Py_NewRef(op->func), .args = args, .kwargs = kwargs, .result = answer};
-    check->op = rec->recording->n_ops;
-    check->site = mp_rec_site(rec);
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    Py_DECREF(answer);
+}
+
+/* The program has read one number, whose value may stay open. False: it is looked at. */
+static bool read_number(mp_recorder *rec, running_op *op, PyObject **out)
+{
+    static const struct {
+        const char *method, *how;
+    } reads[] = {{"item", NULL}, {"__float__", "float"}, {"__int__", "int"}};
+    PyObject *name = Py_IS_TYPE(op->func, &PyMethodDescr_Type) || Py_IS_TYPE(op->func, &PyWrapperDescr_Type)
+                         ? PyDescr_NAME(op->func)
+                         : NULL;
+    bool number = PyFloat_CheckExact(*out) || PyLong_CheckExact(*out);
+    if (!number || !name || !mp_numbers_ready() || op->kwargs || PyTuple_GET_SIZE(op->real_args) != 1) return false;
+    for (size_t i = 0; i < sizeof reads / sizeof *reads; i++) {
+        if (PyUnicode_CompareWithASCIIString(name, reads[i].method) != 0) continue;
+        PyObject *value = mp_rec_snapshot(rec, PyTuple_GET_ITEM(op->real_args, 0));
+        if (value) mp_number_read(rec, out, mp_index_of(value), reads[i].how);
+        Py_XDECREF(value);
+        return true;
+    }
+    return false;
 }
 
 void mp_rec_check_call(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *result)
@@ -427,6 +470,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     op->effect = class_of(func);
     if (!state->muted) settle_slices(rec, op);
     op->constant = true;
+    op->numbers = mp_number_arguments(rec, func, op->real_args, op->kwargs);
     bool known = true;
     if (!state->muted)
         known = mp_rec_check_tensors(rec, op->real_args, &op->constant, &op->tensors) &&
@@ -439,6 +483,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
             abandon_func(rec, MP_REASON_UNKNOWN_TENSOR, func,
                          "autograd.Function uses a tensor that is no argument of it");
     }
+    if (op->numbers) op->constant = false;
     if (is_foreign_function(func))
         abandon_func(rec, MP_REASON_UNKNOWN_C_CALLABLE, func, "a torch function of the program's own");
     if (known && admit(rec, op) && op->effect != MP_EFFECT_ATTR && !state->muted) {
@@ -473,7 +518,7 @@ static void end_op(mp_recorder *rec, running_op *op, PyObject *out)
                    (op->effect == MP_EFFECT_OP || op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_SHAPES) &&
                    !PyFunction_Check(op->func);
     bool constant = ((op->effect == MP_EFFECT_FACTORY || op->effect == MP_EFFECT_COPIES) && op->constant) ||
-                    (op->effect == MP_EFFECT_LIKE && op->tensors <= 1) ||
+                    (op->effect == MP_EFFECT_LIKE && op->tensors <= 1 && !op->numbers) ||
                     (derived && !(op->kwargs && PyDict_GetItemString(op->kwargs, "generator")));
     int changed = mp_rec_note_changes(rec, op->real_args, op->kwargs, constant);
     if (changed < 0) return;
@@ -494,8 +539,9 @@ static void end_op(mp_recorder *rec, running_op *op, PyObject *out)
     append_op(rec, op->func, Py_NewRef(op->args_template), Py_XNewRef(op->kwargs_template), out, state, constant);
 }
 
-void mp_rec_op_end(mp_recorder *rec, void *token, PyObject *out)
+void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
 {
+    PyObject *out = *result;
     running_op *op = token;
     if (!op) {
         rec->in_op--;
@@ -507,9 +553,9 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject *out)
             abandon_func(rec, MP_REASON_EXCEPTION, op->func, NULL);
         else if (op->effect == MP_EFFECT_ATTR)
             end_attr(rec, op, out);
-        else if (op->check)
-            add_check(rec, op, out);
-        else if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA && !rec->op_state->muted)
+        else if (op->check) {
+            if (!read_number(rec, op, result)) add_check(rec, op, out);
+        } else if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA && !rec->op_state->muted)
             end_op(rec, op, out);
     }
     free_running(op);

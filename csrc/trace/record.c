@@ -1,5 +1,5 @@
 /* Recorder: its life, the reference graph, the stack of observed frames, sites. */
-#include "trace/recorder_internal.h"
+#include "trace/numbers.h"
 
 #include "guard/torch_state.h"
 
@@ -505,6 +505,7 @@ void mp_rec_free(mp_recorder *rec)
     for (uint32_t i = 0; i < rec->n_bound; i++) Py_DECREF(rec->bound[i].watch);
     for (uint32_t i = 0; i < rec->n_locations; i++) Py_XDECREF(rec->locations[i].key);
     for (uint32_t i = 0; i < rec->n_frames; i++) Py_XDECREF(rec->frames[i].pending_data);
+    mp_numbers_free(rec);
     mp_rec_free_op_state(rec);
     mp_rec_free_deferred(rec);
     mp_oracle_free(rec);

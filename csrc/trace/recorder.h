@@ -72,9 +72,9 @@ bool mp_rec_op_may_run(mp_recorder *rec, PyCodeObject *code);
 bool mp_rec_is_torch_code(PyCodeObject *code);
 
 /* torch function seen by the mode: before and after the real call. op_begin returns a token for op_end. While a torch function runs,
-** observe sends no instruction events. out NULL: it raised. */
+** observe sends no instruction events. *out NULL: it raised; else it is owned, and may be replaced by an equal object. */
 void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs);
-void mp_rec_op_end(mp_recorder *rec, void *token, PyObject *out);
+void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **out);
 
 /* -- The reference graph (record.c; used by opcodes, attributes, containers, effects, ops) ----------------------------- */
 

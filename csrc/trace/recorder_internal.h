@@ -1,7 +1,7 @@
 /* The recorder's inside, shared by the files of trace and by nobody else.
 **
 ** Files: record.c (life, reference graph, frames, sites), reads.c (locations, reads, writes), scalars.c, recording.c (the finished thing),
-** opcodes.c (instructions), attributes.c, containers.c, calls.c, effects.c, deferred.c, ops.c, path.c.
+** opcodes.c (instructions), attributes.c, containers.c, calls.c, effects.c, deferred.c, ops.c, numbers.c, path.c.
 */
 #ifndef MP_TRACE_RECORDER_INTERNAL_H
 #define MP_TRACE_RECORDER_INTERNAL_H
@@ -18,6 +18,8 @@ typedef struct mp_rec_frame { /* one frame on the observed stack */
     int site_offset;          /* offset that `site` was made for, or -1 */
     uint32_t site;
     bool wrote;         /* the instruction now running writes to an outside location */
+    bool in_c;          /* it calls a C function that may use what Python functions give it */
+    int opcode;         /* it, as far as instructions are shown to the recorder */
     PyObject *kwnames;  /* borrowed from the code's constants: names given by KW_NAMES for the CALL to come, or NULL */
     mp_pending pending; /* to be called when the instruction now running has completed, or NULL */
     PyObject *pending_data; /* owned, may be NULL */
@@ -93,6 +95,7 @@ struct mp_recorder {
 
     struct mp_oracle *oracle;     /* owned, NULL but in tests: see oracle.c */
     mp_deferred *deferred;        /* owned by deferred.c, NULL until an effect is put off */
+    struct mp_numbers *numbers;   /* owned by numbers.c, NULL while there are none */
     struct mp_op_state *op_state; /* owned by ops.c: allocated at first use, freed by mp_rec_free_op_state */
 };
 

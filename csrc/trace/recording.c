@@ -1,5 +1,5 @@
 /* The finished recording: its end, look-ups in it, and references to its objects. */
-#include "trace/recorder_internal.h"
+#include "trace/numbers.h"
 
 /* -- References ------------------------------------------------------------------------------------------------------- */
 
@@ -64,6 +64,12 @@ mp_obj_id mp_recording_find_object(const mp_recording *recording, PyObject *obje
 
 mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *tensor)
 { return recording->recorder ? mp_rec_find_value(recording->recorder, tensor) : MP_NO_VALUE; }
+
+mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object)
+{
+    mp_recorder *rec = recording->recorder;
+    return rec && mp_number_is(rec, object) ? mp_number_value(rec, object) : MP_NO_VALUE;
+}
 
 bool mp_recording_is_internal(const mp_recording *recording, PyObject *object)
 { return recording->recorder && mp_rec_is_internal(recording->recorder, object); }

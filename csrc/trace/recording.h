@@ -227,6 +227,9 @@ void mp_recording_free(mp_recording *recording);
 ** The external object's id / tensor's value id, or MP_NO_OBJ / MP_NO_VALUE. */
 mp_obj_id mp_recording_find_object(const mp_recording *recording, PyObject *object);
 mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *tensor);
+/* The graph value (a tensor without dimensions) of an int or float that is data, which may add an operator to the recording; MP_NO_VALUE: a
+** constant of the trace. */
+mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object);
 /* Did the call make this function, type or module? */
 bool mp_recording_is_internal(const mp_recording *recording, PyObject *object);
 

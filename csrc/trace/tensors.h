@@ -104,10 +104,18 @@ bool mp_rec_has_unknown(mp_recorder *rec, PyObject *out);
 /* Does it hold any tensor? */
 bool mp_has_tensor(PyObject *object);
 
+/* An operator that the program did not call, with one tensor as its result. Steals func and args (a template), which may be NULL. Its owned
+** _C.Value, or NULL after abandoning. */
+PyObject *mp_rec_silent_op(mp_recorder *rec, PyObject *func, PyObject *args);
+/* The value of a copy of `tensor` as it is now, which no later operator changes and no gradient flows through: likewise. */
+PyObject *mp_rec_snapshot(mp_recorder *rec, PyObject *tensor);
+/* The recording holds where func(*args), a template whose values no operator changes, gives `seen` again. All borrowed. */
+void mp_rec_check(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *seen);
+
 /* -- Module parts ------------------------------------------------------------------------------------------------------- */
 
 int mp_ops_module_init(PyObject *module);
-int mp_values_module_init(PyObject *module); /* _C.Value */
+int mp_values_module_init(PyObject *module); /* _C.Value, _C.Number */
 PyObject *mp_value_new(mp_value_id value);   /* owned _C.Value, or NULL with an exception */
 bool mp_value_check(PyObject *object);
 uint32_t mp_index_of(PyObject *value); /* of a _C.Value */

@@ -1,4 +1,5 @@
 /* Values: which tensor is which value of the graph, what was last seen of it, and templates of arguments and results. */
+#include "trace/numbers.h"
 #include "trace/tensors.h"
 
 #include "guard/guard.h"
@@ -50,6 +51,18 @@ static PyTypeObject value_type = {
     .tp_hash = index_hash,
 };
 
+static PyTypeObject number_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "magpy._C.Number",
+    .tp_doc = "An int or float in arguments of a recorded operator: the only element of tensor number `index`.",
+    .tp_basicsize = sizeof(index_object),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_members = index_members,
+    .tp_new = index_new,
+    .tp_repr = index_repr,
+    .tp_richcompare = index_compare,
+    .tp_hash = index_hash,
+};
+
 static PyObject *index_make(PyTypeObject *type, uint32_t index)
 {
     index_object *self = (index_object *)type->tp_alloc(type, 0);
@@ -61,7 +74,8 @@ PyObject *mp_value_new(mp_value_id value) { return index_make(&value_type, value
 bool mp_value_check(PyObject *object) { return Py_TYPE(object) == &value_type; }
 uint32_t mp_index_of(PyObject *object) { return ((index_object *)object)->index; }
 
-int mp_values_module_init(PyObject *module) { return PyModule_AddType(module, &value_type); }
+int mp_values_module_init(PyObject *module)
+{ return PyModule_AddType(module, &value_type) < 0 ? -1 : PyModule_AddType(module, &number_type); }
 
 /* -- Facts --------------------------------------------------------------------------------------------------------- */
 
@@ -594,6 +608,11 @@ static PyObject *make_template(mp_recorder *rec, PyObject *object, int depth)
         return value ? value : no_template(rec, NULL);
     }
     if (PySlice_Check(object)) return slice_template(rec, (PySliceObject *)object, depth);
+    if (rec->numbers && mp_number_is(rec, object)) {
+        mp_value_id id = mp_number_value(rec, object);
+        PyObject *number = id == MP_NO_VALUE ? NULL : index_make(&number_type, id);
+        return number ? number : no_template(rec, NULL);
+    }
     if (mp_is_scalar(object)) return Py_NewRef(object);
     if (PyTuple_Check(object)) return sequence_template(rec, object, true, depth);
     if (PyList_Check(object)) return sequence_template(rec, object, false, depth);

@@ -1,0 +1,44 @@
+/* Numbers that are data: ints and floats that the program reads from tensors and then only computes with.
+**
+** Such a number is the very object that the recorder has shown the program and owns from then on, so that its address means it. Its
+** expression is Python source over values of the graph ("(1.0 / v3)"): arithmetic on it makes a new one, an operator that takes it
+** gets a value that the expression computes, and where the program learns something of it (a comparison, text, a key, C code that the
+** recorder knows nothing of) that becomes a check. Once its value itself is checked it is a constant like any other: it is *settled*.
+**
+** Nothing may look at a number unnoticed. What only moves it (names, containers, attributes, calls of Python functions) is let pass; all
+** other instructions and C functions settle whatever they can reach.
+*/
+#ifndef MP_TRACE_NUMBERS_H
+#define MP_TRACE_NUMBERS_H
+#include "trace/recorder_internal.h"
+
+/* Are there numbers that the program still has? */
+bool mp_numbers_any(mp_recorder *rec);
+bool mp_number_is(mp_recorder *rec, PyObject *object);
+/* The program has read `*number` (owned; may be replaced by an equal object) from the tensor whose snapshot is `value`, by `how` (NULL: as it
+** is, else the name of a Python function that was applied to it). False: it is no number of a kind that can stay open. */
+bool mp_number_read(mp_recorder *rec, PyObject **number, mp_value_id value, const char *how);
+/* Can numbers be read at all (the tables of magpy.symbols are there)? */
+bool mp_numbers_ready(void);
+
+/* Something looks at the value: it becomes a check. inside: at whatever can be reached from `object`. */
+void mp_number_settle(mp_recorder *rec, PyObject *object);
+void mp_number_settle_inside(mp_recorder *rec, PyObject *object);
+
+/* Before an instruction, with the value stack as it finds it. */
+void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg);
+/* Before a call of a C function: mp_number_call, in effects.h. */
+/* A Python frame ends or yields. */
+void mp_number_leaves(mp_recorder *rec, const mp_frame *frame, PyObject *value);
+/* The pending handler of a computation: it must be told also where the computation raised. */
+void mp_number_made(mp_recorder *rec, PyObject *data, PyObject **slot);
+/* Before a torch function: what it does not take as a value is settled. True: numbers are left among its arguments. */
+bool mp_number_arguments(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs);
+
+/* The value of the graph that is this number, a tensor without dimensions of double or int64; MP_NO_VALUE: it is no such number. */
+mp_value_id mp_number_value(mp_recorder *rec, PyObject *object);
+
+void mp_numbers_free(mp_recorder *rec);
+int mp_numbers_module_init(PyObject *module);
+
+#endif
