@@ -2,7 +2,7 @@
 
 Taken apart: what becomes pointwise and reduction loops that fuse (norms, softmax, activations, losses, their
 backwards), and what is only another spelling (stack, split, fill, new_zeros). Kept whole: operators with kernels of
-their own worth calling (matrix products, convolution, attention, pooling, embedding, sort, index, resampling) and
+their own worth calling (matrix products, convolution, attention, pooling, sort, resampling) and
 everything that draws random numbers: a generator must be advanced by the very operator that eager calls.
 """
 

@@ -11,7 +11,8 @@ typedef struct {
 /* Types and vector math that all C kernels of a source share; it comes first, once. */
 void mp_codegen_c_prelude(mp_text *out);
 
-/* Append the kernel as `void NAME(void *const *restrict buffers, int64_t begin, int64_t end)`. */
+/* Append the kernel as `void NAME(void *const *restrict buffers, int64_t begin, int64_t end)`. One that checks indices has one more
+** buffer, an int that becomes 1 if an index was out of range. */
 void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_launch *launch);
 
 /* Append a complete CUDA source with the kernel. False (and nothing useful in `out`) if its form is not covered. */

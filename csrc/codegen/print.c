@@ -123,14 +123,16 @@ static const char *text_load(mp_printer *p, const mp_kexpr *e, char (*args)[64])
     mp_pool *pool = p->out->pool;
     mp_dtype memory = p->kir->buffers[e->aux].dtype;
     char element[1][64];
-    const char *text = mp_pool_printf(pool, "p%u[%s]", e->aux, mp_print_affine(p, &e->at));
+    const char *at = mp_print_affine(p, &e->at);
+    if (e->arg[1] != MP_NO_KID) at = mp_pool_printf(pool, "%s + %s", at, args[1]);
+    const char *text = mp_pool_printf(pool, "p%u[%s]", e->aux, at);
     if (p->target->load16[memory]) {
         snprintf(element[0], sizeof element[0], "%s", text);
         if (strlen(text) < sizeof element[0]) {
             text = fill(p, p->target->load16[memory], e->dtype, element);
         } else { /* the rare long index: by a variable of its own */
             const char *name = mp_pool_printf(pool, "x%u_%u", e->aux, (unsigned)p->out->n);
-            mp_print_line(p, "const int64_t %s = %s;", name, mp_print_affine(p, &e->at));
+            mp_print_line(p, "const int64_t %s = %s;", name, at);
             snprintf(element[0], sizeof element[0], "p%u[%s]", e->aux, name);
             text = fill(p, p->target->load16[memory], e->dtype, element);
         }
@@ -162,6 +164,29 @@ static const char *text_expr(mp_printer *p, mp_kid kid)
     return template ? fill(p, template, dtype, args) : "0";
 }
 
+/* An index that must be in range: what a negative one means, what happens if it is not, and what is used then. */
+static const char *text_check(mp_printer *p, mp_kid kid)
+{
+    const mp_kexpr *e = &p->kir->exprs[kid];
+    mp_pool *pool = p->out->pool;
+    char x[64], condition[64], out[1][64];
+    mp_print_name(p, e->arg[0], x);
+    if (e->aux) {
+        mp_print_line(p, "const %s w%u = %s < 0 ? %s + %lld : %s;", p->target->type[e->dtype], kid, x, x,
+                      (long long)e->i, x);
+        snprintf(x, sizeof x, "w%u", kid);
+    }
+    const char *in = mp_pool_printf(pool, "(%s >= 0) & (%s < %lld)", x, x, (long long)e->i);
+    mp_print_line(p, "const int o%u = !(%s);", kid, in);
+    snprintf(out[0], sizeof out[0], "o%u", kid);
+    if (e->arg[1] != MP_NO_KID) {
+        mp_print_name(p, e->arg[1], condition);
+        snprintf(out[0], sizeof out[0], "(o%u & %.40s)", kid, condition);
+    }
+    mp_print_line(p, "%s", fill(p, p->target->check, e->dtype, out));
+    return mp_pool_printf(pool, "o%u ? 0 : %s", kid, x);
+}
+
 void mp_print_need_none(mp_printer *p) { memset(p->need, 0, p->kir->n_exprs * sizeof *p->need); }
 
 void mp_print_need(mp_printer *p, mp_kid kid)
@@ -178,7 +203,8 @@ void mp_print_needed(mp_printer *p, uint32_t mask, uint32_t want)
     for (uint32_t i = 0; i < p->kir->n_exprs; i++) {
         const mp_kexpr *e = &p->kir->exprs[i];
         if (!p->need[i] || e->op == MP_K_REDUCE || (p->deps[i] & mask) != want) continue;
-        mp_print_line(p, "const %s t%u = %s;", p->target->type[e->dtype], i, text_expr(p, i));
+        const char *text = e->op == MP_K_CHECK ? text_check(p, i) : text_expr(p, i);
+        mp_print_line(p, "const %s t%u = %s;", p->target->type[e->dtype], i, text);
     }
 }
 

@@ -15,6 +15,7 @@ typedef struct {
     const char *memory[16];               /* of elements in memory, by dtype */
     const char *load16[16], *store16[16]; /* F16 and BF16 to and from float: "f($0)" */
     const char *round16[16];
+    const char *check; /* what is done if $0 holds: an index is out of range */
     const char *inf32, *inf64, *nan32, *nan64;
     mp_op_text ops[MP_K_COUNT];
 } mp_target;

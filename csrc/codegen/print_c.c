@@ -52,7 +52,7 @@ static void close_block(c_kernel *k)
 /* The vector loop of a tile. */
 static void open_lanes(c_kernel *k)
 {
-    mp_print_line(&k->p, "#pragma omp simd");
+    mp_print_line(&k->p, "#pragma omp simd%s", k->kir->checks ? " reduction(|:bad)" : "");
     mp_print_line(&k->p, "for (int64_t i%d = c0; i%d < c1; i%d++) {", k->kir->vector, k->kir->vector, k->kir->vector);
     k->p.indent++;
 }
@@ -143,7 +143,7 @@ static void print_simd(c_kernel *k, int pass)
 {
     static const char *const ops[] = {"+", "*", "max", "min", "|", "&"};
     mp_text text = {.pool = k->p.out->pool};
-    mp_text_add(&text, "#pragma omp simd");
+    mp_text_add(&text, "#pragma omp simd%s", k->kir->checks ? " reduction(|:bad)" : "");
     for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
         if (!reduced_in(k, i, pass)) continue;
         mp_text_add(&text, " reduction(%s:q%u)", ops[k->kir->exprs[i].aux], i);
@@ -466,6 +466,7 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
     for (uint32_t i = 0; i < kir->n_buffers; i++)
         mp_print_line(&k.p, "%s%s *restrict p%u = buffers[%u];", kir->buffers[i].written ? "" : "const ",
                       mp_target_c.memory[kir->buffers[i].dtype], i, i);
+    if (kir->checks) mp_print_line(&k.p, "int bad = 0;");
     if (kir->vector < 0) {
         mp_print_line(&k.p, "for (int64_t o = begin; o < end; o++) {");
         k.p.indent++;
@@ -477,5 +478,7 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
     } else {
         print_rows(&k);
     }
+    if (kir->checks) /* several threads may say so */
+        mp_print_line(&k.p, "if (bad) __atomic_store_n((int *)buffers[%u], 1, __ATOMIC_RELAXED);", kir->n_buffers);
     mp_text_add(out, "}\n");
 }

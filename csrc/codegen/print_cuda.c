@@ -83,6 +83,7 @@ bool mp_codegen_cuda(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch)
     for (uint32_t i = 0; i < kir->n_buffers; i++)
         mp_text_add(out, "%s%s%s *__restrict__ p%u", i ? ", " : "", kir->buffers[i].written ? "" : "const ",
                     mp_target_cuda.memory[kir->buffers[i].dtype], i);
+    if (kir->checks) mp_text_add(out, ", int *bad");
     mp_text_add(out, ")\n{\n");
     p.indent = 1;
     if (block) {

@@ -31,6 +31,7 @@ const mp_target mp_target_c = {
     .load16 = {[MP_F16] = "mp_from_f16($0)", [MP_BF16] = "mp_from_bf16($0)"},
     .store16 = {[MP_F16] = "mp_to_f16($0)", [MP_BF16] = "mp_to_bf16($0)"},
     .round16 = {[MP_F16] = "mp_from_f16(mp_to_f16($0))", [MP_BF16] = "mp_from_bf16(mp_to_bf16($0))"},
+    .check = "bad |= $0;",
     .inf32 = "__builtin_inff()",
     .inf64 = "__builtin_inf()",
     .nan32 = "__builtin_nanf(\"\")",

@@ -31,6 +31,7 @@ const mp_target mp_target_cuda = {
     .load16 = {[MP_F16] = "mp_from_f16($0)", [MP_BF16] = "mp_from_bf16($0)"},
     .store16 = {[MP_F16] = "mp_to_f16($0)", [MP_BF16] = "mp_to_bf16($0)"},
     .round16 = {[MP_F16] = "mp_from_f16(mp_to_f16($0))", [MP_BF16] = "mp_from_bf16(mp_to_bf16($0))"},
+    .check = "if ($0) *bad = 1;",
     .inf32 = "__int_as_float(0x7f800000)",
     .inf64 = "__longlong_as_double(0x7ff0000000000000LL)",
     .nan32 = "__int_as_float(0x7fc00000)",

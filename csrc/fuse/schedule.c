@@ -285,6 +285,7 @@ static void emit_kernel(scheduler *s, uint32_t group)
                                                          .n_buffers = kir->n_buffers,
                                                          .values = values,
                                                          .written = written,
+                                                         .checks = kir->checks,
                                                          .extent = launch.extent,
                                                          .grain = launch.grain,
                                                          .ops = ops,

@@ -29,19 +29,21 @@ typedef struct {
 
 /* A generated kernel: void FUNCTION(void *const *buffers, int64_t begin, int64_t end). buffers[i] points at element 0 of the
 ** storage view of value `values[i]` (offset applied). It computes the outer iterations [begin, end) of [0, extent); disjoint
-** ranges may run on different threads. It never allocates, never fails, and reads nothing it was not given. */
+** ranges may run on different threads. It never allocates and reads nothing it was not given. If `checks`, there is one more buffer,
+** an int that it sets to 1 when an index among the data is out of range; then what it wrote is of no use. */
 typedef struct {
     const char *name, *function;
     uint32_t n_buffers;
     const mp_val *values;    /* [n_buffers] */
     const bool *written;     /* [n_buffers] */
+    bool checks;             /* may find an index out of range */
     int64_t extent;          /* outer iterations */
     int64_t grain;           /* fewest outer iterations worth a thread */
     const mp_conv *conv;     /* NULL, or: the library's convolution of values 0 and 1, which calls FUNCTION (an
                                ** mp_conv_epilogue) with its sums, or, if that is NULL, stores them to value 2 */
     const char *const *ops;  /* NULL-terminated: names of the operators in it, for people */
     const char *cuda_source; /* the same kernel as CUDA C, or NULL where the CUDA printer does not cover its form:
-                               ** __global__ void NAME(buffer 0, buffer 1, ...), each a pointer */
+                               ** __global__ void NAME(buffer 0, buffer 1, ...), each a pointer; at last int * if it checks */
     int64_t cuda_grid;       /* blocks to launch */
     int cuda_block;          /* threads in a block */
 } mp_kernel;

@@ -25,10 +25,11 @@ static PyObject *describe_kernel(const mp_schedule *schedule, uint32_t number)
     for (uint32_t i = 0; kernel->ops[i]; i++)
         if (append(ops, PyUnicode_FromString(kernel->ops[i])) < 0) goto done;
     char *ir = mp_fuse_dump(schedule, number);
-    result = Py_BuildValue("{s:s,s:O,s:O,s:L,s:L,s:O,s:N,s:L,s:i,s:s}", "name", kernel->name, "values", values,
-                           "written", written, "extent", (long long)kernel->extent, "grain", (long long)kernel->grain,
-                           "ops", ops, "cuda_source", str_or_none(kernel->cuda_source), "cuda_grid",
-                           (long long)kernel->cuda_grid, "cuda_block", kernel->cuda_block, "ir", ir ? ir : "");
+    result = Py_BuildValue("{s:s,s:O,s:O,s:O,s:L,s:L,s:O,s:N,s:L,s:i,s:s}", "name", kernel->name, "values", values,
+                           "written", written, "checks", kernel->checks ? Py_True : Py_False, "extent",
+                           (long long)kernel->extent, "grain", (long long)kernel->grain, "ops", ops, "cuda_source",
+                           str_or_none(kernel->cuda_source), "cuda_grid", (long long)kernel->cuda_grid, "cuda_block",
+                           kernel->cuda_block, "ir", ir ? ir : "");
     free(ir);
 done:
     Py_XDECREF(values);

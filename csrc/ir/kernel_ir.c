@@ -5,7 +5,7 @@ const mp_kop_info mp_kops[MP_K_COUNT] = {
     [MP_K_CONST] = {"const", 0, false, 0},     [MP_K_LOAD] = {"load", 0, false, 1},
     [MP_K_INDEX] = {"index", 0, false, 1},     [MP_K_CAST] = {"cast", 1, false, 1},
     [MP_K_ROUND16] = {"round16", 1, false, 3}, [MP_K_TILE] = {"tile", 0, false, 1},
-    [MP_K_REDUCE] = {"reduce", 1, false, 0},
+    [MP_K_CHECK] = {"check", 1, false, 2},     [MP_K_REDUCE] = {"reduce", 1, false, 0},
 #define RESULT_SAME false
 #define RESULT_BOOL true
 #define MP_KOP(code, name, arity, result, weight) [MP_K_##code] = {name, arity, RESULT_##result, weight},
@@ -64,10 +64,12 @@ void mp_kir_dump(const mp_kir *kir, mp_text *text)
             mp_text_add(text, " b%u[", e->aux);
             dump_affine(kir, &e->at, text);
             mp_text_add(text, "]");
+            if (e->arg[1] != MP_NO_KID) mp_text_add(text, " + t%u", e->arg[1]);
             if (e->arg[0] != MP_NO_KID) mp_text_add(text, " if t%u", e->arg[0]);
         } else {
             for (int k = 0; k < mp_kops[e->op].arity; k++) mp_text_add(text, " t%u", e->arg[k]);
         }
+        if (e->op == MP_K_CHECK) mp_text_add(text, " %s %lld", e->aux ? "wrapped <" : "<", (long long)e->i);
         if (e->op == MP_K_INDEX) mp_text_add(text, " "), dump_affine(kir, &e->at, text);
         mp_text_add(text, e->level ? "  (after pass %u)\n" : "\n", e->level - 1);
     }

@@ -27,6 +27,7 @@ typedef enum {
     MP_K_CAST,
     MP_K_ROUND16,
     MP_K_TILE, /* the convolution's sum at this point, of kernels that have one */
+    MP_K_CHECK,
     MP_K_REDUCE,
 #define MP_KOP(code, name, arity, result, weight) MP_K_##code,
 #include "ir/kernel_ops.h"
@@ -50,14 +51,17 @@ typedef uint32_t mp_kid; /* number of an expression in its kernel */
 typedef struct {
     mp_kop op;
     mp_dtype dtype; /* of registers: never F16 or BF16, which are computed in F32 */
-    mp_kid arg
-        [3]; /* operands; MP_NO_KID if none. LOAD: arg[0] is the condition under which it may be read, or MP_NO_KID */
+    /* Operands; MP_NO_KID if none. LOAD: [0] the condition under which it may be read, [1] an integer that is added to the position.
+    ** CHECK: [0] an index, [1] the condition under which it counts. */
+    mp_kid arg[3];
     union {
-        double f;     /* CONST of a floating type */
-        int64_t i;    /* CONST of another type */
+        double f; /* CONST of a floating type */
+        int64_t
+            i; /* CONST of another type; CHECK: the index is to be below this, else it is 0 and the kernel says so */
         mp_affine at; /* LOAD: from element 0 of the buffer; INDEX: the value itself */
     };
-    uint32_t aux;   /* LOAD: buffer. REDUCE: mp_reduction. ROUND16: MP_F16 or MP_BF16 */
+    uint32_t
+        aux; /* LOAD: buffer. REDUCE: mp_reduction. ROUND16: MP_F16 or MP_BF16. CHECK: 1: negative ones count from the end */
     uint32_t deps;  /* loops that it depends on */
     uint16_t level; /* known after this many passes */
     uint16_t cost;  /* of computing it from loads and earlier passes, in additions; saturates */
@@ -86,9 +90,9 @@ typedef struct {
     mp_kbuffer *buffers;
     mp_kstore *stores;
     uint16_t n_passes; /* 0 without reductions */
-    const mp_conv
-        *conv; /* NULL, or the convolution whose sums it works on: loops are image, channel, position; buffers 0
-                         ** and 1 are its input and weight */
+    /* NULL, or the convolution whose sums it works on: loops are image, channel, position; buffers 0 and 1 are its input and weight */
+    const mp_conv *conv;
+    bool checks; /* has a CHECK: is given one more buffer, an int that it sets if an index is out of range */
 } mp_kir;
 
 /* What is 2^k - 1 for the kept loops' bits and the reduced ones'. */

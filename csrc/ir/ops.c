@@ -199,7 +199,18 @@ static const mp_op table[] = {
     REDUCE("aten.all.dims", ALL),
     {"aten.var.correction", MP_OP_VAR, 0, NULL, 0, false},
     {"aten.var_mean.correction", MP_OP_VAR, 0, NULL, 0, false},
+    {"aten.argmax.default", MP_OP_ARG, 0, NULL, MP_RED_MAX, false},
+    {"aten.argmin.default", MP_OP_ARG, 0, NULL, MP_RED_MIN, false},
+    {"aten.max.dim", MP_OP_ARG, 0, NULL, MP_RED_MAX, false},
+    {"aten.min.dim", MP_OP_ARG, 0, NULL, MP_RED_MIN, false},
+    /* elements at places that are data */
+    {"aten.embedding.default", MP_OP_GATHER, 0, NULL, 0, false},
+    {"aten.index_select.default", MP_OP_GATHER, 0, NULL, 0, false},
+    {"aten.gather.default", MP_OP_GATHER, 0, NULL, 0, false},
+    {"aten.index.Tensor", MP_OP_GATHER, 0, NULL, 0, false},
+    {"aten._unsafe_index.Tensor", MP_OP_GATHER, 0, NULL, 0, false},
     /* pieces */
+    {"aten.flip.default", MP_OP_FLIP, 0, NULL, 0, false},
     {"aten.cat.default", MP_OP_CAT, 0, NULL, 0, false},
     {"aten.constant_pad_nd.default", MP_OP_PAD, 0, NULL, 0, false},
     {"aten.convolution.default", MP_OP_CONV, 0, NULL, 0, false},
@@ -281,8 +292,8 @@ uint32_t mp_op_reduced_dims(const mp_graph *graph, const mp_gnode *node)
     uint32_t all = (1u << ndim) - 1, dims = 0;
     if (ndim == 0) return 0; /* -1 and 0 are allowed as the dim of a number, and nothing is reduced */
     if (node->n_args < 2 || strcmp(node->op + strlen(node->op) - 8, ".default") == 0) {
-        bool listed = node->n_args > 1 && node->args[1].kind == MP_ARG_LIST; /* amax, amin */
-        if (!listed) return all;
+        mp_arg_kind kind = node->n_args > 1 ? node->args[1].kind : MP_ARG_NONE; /* amax, amin; argmax, argmin */
+        if (kind != MP_ARG_LIST && kind != MP_ARG_INT) return all;
     }
     const mp_arg *arg = &node->args[1];
     if (arg->kind == MP_ARG_INT) return 1u << (arg->i < 0 ? arg->i + ndim : arg->i) & all;
@@ -328,6 +339,31 @@ static bool args_known(const mp_graph *graph, const mp_arg *args, uint32_t n, in
     return true;
 }
 
+/* Are the operands of a gathering operator what kernels expect: indices of integers, a dim that is known? */
+static bool gather_covered(const mp_graph *graph, const mp_gnode *node)
+{
+    bool listed = strstr(node->op, "index.Tensor") != NULL; /* (self, list of indices or nothing) */
+    bool first = strcmp(node->op, "aten.embedding.default") == 0;
+    if (node->n_args < 2 || node->args[0].kind != MP_ARG_VALUE) return false;
+    if (graph->metas[node->args[0].value].dtype != graph->metas[node->first].dtype) return false;
+    const mp_arg *indices = listed ? node->args[1].list.items : &node->args[first ? 1 : 2];
+    uint32_t n = 1, found = 0;
+    if (listed) {
+        if (node->args[1].kind != MP_ARG_LIST) return false;
+        n = node->args[1].list.n;
+    } else if (!first && (node->n_args < 3 || node->args[1].kind != MP_ARG_INT)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (indices[i].kind == MP_ARG_NONE) continue;
+        if (indices[i].kind != MP_ARG_VALUE) return false;
+        int dtype = graph->metas[indices[i].value].dtype;
+        if (dtype != MP_I64 && dtype != MP_I32) return false;
+        found++;
+    }
+    return found > 0 && graph->metas[node->args[0].value].ndim > 0;
+}
+
 const mp_op *mp_op_find(const mp_graph *graph, const mp_gnode *node)
 {
     const mp_op *row = NULL;
@@ -352,7 +388,9 @@ const mp_op *mp_op_find(const mp_graph *graph, const mp_gnode *node)
     if (row->class_ == MP_OP_CONV) return mp_conv_describe(graph, node, &conv) ? row : &external;
     if (row->class_ == MP_OP_POINT) return point_covered(graph, node, row) ? row : &external;
     if (row->class_ == MP_OP_PAD || row->class_ == MP_OP_CAT) return row;
+    if (row->class_ == MP_OP_GATHER) return gather_covered(graph, node) ? row : &external;
     if (node->args[0].kind != MP_ARG_VALUE) return &external;
     if (row->class_ == MP_OP_VAR && !mp_dtype_float(first->dtype)) return &external;
+    if (row->class_ == MP_OP_ARG && graph->metas[node->args[0].value].dtype == MP_BOOL) return &external;
     return row;
 }

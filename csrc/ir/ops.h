@@ -10,6 +10,9 @@ typedef enum {
     MP_OP_POINT,  /* element by element, by formula */
     MP_OP_REDUCE, /* over the dims in argument 1 */
     MP_OP_VAR,    /* variance, and variance with mean, by two passes */
+    MP_OP_ARG,    /* place of the greatest or least element, alone or behind the element itself */
+    MP_OP_GATHER, /* elements at places that are data */
+    MP_OP_FLIP,   /* backwards along the dims in argument 1 */
     MP_OP_CAT,    /* pieces along a dim */
     MP_OP_PAD,    /* a constant around */
     MP_OP_CONV,   /* a convolution of which node->form says that a kernel computes it */
@@ -40,7 +43,11 @@ const mp_op *mp_op_find(const mp_graph *graph, const mp_gnode *node);
 /* The type ATen computes arguments [0, n) of `node` in (tensors with dims, then tensors without, then numbers). */
 mp_dtype mp_op_promote(const mp_graph *graph, const mp_gnode *node, uint32_t n);
 
-/* Which dims of the first argument a REDUCE or VAR node reduces: a bit for each. */
+/* Does it reduce dims? */
+static inline bool mp_op_reduces(const mp_op *op)
+{ return op->class_ == MP_OP_REDUCE || op->class_ == MP_OP_VAR || op->class_ == MP_OP_ARG; }
+
+/* Which dims of the first argument a node that reduces does: a bit for each. */
 uint32_t mp_op_reduced_dims(const mp_graph *graph, const mp_gnode *node);
 
 /* The argument's number as a double / as an int64. */

@@ -22,6 +22,7 @@ typedef struct mp_frame {
     uint8_t *held;           /* [n_values] mp_held */
     char **pointers;         /* [n_values] address of element 0, for values that kernels use */
     uint64_t *words;         /* argument words of all calls: a copy of the plan's template, with addresses filled in */
+    int bad;                 /* a kernel found an index out of range */
     uint32_t n_inputs;       /* values [0, n_inputs) are the inputs */
     PyObject *const *inputs; /* borrowed for the run */
 } mp_frame;

@@ -145,14 +145,37 @@ static int run_op(run *r, const mp_op *op)
 
 /* -- The loop ------------------------------------------------------------------------------------------------------------- */
 
-static void run_kernel(const mp_kernel_call *call, mp_frame *frame)
+/* A kernel met an index out of range: the operators, run one by one, raise what eager raises. Always returns -1 with an exception and
+** the GIL held. */
+static int index_failed(run *r)
 {
+    mp_plan *plan = r->plan;
+    mp_reason why = {0};
+    uint32_t n = plan->graph->n_outputs;
+    gil_take(r);
+    r->frame->bad = 0;
+    PyObject **outputs = calloc(n + 1, sizeof *outputs);
+    mp_plan *slow = outputs ? mp_plan_without_kernels(plan, &why) : NULL;
+    if (slow && mp_plan_run(slow, r->frame->inputs, outputs) == 0)
+        for (uint32_t i = 0; i < n; i++) Py_CLEAR(outputs[i]);
+    if (slow) mp_plan_free(slow);
+    free(outputs);
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_IndexError, "index out of range in self");
+    return -1;
+}
+
+/* Returns 0, or -1 with an exception and the GIL held. */
+static inline int run_kernel(run *r, const mp_kernel_call *call)
+{
+    mp_frame *frame = r->frame;
     uint64_t *words = frame->words;
     for (uint32_t i = 0; i < call->n_buffers; i++) {
         const mp_buffer *buffer = &call->buffers[i];
         words[buffer->word] = (uint64_t)(uintptr_t)(frame->pointers[buffer->root] + buffer->delta);
     }
+    if (call->checks) words[call->first_word + call->n_buffers] = (uint64_t)(uintptr_t)&frame->bad;
     mp_parallel_run(call->function, (void *const *)(words + call->first_word), call->extent, call->grain);
+    return frame->bad ? index_failed(r) : 0;
 }
 
 /* Returns 0, or 1 if torch failed. */
@@ -171,7 +194,7 @@ static inline int run_insn(run *r, const mp_insn *insn)
     const mp_plan *plan = r->plan;
     mp_frame *frame = r->frame;
     switch (insn->kind) {
-    case MP_INSN_KERNEL: run_kernel(&plan->calls[insn->index], frame); break;
+    case MP_INSN_KERNEL: return run_kernel(r, &plan->calls[insn->index]);
     case MP_INSN_OP: return run_op(r, &plan->ops[insn->index]);
     case MP_INSN_ALLOC: return run_alloc(r, insn->index) ? run_failed(r) : 0;
     case MP_INSN_VIEW:

@@ -165,7 +165,8 @@ static int emit_kernel(build *b, uint32_t number)
     const mp_kernel *kernel = &schedule->kernels[number];
     mp_kernel_call *call = &plan->calls[plan->n_calls];
     mp_buffer *buffers = mp_store_alloc(&plan->store, (kernel->n_buffers + 1) * sizeof *buffers);
-    uint32_t lead = kernel->conv ? 1 : 0, first = mp_words_add(&plan->words, kernel->n_buffers + lead);
+    uint32_t lead = kernel->conv ? 1 : 0;
+    uint32_t first = mp_words_add(&plan->words, lead + kernel->n_buffers + kernel->checks);
     if (!buffers || first == UINT32_MAX) return no_memory(b);
     void *function = kernel->function ? mp_code_symbol(plan->code, kernel->function) : NULL;
     if (!function && kernel->function) {
@@ -184,6 +185,7 @@ static int emit_kernel(build *b, uint32_t number)
     *call = (mp_kernel_call){.number = number,
                              .first_word = first,
                              .n_buffers = kernel->n_buffers,
+                             .checks = kernel->checks,
                              .buffers = buffers,
                              .extent = kernel->extent,
                              .grain = kernel->grain};
@@ -317,7 +319,7 @@ void mp_plan_destroy(mp_plan *plan)
     free(plan->words.relocations);
     mp_code_free(plan->code);
     if (plan->schedule) mp_fuse_free(plan->schedule);
-    mp_ir_graph_free(plan->graph);
+    if (!plan->borrows_graph) mp_ir_graph_free(plan->graph);
     free(plan);
 }
 
@@ -364,6 +366,14 @@ static mp_plan *plan_try(mp_graph *graph, const mp_fuse_options *options, mp_rea
     plan->graph = NULL;
     mp_plan_destroy(plan);
     return NULL;
+}
+
+mp_plan *mp_plan_without_kernels(const mp_plan *plan, mp_reason *why)
+{
+    mp_fuse_options options = {.vector_bits = 128, .fuse = false};
+    mp_plan *slow = plan_try(plan->graph, &options, why);
+    if (slow) slow->borrows_graph = true;
+    return slow;
 }
 
 mp_plan *mp_plan_compile(mp_graph *graph, const mp_fuse_options *options, mp_reason *why)

@@ -17,7 +17,8 @@ typedef struct {
     mp_kernel_fn function;
     uint32_t number; /* of the schedule's kernel */
     uint32_t first_word,
-        n_buffers;            /* words from first_word are passed; a convolution's first one is its mp_conv_call */
+        n_buffers; /* words from first_word are passed; a convolution's first one is its mp_conv_call */
+    bool checks;   /* the word behind the buffers' is the address of the frame's `bad`; not of convolutions */
     const mp_buffer *buffers; /* [n_buffers] */
     int64_t extent, grain;
 } mp_kernel_call;
@@ -36,7 +37,7 @@ enum {
 };
 
 struct mp_plan {
-    mp_graph *graph;       /* owned */
+    mp_graph *graph;       /* owned, but for `borrows_graph` */
     mp_schedule *schedule; /* owned */
     mp_code *code;         /* owned: the loaded kernels, or NULL without kernels */
     mp_store store;        /* owns what is const below */
@@ -49,6 +50,7 @@ struct mp_plan {
     mp_val *roots;      /* [n_values] the value whose storage it lives in: itself, but for views */
     mp_val *run_values; /* values whose handles a run may own, deleted at its end */
     uint32_t n_run_values;
+    bool borrows_graph; /* of another plan */
     bool has_operators; /* grad mode and autocast are switched off while it runs */
     uint32_t n_python;  /* operators of the PYTHON tier */
     mp_frame *idle;     /* owned frames that no call uses */
@@ -71,6 +73,8 @@ void mp_frame_free(mp_plan *plan, mp_frame *frame);
 int mp_frame_make_view(const mp_plan *plan, mp_frame *frame, mp_val v);
 /* Run `n` times and keep in ns[n_insns] the least time of each instruction. Returns 0, or -1 with an exception. */
 int mp_plan_profile(mp_plan *plan, PyObject *const *inputs, uint32_t n, int64_t *ns);
+/* A plan of the same graph, which it borrows, in which every operator runs as an operator; for mp_plan_free. NULL with *why set. */
+mp_plan *mp_plan_without_kernels(const mp_plan *plan, mp_reason *why);
 /* Give back all memory. */
 void mp_plan_destroy(mp_plan *plan);
 

@@ -210,11 +210,15 @@ class Compiled:
         function = getattr(self.library, kernel["name"])
         function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         function.restype = None
-        pointers = (ctypes.c_void_p * len(kernel["values"]))(*[value(v).data_ptr() for v in kernel["values"]])
+        bad = ctypes.c_int(0)  # only kernels that check indices are given it
+        addresses = [value(v).data_ptr() for v in kernel["values"]] + [ctypes.addressof(bad)] * kernel["checks"]
+        pointers = (ctypes.c_void_p * len(addresses))(*addresses)
         extent = kernel["extent"]
         bounds = [extent * i // pieces for i in range(pieces + 1)]
         for begin, end in zip(bounds, bounds[1:], strict=False):
             function(ctypes.addressof(pointers), begin, end)
+        if bad.value:
+            raise IndexError(f"{kernel['name']} found an index out of range")
 
     def _run_op(self, index: int, value, tensors: dict) -> None:
         target, args, kwargs, values, n = self.description.calls[index]

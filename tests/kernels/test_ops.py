@@ -200,6 +200,17 @@ CASES = [
     *[Case(f"var_{d}", lambda x, d=d: x.var(d), bound=32, specials=False) for d in (0, 1)],
     Case("var_mean", lambda x: torch.var_mean(x, [1], correction=0, keepdim=True), bound=32, floor=1, specials=False),
     Case("var_one", lambda x: x.var(1), shapes=((5, 1),), dtypes=F32),
+    *[Case(f"argmax_{d}", lambda x, d=d: x.argmax(d), dtypes=FLOATS + INTS) for d in (None, 0, 1)],
+    Case("min_indices", lambda x: tuple(x.min(1)), dtypes=FLOATS + INTS),
+    # places that are data (more of them in test_gather.py)
+    Case(
+        "index",
+        lambda x, y: x[A._to_copy(A.clamp(y, -5, 4), dtype=torch.int64)] * 2,
+        shapes=((5, 37), (3, 4)),
+        dtypes=FLOATS + (torch.int64,),
+        specials=False,
+    ),
+    Case("flip", lambda x: x.flip(1) + x, dtypes=FLOATS + INTS),
     # pieces
     Case("cat_0", lambda x, y: torch.cat([x, y], 0), shapes=((5, 37), (3, 37)), dtypes=FLOATS + INTS),
     Case("cat_1", lambda x, y: torch.cat([x, y * 2, x], 1), shapes=((5, 7), (5, 30)), dtypes=FLOATS),

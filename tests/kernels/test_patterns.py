@@ -187,9 +187,18 @@ def test_bfloat16_layer():
     run_both(layer, torch.randn(4, 64, dtype=torch.bfloat16), torch.randn(64, dtype=torch.bfloat16), bound=0.05)
 
 
-def test_embedding_stays_an_operator():
+def test_embedding_is_fused_with_what_follows():
     graphs = run_both(lambda i, w: F.embedding(i, w) * 2, torch.randint(0, 9, (4, 5)), torch.randn(9, 8))
-    assert graphs[0].ops() == ["aten.embedding.default"]
+    assert graphs[0].ops() == [] and len(graphs[0].kernels) == 1
+
+
+def test_embeddings_and_their_norm_are_one_kernel():
+    def embed(tokens, words, places):
+        at = torch.arange(tokens.shape[1])
+        return F.layer_norm(words[tokens] + places[at], (8,))
+
+    c = equal(embed, torch.randint(0, 9, (4, 5)), torch.randn(9, 8), torch.randn(7, 8), decompositions=True)
+    assert c.ops() == [] and len(c.kernels) == 1
 
 
 def test_pooling_and_upsampling_operators_between_kernels():
@@ -202,8 +211,8 @@ def test_pooling_and_upsampling_operators_between_kernels():
 # -- Structure ---------------------------------------------------------------------------------------------------------
 
 
-def compiled(fn, *inputs, **options):
-    return Compiled(trace(fn, inputs), **options)
+def compiled(fn, *inputs, decompositions=False, **options):
+    return Compiled(trace(fn, inputs, select_decomp_table() if decompositions else None), **options)
 
 
 def equal(fn, *inputs, **options):
