@@ -7,6 +7,7 @@
 #define VECTOR 16          /* lanes of the widest vector unit; no harm with shorter ones */
 #define MANY_POSITIONS 128 /* from which on each image has panels of its own */
 #define PANEL 384
+#define PANEL_DEPTHWISE 1536
 #define SCRATCH (1 << 19) /* floats that an input panel may take */
 #define BLOCK 24          /* output channels: a multiple of what the tiles take */
 
@@ -51,7 +52,7 @@ static bool read_sizes(const mp_graph *graph, const mp_gnode *node, mp_conv *out
     out->kh = space == 1 ? 1 : w->size[2], out->kw = w->size[last];
     out->oh = space == 1 ? 1 : y->size[2], out->ow = y->size[last];
     out->x_image = x->stride[0], out->x_channel = x->stride[1];
-    return w->size[1] == out->ci && y->size[0] == out->n && y->size[1] == out->co;
+    return y->size[0] == out->n && y->size[1] == out->co;
 }
 
 /* -- Division ------------------------------------------------------------------------------------------------------ */
@@ -64,7 +65,7 @@ static void divide(mp_conv *c)
     if (taps == 1 && !steps && !c->ph && !c->pw && positions >= 2 * VECTOR) {
         c->form = MP_CONV_DIRECT;
         c->merged = 0;
-    } else if (!steps && taps > 1 && taps <= 64 && !c->merged) {
+    } else if (!steps && taps > 1 && taps <= MP_CONV_TAPS && !c->merged) {
         c->form = MP_CONV_SHIFTED;
     } else {
         c->form = MP_CONV_COLUMNS;
@@ -81,16 +82,28 @@ static void divide(mp_conv *c)
     }
     c->panel = min64(c->panel, total);
     c->n_panels = ceil_div(total, c->panel);
-    c->block = min64(BLOCK, c->co);
-    c->n_blocks = ceil_div(c->co, c->block);
     int64_t wide = ceil_div(c->panel, VECTOR) * VECTOR;
     c->scratch = (c->form == MP_CONV_DIRECT ? 0 : each * (wide + around)) + 12 * wide + 8 * VECTOR;
+}
+
+static void divide_depthwise(mp_conv *c)
+{
+    int64_t most = ceil_div(PANEL_DEPTHWISE, c->ow), rows = c->oh; /* panels of whole rows */
+    c->form = MP_CONV_DEPTHWISE;
+    if (rows > most) rows = ceil_div(rows, ceil_div(rows, most));
+    c->panel = rows * c->ow;
+    c->n_panels = ceil_div(c->oh, rows);
+    c->tile_channels = min64(c->block, ceil_div(PANEL_DEPTHWISE, c->panel));
+    int64_t padded = ((rows - 1) * c->sh + (c->kh - 1) * c->dh + 1) * (c->ow + (c->kw - 1) * c->dw / c->sw) * c->sw;
+    c->scratch = c->tile_channels * (c->panel + VECTOR) + padded + 4 * VECTOR;
 }
 
 bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
 {
     memset(out, 0, sizeof *out);
-    if (!node->form || strcmp(node->form, "direct") != 0 || node->n_args != 9) return false;
+    if (!node->form || node->n_args != 9) return false;
+    bool depthwise = strcmp(node->form, "depthwise") == 0;
+    if (!depthwise && strcmp(node->form, "direct") != 0) return false;
     const mp_arg *args = node->args, *transposed = &args[6], *groups = &args[8];
     if (args[0].kind != MP_ARG_VALUE || args[1].kind != MP_ARG_VALUE) return false;
     if (args[2].kind == MP_ARG_VALUE) {
@@ -99,8 +112,10 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
     } else if (args[2].kind != MP_ARG_NONE) {
         return false;
     }
-    if (transposed->i != 0 || groups->kind != MP_ARG_INT || groups->i != 1) return false;
-    if (!read_sizes(graph, node, out)) return false;
+    if (transposed->i != 0 || groups->kind != MP_ARG_INT || !read_sizes(graph, node, out)) return false;
+    int64_t channels = graph->metas[args[1].value].size[1]; /* of the weight */
+    if (depthwise ? channels != 1 || groups->i != out->ci || out->co != out->ci : channels != out->ci || groups->i != 1)
+        return false;
     int space = graph->metas[args[0].value].ndim - 2;
     if (!pair(&args[3], space, 1, &out->sh, &out->sw) || !pair(&args[4], space, 0, &out->ph, &out->pw) ||
         !pair(&args[5], space, 1, &out->dh, &out->dw))
@@ -108,13 +123,19 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
     if (out->sh < 1 || out->sw < 1 || out->ph < 0 || out->pw < 0 || out->dh < 1 || out->dw < 1) return false;
     if (out->oh != (out->h + 2 * out->ph - out->dh * (out->kh - 1) - 1) / out->sh + 1) return false;
     if (out->ow != (out->w + 2 * out->pw - out->dw * (out->kw - 1) - 1) / out->sw + 1) return false;
-    divide(out);
+    if (depthwise && out->kh * out->kw > MP_CONV_TAPS) return false;
+    out->block = min64(BLOCK, out->co);
+    out->n_blocks = ceil_div(out->co, out->block);
+    if (depthwise)
+        divide_depthwise(out);
+    else
+        divide(out);
     return true;
 }
 
 void mp_conv_dump(const mp_conv *c, mp_text *text)
 {
-    static const char *const forms[] = {"direct", "shifted", "columns"};
+    static const char *const forms[] = {"direct", "shifted", "columns", "depthwise"};
     mp_text_add(text,
                 "  convolution %lldx%lldx%lldx%lld with %lldx%lldx%lldx%lld, %s: panels of %lld, blocks of %lld\n",
                 (long long)c->n, (long long)c->ci, (long long)c->h, (long long)c->w, (long long)c->co, (long long)c->ci,

@@ -14,8 +14,10 @@
 #define MP_CONV_FIELDS(F) \
     F(n) F(ci) F(h) F(w) F(co) F(oh) F(ow) F(kh) F(kw) F(sh) F(sw) F(ph) F(pw) F(dh) F(dw) \
     F(x_offset) F(x_image) F(x_channel) F(w_offset) \
-    F(form) F(merged) F(panel) F(block) F(n_panels) F(n_blocks) F(scratch)
+    F(form) F(merged) F(panel) F(block) F(n_panels) F(n_blocks) F(tile_channels) F(scratch)
 /* clang-format on */
+
+#define MP_CONV_TAPS 64 /* elements of a weight's row of the forms that know them one by one */
 
 typedef struct {
 #define F(name) int64_t name;
@@ -25,9 +27,10 @@ typedef struct {
 
 /* How the input comes into the lanes. */
 enum {
-    MP_CONV_DIRECT,  /* as it is: 1x1 */
-    MP_CONV_SHIFTED, /* once for each column of the weight, with zeros around; rows are offsets */
-    MP_CONV_COLUMNS, /* once for each element of the weight */
+    MP_CONV_DIRECT,    /* as it is: 1x1 */
+    MP_CONV_SHIFTED,   /* once for each column of the weight, with zeros around; rows are offsets */
+    MP_CONV_COLUMNS,   /* once for each element of the weight */
+    MP_CONV_DEPTHWISE, /* with zeros around; each output channel has its own input channel */
 };
 
 /* Fill *out from the node. False if kernels do not cover it (types, layouts, groups) or node->form wants none. */

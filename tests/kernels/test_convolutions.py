@@ -23,16 +23,17 @@ def own(monkeypatch):
 
 
 def plan_of(form, x, w, bias, stride, padding, dilation):
-    """A plan that is nothing but the convolution."""
+    """A plan that is nothing but the convolution, and what eager gives."""
+    groups = x.shape[1] // w.shape[1]
     dims = x.ndim - 2
     args = [[n] * dims if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
-    wanted = torch.ops.aten.convolution.default(x, w, bias, *args, False, [0] * dims, 1)
+    wanted = torch.ops.aten.convolution.default(x, w, bias, *args, False, [0] * dims, groups)
     graph = Graph()
     operands = [
         t if t is None else graph.add_placeholder((t.dtype, t.device, tuple(t.shape), t.stride(), 0))
         for t in (x, w, bias)
     ]
-    node = Node(torch.ops.aten.convolution.default, (*operands, *args, False, [0] * dims, 1))
+    node = Node(torch.ops.aten.convolution.default, (*operands, *args, False, [0] * dims, groups))
     node.form = form
     node.vals = [Val(node, 0, (wanted.dtype, wanted.device, tuple(wanted.shape), wanted.stride(), 0))]
     graph.nodes, graph.outputs = [node], [node.val]
@@ -44,9 +45,10 @@ def check(form, x, w, bias, stride=1, padding=0, dilation=1):
     assert [s[0] for s in plan.steps if s[0] != "alloc"] == ["kernel"]
     (got,) = plan([t for t in (x, w, bias) if t is not None])
     conv = F.conv2d if x.ndim == 4 else F.conv1d
-    exact = conv(x.double(), w.double(), None if bias is None else bias.double(), stride, padding, dilation)
+    groups = x.shape[1] // w.shape[1]
+    exact = conv(x.double(), w.double(), None if bias is None else bias.double(), stride, padding, dilation, groups)
     assert got.shape == exact.shape and got.stride() == eager.stride()
-    scale = conv(x.double().abs(), w.double().abs(), None, stride, padding, dilation).max().item() + 1
+    scale = conv(x.double().abs(), w.double().abs(), None, stride, padding, dilation, groups).max().item() + 1
     limit = 6e-8 * scale * (2 + math.sqrt(w[0].numel()) / 2)
     assert (got.double() - exact).abs().max().item() <= limit
 
@@ -86,6 +88,15 @@ def test_sums_are_as_exact_as_floats_are(form, geometry, with_bias):
     check(form, torch.randn(n, ci, h, w), torch.randn(co, ci, kh, kw), torch.randn(co) if with_bias else None, *rest)
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_one_channel_by_one(geometry):
+    n, ci, h, w, _, kh, kw, *rest = geometry
+    if kh * kw > 64:
+        pytest.skip("more taps than the form has")
+    torch.manual_seed(0)
+    check("depthwise", torch.randn(n, ci, h, w), torch.randn(ci, 1, kh, kw), torch.randn(ci), *rest)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_geometries(seed):
     rng = random.Random(seed)
@@ -96,9 +107,9 @@ def test_random_geometries(seed):
         h, w = (rng.randint(max(1, (k - 1) * dilation + 1 - 2 * p), 40) for k, p in zip((kh, kw), padding, strict=True))
         x = torch.randn(rng.randint(1, 3), rng.randint(1, 20), h, w)
         weight = torch.randn(rng.randint(1, 40), x.shape[1], kh, kw)
-        check(
-            "direct", x, weight, torch.randn(weight.shape[0]) if rng.random() < 0.5 else None, stride, padding, dilation
-        )
+        bias = torch.randn(weight.shape[0]) if rng.random() < 0.5 else None
+        check("direct", x, weight, bias, stride, padding, dilation)
+        check("depthwise", x, torch.randn(x.shape[1], 1, kh, kw), None, stride, padding, dilation)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +131,9 @@ def test_nan_and_inf_reach_what_they_reach_in_eager(n, size, k, stride, value):
     (got,) = plan([x, w])
     assert torch.equal(got.isnan(), eager.isnan()) and torch.equal(got.isinf(), eager.isinf())
     torch.testing.assert_close(got, eager, rtol=1e-4, atol=1e-4, equal_nan=True)
+    w = torch.randn(5, 1, k, k)
+    plan, eager = plan_of("depthwise", x, w, None, stride, k // 2, 1)
+    torch.testing.assert_close(plan([x, w])[0], eager, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 # -- In programs ------------------------------------------------------------------------------------------------------

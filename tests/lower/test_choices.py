@@ -39,6 +39,11 @@ def test_the_first_candidate_stays_without_a_clear_gain(memory, monkeypatch):
     assert choices.choose("shape", dict) == "first"
 
 
+def test_what_returns_seconds_has_measured_itself(memory):
+    ways = {"first": lambda: 2.0, "second": lambda: 1.0, "third": lambda: 1.5}
+    assert choices.choose("shape", lambda: ways) == "second"
+
+
 def test_choices_of_other_processes_are_kept(memory, monkeypatch):
     monkeypatch.setattr(choices, "_seconds", lambda candidates: {"first": 1.0})
     choices.choose("mine", dict)
