@@ -148,7 +148,7 @@ PARTS = {
 def arguments() -> argparse.Namespace:
     """What was asked for, checked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    known = [*steady.CASES, *training.CASES, *kernels.CASES]
+    known = list({**steady.CASES, **training.CASES, **kernels.CASES})
 
     def names(text: str) -> list[str]:
         return text.split(",")
