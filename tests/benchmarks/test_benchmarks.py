@@ -1,5 +1,7 @@
 """Benchmarks measure what they say: compiled calls are proven by counters, what cannot run is named with a reason."""
 
+import gc
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def test_models_are_measured_in_bf16(name):
 def test_a_call_that_fell_back_is_not_timed():
     class Unwatched(torch.nn.Module):
         def forward(self, x):
-            return x + eval("1")
+            return x + 0 * len(gc.get_objects())
 
     call = contenders.prepared("magpy", Built(Unwatched(), (torch.ones(2),)), 1)
     with pytest.raises(NotCompiled):
