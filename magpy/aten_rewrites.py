@@ -1,6 +1,5 @@
 """Passes that spell operators as views, pointwise operators and concatenations, where torch's own operator costs more
-than a kernel: pooling, nearest resampling, padding by reflection or repetition. Matrix products go to whichever of
-torch's libraries is faster for their shape.
+than a kernel: pooling, nearest resampling, padding by reflection or repetition.
 
 They run on the finished functional graph, where it is known which results nobody wants (the indices of a maximum
 pool). The new nodes give the same numbers, in tensors of the same strides; where that cannot be said, the operator
@@ -161,65 +160,6 @@ def _max_dim(build: Builder, node: Node) -> Val:
     return build(aten.amax.default if node.target is aten.max.dim else aten.amin.default, x, [dim], keepdim)
 
 
-# -- Matrix products --------------------------------------------------------------------------------------------------
-
-MIN_PRODUCT = 1 << 18  # multiplications from which the library matters more than the call
-
-
-def _strides(val: Val) -> tuple:
-    return tuple(s if n != 1 else 0 for n, s in zip(val.meta[2], val.meta[3], strict=True))
-
-
-def _product(build: Builder, x: Val, w: Val, bias: Val | None) -> Val:
-    """x [m, k] @ w [k, n] + bias by oneDNN on plain weights, if that is faster than the BLAS that mm and addmm call."""
-    (m, k), n = x.meta[2], w.meta[2][1]
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
-        raise _Keep
-    operands = [x, w] if bias is None else [x, w, bias]
-    if any(v.meta[0] is not torch.float32 for v in operands) or m * k * n < MIN_PRODUCT or min(m, k, n) < 2:
-        raise _Keep
-    turned = _strides(w) == (1, k)
-    if _strides(x) != (k, 1) or not (turned or _strides(w) == (n, 1)):
-        raise _Keep
-    if bias is not None and (bias.meta[2] != (n,) or bias.meta[3] != (1,)):
-        raise _Keep
-    linear = torch.ops.mkldnn._linear_pointwise.default
-
-    def candidates() -> dict[str, Callable]:
-        a, out = torch.full((m, k), 0.5, device="cpu"), torch.empty(m, n, device="cpu")
-        b = torch.full((n, k) if turned else (k, n), 0.5, device="cpu")
-        kn, nk = (b.t(), b) if turned else (b, b.t())
-        c = None if bias is None else torch.full((n,), 0.5, device="cpu")
-        blas = aten.mm.out if c is None else aten.addmm.out
-        given = (a, kn) if c is None else (c, a, kn)
-        return {"blas": lambda: blas(*given, out=out), "onednn": lambda: linear(a, nk, c, "none", [], "")}
-
-    shape = f"{m}x{k}x{n} {'turned ' if turned else ''}{'bias' if bias is not None else ''}"
-    if choices.choose(f"mm float32 {shape}", candidates) != "onednn":
-        raise _Keep
-    node = w.node
-    if node.target is aten.permute.default and node.args[0].meta[2] == (n, k):
-        turned_w = node.args[0]  # the weight as the program has it
-    else:
-        turned_w = build(aten.permute.default, w, [1, 0])
-    made = Node(linear, (x, turned_w, bias, "none", [], ""))
-    made.vals = [Val(made, 0, (torch.float32, x.meta[1], (m, n), (n, 1), 0))]
-    build.nodes.append(made)
-    return made.val
-
-
-def _addmm(build: Builder, node: Node) -> Val:
-    bias, x, w, beta, alpha = node.args
-    if beta != 1 or alpha != 1:
-        raise _Keep
-    return _product(build, x, w, bias)
-
-
-def _mm(build: Builder, node: Node) -> Val:
-    x, w = node.args[:2]
-    return _product(build, x, w, None)
-
-
 # -- Convolutions -----------------------------------------------------------------------------------------------------
 
 
@@ -286,8 +226,6 @@ RULES: dict[Any, Callable[[Builder, Node], Val]] = {
     aten.reflection_pad2d.default: _reflection_pad,
     aten.replication_pad1d.default: _replication_pad,
     aten.replication_pad2d.default: _replication_pad,
-    aten.addmm.default: _addmm,
-    aten.mm.default: _mm,
     aten.convolution.default: _convolution,
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from magpy import _C, aten_passes, aten_rewrites, aten_trace, symbols
+from magpy import _C, aten_passes, aten_rewrites, aten_trace, products, symbols
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
 
 Runner = Callable[[Sequence[torch.Tensor]], Sequence[Any]]
@@ -324,6 +324,8 @@ class _Log:
 def compile_graph(graph: Graph, log: _Log) -> Runner:
     """A _C.Plan for the graph, or an interpreter of its operators if it cannot be compiled."""
     aten_rewrites.rewrite(graph)
+    aten_passes.simplify(graph)
+    products.rewrite(graph)
     aten_passes.simplify(graph)
     log.graphs.append(graph)
     started = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_library = torch.library.Library("magpy", "DEF")
+_library = torch.library.Library("magpy", "FRAGMENT")
 _library.define("number(Tensor[] leaves, str source, bool is_float) -> Tensor")
 
 

@@ -86,6 +86,16 @@ static void vacate(occupied *list, uint32_t *n, mp_val value)
     }
 }
 
+/* If the value, which is written now, lives in the arena, say where. */
+static void give_place(planner *p, mp_schedule *schedule, mp_val value, occupied *list, uint32_t *n)
+{
+    mp_place *place = &p->places[value];
+    if (place->home != MP_HOME_ARENA) return;
+    int64_t bytes = storage_bytes(&place->meta);
+    place->arena_offset = occupy(list, n, value, bytes);
+    if (place->arena_offset + bytes > schedule->arena_bytes) schedule->arena_bytes = place->arena_offset + bytes;
+}
+
 void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_place *places, mp_pool *pool)
 {
     const mp_graph *graph = schedule->graph;
@@ -114,14 +124,11 @@ void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_place *pla
         steps[n_steps++] = step;
         if (step.kind == MP_STEP_KERNEL) {
             const mp_kernel *kernel = &schedule->kernels[step.index];
-            for (uint32_t k = 0; k < kernel->n_buffers; k++) {
-                mp_val value = kernel->values[k];
-                if (!kernel->written[k] || places[value].home != MP_HOME_ARENA) continue;
-                int64_t bytes = storage_bytes(&places[value].meta);
-                places[value].arena_offset = occupy(list, &n_list, value, bytes);
-                if (places[value].arena_offset + bytes > schedule->arena_bytes)
-                    schedule->arena_bytes = places[value].arena_offset + bytes;
-            }
+            for (uint32_t k = 0; k < kernel->n_buffers; k++)
+                if (kernel->written[k]) give_place(&p, schedule, kernel->values[k], list, &n_list);
+        } else if (step.kind == MP_STEP_OP) {
+            const mp_gnode *node = &graph->nodes[step.index];
+            for (uint32_t k = 0; k < node->n_values; k++) give_place(&p, schedule, node->first + k, list, &n_list);
         }
         for (int views = 1; views >= 0; views--) /* views before what they look at */
             for (uint32_t v = first[i]; v; v = next[v - 1]) {

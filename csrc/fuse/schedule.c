@@ -3,6 +3,7 @@
 #include "fuse/memory.h"
 #include "codegen/codegen.h"
 #include "codegen/conv.h"
+#include "gemm/node.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -315,9 +316,13 @@ static void emit_node(scheduler *s, uint32_t node)
     if (region->after[node] != MP_NO_NODE) emit_node(s, region->after[node]);
     emit_makers(s, gnode->args, gnode->n_args);
     emit_views(s, gnode->args, gnode->n_args);
-    for (uint32_t i = 0; i < gnode->n_values; i++)
-        s->places[gnode->first + i] =
-            (mp_place){.home = MP_HOME_EXTERN, .meta = region->graph->metas[gnode->first + i]};
+    mp_gemm gemm;
+    bool planned = mp_gemm_from_node(&gemm, region->graph, gnode) == 0; /* writes where it is told, like a kernel */
+    for (uint32_t i = 0; i < gnode->n_values; i++) {
+        mp_val value = gnode->first + i;
+        mp_home home = !planned ? MP_HOME_EXTERN : region->is_output[value] ? MP_HOME_OUTPUT : MP_HOME_ARENA;
+        s->places[value] = (mp_place){.home = home, .index = UINT32_MAX, .meta = region->graph->metas[value]};
+    }
     add_step(s, MP_STEP_OP, node);
 }
 

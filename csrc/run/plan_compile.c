@@ -62,6 +62,15 @@ static int find_roots(build *b)
     return 0;
 }
 
+static bool is_product(const mp_plan *plan, const mp_gnode *node)
+{
+    mp_gemm gemm;
+    return mp_gemm_from_node(&gemm, plan->graph, node) == 0;
+}
+
+static void need_pointer(mp_plan *plan, mp_val v, void *context)
+{ plan->needs[plan->roots[v]] |= MP_NEED_POINTER | MP_NEED_USED; }
+
 static int find_needs(build *b)
 {
     mp_plan *plan = b->plan;
@@ -70,6 +79,12 @@ static int find_needs(build *b)
         const mp_step *step = &schedule->steps[i];
         if (step->kind == MP_STEP_OP) {
             const mp_gnode *node = &plan->graph->nodes[step->index];
+            if (is_product(plan, node)) {
+                visit_node(plan, node, need_pointer, NULL);
+                need_pointer(plan, node->first, NULL);
+                plan->n_products++;
+                continue;
+            }
             visit_node(plan, node, need_handle, NULL);
             for (uint32_t k = 0; k < node->n_values; k++) plan->needs[node->first + k] |= MP_NEED_HANDLE;
             plan->has_operators = true;
@@ -158,6 +173,39 @@ static int emit_op(build *b, uint32_t node_number)
     return emit(b, MP_INSN_OP, plan->n_ops - 1);
 }
 
+/* Where value `v` begins: its root's storage and bytes from there. Returns 0, or -1 with b->why set. */
+static int locate(build *b, mp_val v, mp_product_operand *operand)
+{
+    mp_plan *plan = b->plan;
+    mp_val root = plan->roots[v];
+    const mp_place *places = plan->schedule->places;
+    if (home_of(plan, root) == MP_HOME_NONE) {
+        mp_reason_set(b->why, MP_REASON_INTERNAL, "value %u of a product has no place", v);
+        return -1;
+    }
+    int64_t offset = places[v].meta.offset * mp_plan_item(plan, v);
+    *operand = (mp_product_operand){root, offset - places[root].meta.offset * mp_plan_item(plan, root)};
+    return 0;
+}
+
+static int emit_product(build *b, const mp_gnode *node)
+{
+    mp_plan *plan = b->plan;
+    mp_product *product = &plan->products[plan->n_products];
+    *product = (mp_product){.node = node, .has_bias = node->args[2].kind == MP_ARG_VALUE};
+    if (mp_gemm_from_node(&product->gemm, plan->graph, node) < 0) {
+        mp_reason_set(b->why, MP_REASON_INTERNAL, "%s is no product", node->op);
+        return -1;
+    }
+    if (locate(b, node->args[0].value, &product->a) < 0 || locate(b, node->args[1].value, &product->b) < 0 ||
+        locate(b, node->first, &product->c) < 0 ||
+        (product->has_bias && locate(b, node->args[2].value, &product->bias) < 0) ||
+        emit_storage(b, product->c.root) < 0)
+        return -1;
+    plan->n_products++;
+    return emit(b, MP_INSN_PRODUCT, plan->n_products - 1);
+}
+
 static int emit_kernel(build *b, uint32_t number)
 {
     mp_plan *plan = b->plan;
@@ -211,14 +259,19 @@ static int emit_steps(build *b)
     const mp_schedule *schedule = plan->schedule;
     plan->ops = mp_store_alloc(&plan->store, (plan->n_ops + 1) * sizeof *plan->ops);
     plan->calls = mp_store_alloc(&plan->store, (plan->n_calls + 1) * sizeof *plan->calls);
-    if (!plan->ops || !plan->calls) return no_memory(b);
-    plan->n_ops = plan->n_calls = 0; /* from here on: how many are made */
+    plan->products = mp_store_alloc(&plan->store, (plan->n_products + 1) * sizeof *plan->products);
+    if (!plan->ops || !plan->calls || !plan->products) return no_memory(b);
+    plan->n_ops = plan->n_calls = plan->n_products = 0; /* from here on: how many are made */
     for (uint32_t i = 0; i < schedule->n_steps; i++) {
         const mp_step *step = &schedule->steps[i];
         int failed = 0;
         switch (step->kind) {
         case MP_STEP_KERNEL: failed = emit_kernel(b, step->index); break;
-        case MP_STEP_OP: failed = emit_op(b, step->index); break;
+        case MP_STEP_OP: {
+            const mp_gnode *node = &plan->graph->nodes[step->index];
+            failed = is_product(plan, node) ? emit_product(b, node) : emit_op(b, step->index);
+            break;
+        }
         case MP_STEP_VIEW: failed = emit_view(b, step->index); break;
         case MP_STEP_RELEASE: break; /* lifetimes are found below, from the instructions themselves */
         }
@@ -248,6 +301,10 @@ static void touch_insn(mp_plan *plan, const mp_insn *insn, lifetimes *life)
         const mp_gnode *node = plan->ops[insn->index].node;
         visit_node(plan, node, touch, life);
         for (uint32_t k = 0; k < node->n_values; k++) touch(plan, node->first + k, life);
+    } else if (insn->kind == MP_INSN_PRODUCT) {
+        const mp_gnode *node = plan->products[insn->index].node;
+        visit_node(plan, node, touch, life);
+        touch(plan, node->first, life);
     } else if (insn->kind == MP_INSN_KERNEL) {
         const mp_kernel_call *call = &plan->calls[insn->index];
         for (uint32_t k = 0; k < call->n_buffers; k++) touch(plan, call->buffers[k].root, life);

@@ -5,6 +5,7 @@
 #include "run/op.h"
 #include "run/parallel.h"
 #include "run/plan.h"
+#include "run/product.h"
 
 /* A buffer of a kernel: words[word] becomes pointers[root] + delta before the call. */
 typedef struct {
@@ -23,11 +24,11 @@ typedef struct {
     int64_t extent, grain;
 } mp_kernel_call;
 
-typedef enum { MP_INSN_KERNEL, MP_INSN_OP, MP_INSN_ALLOC, MP_INSN_VIEW, MP_INSN_RELEASE } mp_insn_kind;
+typedef enum { MP_INSN_KERNEL, MP_INSN_PRODUCT, MP_INSN_OP, MP_INSN_ALLOC, MP_INSN_VIEW, MP_INSN_RELEASE } mp_insn_kind;
 
 typedef struct {
     mp_insn_kind kind;
-    uint32_t index; /* KERNEL: of calls; OP: of ops; others: value number */
+    uint32_t index; /* KERNEL: of calls; PRODUCT: of products; OP: of ops; others: value number */
 } mp_insn;
 
 enum {
@@ -44,8 +45,9 @@ struct mp_plan {
     mp_words words;
     mp_op *ops;
     mp_kernel_call *calls;
+    mp_product *products;
     mp_insn *insns;
-    uint32_t n_ops, n_calls, n_insns;
+    uint32_t n_ops, n_calls, n_products, n_insns;
     uint8_t *needs;     /* [n_values] MP_NEED_* */
     mp_val *roots;      /* [n_values] the value whose storage it lives in: itself, but for views */
     mp_val *run_values; /* values whose handles a run may own, deleted at its end */

@@ -124,6 +124,15 @@ static PyObject *describe(const mp_plan *plan, const mp_insn *insn)
         const char *detail = op->tier == MP_TIER_SHIM ? op->symbol : op->tier == MP_TIER_DISPATCHER ? op->name : "";
         return Py_BuildValue("(sss)", tiers[op->tier], op->node->op, detail);
     }
+    if (insn->kind == MP_INSN_PRODUCT) {
+        static const char *const forms[] = {
+            [MP_GEMM_ROWS] = "rows", [MP_GEMM_COLUMNS] = "columns", [MP_GEMM_DOTS] = "dots"};
+        const mp_product *product = &plan->products[insn->index];
+        const mp_gemm *gemm = &product->gemm;
+        return Py_BuildValue("(ssN)", "kernel", product->node->op,
+                             PyUnicode_FromFormat("%s, %lldx%lldx%lld", forms[gemm->form], (long long)gemm->m,
+                                                  (long long)gemm->k, (long long)gemm->n));
+    }
     static const char *const names[] = {
         [MP_INSN_ALLOC] = "alloc", [MP_INSN_VIEW] = "view", [MP_INSN_RELEASE] = "release"};
     return Py_BuildValue("(ssN)", names[insn->kind], "", PyUnicode_FromFormat("value %u", insn->index));
@@ -285,12 +294,22 @@ static PyObject *load_code(PyObject *module, PyObject *args)
     return NULL;
 }
 
+static PyObject *set_product_bits(PyObject *module, PyObject *bits)
+{
+    long given = PyLong_AsLong(bits);
+    if (given == -1 && PyErr_Occurred()) return NULL;
+    mp_gemm_bits = (int)given;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"compile_graph", (PyCFunction)(void *)compile_graph, METH_VARARGS | METH_KEYWORDS,
      "compile_graph(nodes, outputs, fuse=True) -> Plan. RuntimeError says why a graph cannot be compiled."},
     {"cache_dir", cache_dir, METH_NOARGS, "Directory of the kernel cache, or None without a home directory."},
     {"compiler_usable", compiler_usable, METH_NOARGS, "Is there a C compiler? Says so once if there is none."},
     {"cpu_info", cpu_info, METH_NOARGS, "The CPU that kernels are compiled for: model, vector_bits."},
+    {"_product_bits", set_product_bits, METH_O,
+     "For tests: width of the vectors in products that are made from now on; 0 is the CPU's own."},
     {"_run_load_code", load_code, METH_VARARGS, NULL},
     {NULL},
 };

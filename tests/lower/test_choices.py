@@ -60,7 +60,7 @@ def test_a_damaged_memory_is_measured_again(memory, monkeypatch, text):
     assert len(json.loads(memory.read_text())) == 1
 
 
-@pytest.mark.parametrize("library", ["blas", "onednn"])
+@pytest.mark.parametrize("library", ["blas", "onednn", "own"])
 @pytest.mark.parametrize("m, k, n", [(64, 128, 96), (8, 256, 512), (2, 512, 1024)])
 def test_every_library_gives_eagers_product(monkeypatch, library, m, k, n):
     def take(what, make):
@@ -82,5 +82,6 @@ def test_every_library_gives_eagers_product(monkeypatch, library, m, k, n):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
             assert got.stride() == want.stride()
     steps = [step[:2] for step in magpy.explain(compiled).traces[0].steps]
+    assert (("kernel", "magpy.matmul.default") in steps) is (library == "own")
     assert (("shim", "mkldnn._linear_pointwise.default") in steps) is (library == "onednn")
     assert ("python", "mkldnn._linear_pointwise.default") not in steps

@@ -268,7 +268,7 @@ def test_few_values_are_kept():
     run = Run(lambda x: b(F.gelu(a(x)) * 2 + 1).sum(), torch.randn(6, 8))
     joint = run.lowered.runner.joint
     kept = [joint.forward.outputs[k].node.target for k in joint.kept]
-    assert kept == [torch.ops.aten.addmm.default]
+    assert [str(target) in ("aten.addmm.default", "magpy.matmul.default") for target in kept] == [True]
     assert len(joint.kept_inputs) == 2  # x and the second weight
 
 

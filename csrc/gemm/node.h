@@ -1,0 +1,17 @@
+/* Products as nodes of a graph: magpy::matmul(Tensor a, Tensor b, Tensor? bias, int[] strides) -> Tensor.
+**
+** a [*batch, m, k] times b [*batch, k, n] plus bias [n], for float operands of any strides; the result has the strides that are given.
+** magpy/products.py puts such nodes into graphs.
+*/
+#ifndef MP_GEMM_NODE_H
+#define MP_GEMM_NODE_H
+#include "gemm/gemm.h"
+#include "ir/graph.h"
+
+/* The prepared product that computes `node`. Returns 0, or -1 if the node is none or has to be run as an operator. */
+int mp_gemm_from_node(mp_gemm *gemm, const mp_graph *graph, const mp_gnode *node);
+
+/* Test hook: width of the vectors that products made from now on use; 0 for the CPU's. */
+extern int mp_gemm_bits;
+
+#endif

@@ -1,0 +1,156 @@
+/* The tiles for one width of vectors. Included once by each tiles_*.c, which defines
+**   VEC, LANES, NUMBERS   the vector type, its lanes, the numbers of the largest tile
+**   SET1(x) LOAD(p) STORE(p, v) ADD(a, b) FMA(a, b, c)
+**   TURN(from, step, to, to_step)   transposes LANES x LANES floats
+**   SUM4(p, a, b, c, d)             p[0..3] = the sums of the lanes of four vectors
+**   TILES                 the name of the table
+*/
+#include "gemm/tiles.h"
+#include <string.h>
+
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* -- Tiles ------------------------------------------------------------------------------------------------------------ */
+
+/* Numbers in steps of three from one pointer each: y_j and 2 y_j are index registers, and 12 pointers would not fit. */
+#define TILE(name, MV, NR)                                                                                             \
+    static void name(int64_t k, const float *x, int64_t x_step, const float *y, int64_t y_j, int64_t y_k, float *out)  \
+    {                                                                                                                  \
+        VEC sum[NR][MV];                                                                                               \
+        const float *p[(NR + 2) / 3];                                                                                  \
+        UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++) sum[j][i] = SET1(0);                   \
+        UNROLL for (int j = 0; j < (NR + 2) / 3; j++) p[j] = y + 3 * j * y_j;                                          \
+        for (int64_t step = 0; step < k; step++) {                                                                     \
+            VEC lane[MV];                                                                                              \
+            UNROLL for (int i = 0; i < MV; i++) lane[i] = LOAD(x + LANES * i);                                         \
+            UNROLL for (int j = 0; j < NR; j++)                                                                        \
+            {                                                                                                          \
+                VEC number = SET1(p[j / 3][(j % 3) * y_j]);                                                            \
+                UNROLL for (int i = 0; i < MV; i++) sum[j][i] = FMA(lane[i], number, sum[j][i]);                       \
+            }                                                                                                          \
+            x += x_step;                                                                                               \
+            UNROLL for (int j = 0; j < (NR + 2) / 3; j++) p[j] += y_k;                                                 \
+        }                                                                                                              \
+        UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++)                                        \
+            STORE(out + (MV * j + i) * LANES, sum[j][i]);                                                              \
+    }
+
+TILE(tile_2_all, 2, NUMBERS)
+TILE(tile_2_3, 2, 3)
+TILE(tile_2_1, 2, 1)
+TILE(tile_1_all, 1, NUMBERS)
+TILE(tile_1_3, 1, 3)
+TILE(tile_1_1, 1, 1)
+
+/* -- Packing ---------------------------------------------------------------------------------------------------------- */
+
+static void pack(int64_t rows, int64_t k, const float *from, int64_t row, int64_t col, float *to, int width)
+{
+    if (row == 1 && rows == width) {
+        for (int64_t step = 0; step < k; step++)
+            for (int i = 0; i < width; i += LANES) STORE(to + step * width + i, LOAD(from + step * col + i));
+        return;
+    }
+    if (rows < width) memset(to, 0, (size_t)(k * width) * sizeof *to);
+    int64_t turned = 0, whole = col == 1 ? rows / LANES * LANES : 0; /* by squares */
+    if (whole) turned = k / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES)
+        for (int64_t step = 0; step < turned; step += LANES)
+            TURN(from + i * row + step, row, to + step * width + i, width);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t step = i < whole ? turned : 0; step < k; step++) to[step * width + i] = from[i * row + step * col];
+}
+
+/* -- Results ---------------------------------------------------------------------------------------------------------- */
+
+static inline void put_row(const float *in, int64_t columns, float *c, const float *bias, bool add)
+{
+    int64_t i = 0;
+    for (; i + LANES <= columns; i += LANES) {
+        VEC value = LOAD(in + i);
+        if (bias) value = ADD(value, LOAD(bias + i));
+        if (add) value = ADD(value, LOAD(c + i));
+        STORE(c + i, value);
+    }
+    for (; i < columns; i++) {
+        float value = in[i];
+        if (bias) value += bias[i];
+        c[i] = add ? value + c[i] : value;
+    }
+}
+
+static void put(const float *in, int width, int64_t rows, int64_t columns, float *c, int64_t c_row, const float *bias,
+                bool add)
+{
+    for (int64_t j = 0; j < rows; j++) put_row(in + j * width, columns, c + j * c_row, bias, add);
+}
+
+static void put_turned(const float *in, int width, int64_t rows, int64_t columns, float *c, int64_t c_row,
+                       const float *bias, bool add)
+{
+    float square[LANES * LANES];
+    for (int64_t j = 0; j < columns; j += LANES)
+        for (int64_t i = 0; i < rows; i += LANES) {
+            int64_t n = rows - i < LANES ? rows - i : LANES;
+            TURN(in + j * width + i, width, square, LANES);
+            put(square, LANES, n, columns - j < LANES ? columns - j : LANES, c + i * c_row + j, c_row,
+                bias ? bias + j : NULL, add);
+        }
+}
+
+/* -- Dot products ----------------------------------------------------------------------------------------------------- */
+
+#define DOTS(name, MR)                                                                                                 \
+    static void name(int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_col, float *out)              \
+    {                                                                                                                  \
+        VEC sum[MR][4];                                                                                                \
+        UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = SET1(0);                    \
+        int64_t step = 0;                                                                                              \
+        for (; step + LANES <= k; step += LANES) {                                                                     \
+            VEC row[MR];                                                                                               \
+            UNROLL for (int i = 0; i < MR; i++) row[i] = LOAD(a + i * a_row + step);                                   \
+            UNROLL for (int j = 0; j < 4; j++)                                                                         \
+            {                                                                                                          \
+                VEC column = LOAD(b + j * b_col + step);                                                               \
+                UNROLL for (int i = 0; i < MR; i++) sum[i][j] = FMA(row[i], column, sum[i][j]);                        \
+            }                                                                                                          \
+        }                                                                                                              \
+        if (step < k) { /* the rest, with zeros behind */                                                              \
+            float rest[(MR + 4) * LANES];                                                                              \
+            memset(rest, 0, sizeof rest);                                                                              \
+            size_t bytes = (size_t)(k - step) * sizeof *rest;                                                          \
+            for (int i = 0; i < MR; i++) memcpy(rest + i * LANES, a + i * a_row + step, bytes);                        \
+            for (int j = 0; j < 4; j++) memcpy(rest + (MR + j) * LANES, b + j * b_col + step, bytes);                  \
+            UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] =                         \
+                FMA(LOAD(rest + i * LANES), LOAD(rest + (MR + j) * LANES), sum[i][j]);                                 \
+        }                                                                                                              \
+        UNROLL for (int i = 0; i < MR; i++) SUM4(out + 4 * i, sum[i][0], sum[i][1], sum[i][2], sum[i][3]);             \
+    }
+
+DOTS(dots_1, 1)
+DOTS(dots_2, 2)
+DOTS(dots_4, 4)
+
+static void dots(int64_t rows, int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_col, float *out)
+{
+    if (rows == 4) {
+        dots_4(k, a, a_row, b, b_col, out);
+        return;
+    }
+    if (rows >= 2) dots_2(k, a, a_row, b, b_col, out);
+    if (rows != 2) dots_1(k, a + (rows - 1) * a_row, a_row, b, b_col, out + 4 * (rows - 1));
+}
+
+const mp_gemm_tiles TILES = {
+    .lanes = LANES,
+    .numbers = NUMBERS,
+    .tile = {{tile_1_all, tile_1_3, tile_1_1}, {tile_2_all, tile_2_3, tile_2_1}},
+    .pack = pack,
+    .put_turned = put_turned,
+    .put = put,
+    .dots = dots,
+};

@@ -1,0 +1,22 @@
+/* Products of a plan: magpy.matmul nodes, run by the tiles of csrc/gemm on plain memory. */
+#ifndef MP_RUN_PRODUCT_H
+#define MP_RUN_PRODUCT_H
+#include "gemm/node.h"
+
+/* Where a matrix begins: pointers[root] + delta bytes. */
+typedef struct {
+    mp_val root;
+    int64_t delta;
+} mp_product_operand;
+
+typedef struct {
+    const mp_gnode *node; /* borrowed from the graph */
+    mp_gemm gemm;
+    mp_product_operand a, b, bias, c;
+    bool has_bias;
+} mp_product;
+
+/* Compute. `pointers` are the addresses of all values' storage. Never fails. */
+void mp_product_run(const mp_product *product, char *const *pointers);
+
+#endif

@@ -1,0 +1,444 @@
+"""Matrix products of a graph go to whichever implementation was measured faster for their shape: the BLAS, oneDNN on
+plain weights, or magpy's own tiles (csrc/gemm), which read operands where they lie and write results where they are
+wanted: heads that are transposed, repeated or split off need no copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from magpy import _C, choices
+from magpy.aten_graph import Graph, Node, Val, describe, each_val, map_vals, meta_of
+from magpy.aten_rewrites import Builder
+
+aten = torch.ops.aten
+
+MIN_ONEDNN = 1 << 18  # multiplications from which oneDNN can be faster than its call is slow
+MAX_BATCH = 6  # dims; csrc/gemm/gemm.h
+
+# -- The operator -----------------------------------------------------------------------------------------------------
+
+_library = torch.library.Library("magpy", "FRAGMENT")
+_library.define("matmul(Tensor a, Tensor b, Tensor? bias, int[] strides) -> Tensor")
+
+
+def _matmul(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: list[int]) -> torch.Tensor:
+    """a [*batch, m, k] @ b [*batch, k, n] + bias [n], with the given strides; what csrc/gemm computes."""
+    product = torch.matmul(a, b)
+    out = torch.empty_strided(product.shape, strides, dtype=a.dtype, device=a.device)
+    return out.copy_(product if bias is None else product + bias)
+
+
+_library.impl("matmul", _matmul, "CompositeExplicitAutograd")
+MATMUL = torch.ops.magpy.matmul.default
+
+
+# -- Operands ---------------------------------------------------------------------------------------------------------
+
+Dims = list[tuple[int, int]]  # (size, stride), outermost first
+
+
+def _split(dims: Dims, sizes: Sequence[int]) -> list[Dims] | None:
+    """`dims` regrouped: for each of `sizes` the dims that make it up; None where that is not possible."""
+    rest = [dim for dim in dims if dim[0] != 1][::-1]
+    groups: list[Dims] = []
+    for size in sizes:
+        group: Dims = []
+        while size > 1:
+            if not rest:
+                return None
+            n, stride = rest.pop()
+            if n <= size and size % n == 0:
+                group.append((n, stride))
+                size //= n
+            elif n > size and n % size == 0:
+                group.append((size, stride * (n // size)))
+                rest.append((n // size, stride))
+                size = 1
+            else:
+                return None
+        groups.append(group)
+    return None if rest else groups
+
+
+def _common(lists: list[Dims]) -> tuple[list[int], list[list[int]]] | None:
+    """Batch dims of several operands cut alike: the sizes, and the strides of each."""
+    work = [[dim for dim in dims if dim[0] != 1][::-1] for dims in lists]
+    sizes: list[int] = []
+    strides: list[list[int]] = [[] for _ in lists]
+    while any(work):
+        if not all(work):
+            return None
+        n = min(dims[-1][0] for dims in work)
+        for dims, out in zip(work, strides, strict=True):
+            size, stride = dims.pop()
+            if size % n:
+                return None
+            out.append(stride * (size // n))
+            if size != n:
+                dims.append((size // n, stride))
+        sizes.append(n)
+    return sizes, strides
+
+
+class Layout:
+    """Where the elements of a value lie: `dims` for each of its dims, in the memory of `origin` from `offset` on."""
+
+    def __init__(self, origin: Val, dims: list[Dims], offset: int):
+        self.origin, self.dims, self.offset = origin, dims, offset
+
+
+def _plain_layout(val: Val) -> Layout:
+    return Layout(val, [[dim] for dim in zip(*val.meta[2:4], strict=True)], val.meta[4])
+
+
+def _is_copy(node: Node) -> bool:
+    """A copy that changes nothing but strides."""
+    if node.target is aten._to_copy.default:
+        return node.args[0].meta[:2] == node.val.meta[:2]
+    return node.target is aten.clone.default
+
+
+def _permutation(node: Node) -> list[int]:
+    """Which dim of its argument each dim of the node's result is."""
+    n = len(node.val.meta[2])
+    if node.target is aten.permute.default:
+        return [d % n for d in node.args[1]]
+    order = list(range(n))
+    if n >= 2:
+        a, b = (0, 1) if node.target is aten.t.default else (d % n for d in node.args[1:3])
+        order[a], order[b] = order[b], order[a]
+    return order
+
+
+def _permuted(node: Node, of: Layout) -> list[Dims]:
+    return [of.dims[d] for d in _permutation(node)]
+
+
+def _regrouped(node: Node, of: Layout) -> list[Dims] | None:
+    return _split([dim for dims in of.dims for dim in dims], node.val.meta[2])
+
+
+def _expanded(node: Node, of: Layout) -> list[Dims]:
+    sizes = node.val.meta[2]
+    old = node.args[0].meta[2]
+    new = len(sizes) - len(old)
+    return [of.dims[d - new] if d >= new and old[d - new] == n else [(n, 0)] for d, n in enumerate(sizes)]
+
+
+# How views change dims. unsqueeze and squeeze only move dims of size 1, which regrouping leaves out.
+_VIEWS: dict[Any, Callable[[Node, Layout], list[Dims] | None]] = {
+    **dict.fromkeys(
+        (
+            aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.unsqueeze.default,
+            aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims,
+        ),
+        _regrouped,
+    ),
+    **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), _permuted),
+    aten.expand.default: _expanded,
+}  # fmt: skip
+
+
+def _layout(val: Val) -> Layout:
+    """Where the elements of `val` lie without the copies before it."""
+    node = val.node
+    if node.target is not None and _is_copy(node):
+        return _layout(node.args[0])
+    rule = _VIEWS.get(node.target)
+    if rule is None:
+        return _plain_layout(val)
+    of = _layout(node.args[0])
+    dims = rule(node, of)
+    return _plain_layout(val) if dims is None else Layout(of.origin, dims, of.offset)
+
+
+def _one(dims: Dims) -> int | None:
+    """The stride of dims that can be walked with one; None if there is none."""
+    dims = [dim for dim in dims if dim[0] != 1]
+    for (_, outer), (size, stride) in zip(dims, dims[1:], strict=False):
+        if outer != size * stride:
+            return None
+    return dims[-1][1] if dims else 1
+
+
+class _Matrices:
+    """An operand of a product: batch dims and the strides of its matrices."""
+
+    def __init__(self, val: Val):
+        layout = _layout(val)
+        row, col = (_one(dims) for dims in layout.dims[-2:])
+        if row is None or col is None:
+            layout = _plain_layout(val)
+            row, col = val.meta[3][-2:]
+        self.layout, self.row, self.col = layout, row, col
+        self.batch: Dims = [dim for dims in layout.dims[:-2] for dim in dims]
+        self.size = val.meta[2][-2:]
+
+    def view(self, build: Builder, sizes: list[int], strides: list[int]) -> Val:
+        """The operand with the batch dims given."""
+        origin = self.layout.origin
+        return _as_strided(build, origin, [*sizes, *self.size], [*strides, self.row, self.col], self.layout.offset)
+
+
+def _as_strided(build: Builder, val: Val, sizes: Sequence[int], strides: Sequence[int], offset: int) -> Val:
+    if (tuple(sizes), tuple(strides), offset) == tuple(val.meta[2:]):
+        return val
+    return build(aten.as_strided.default, val, list(sizes), list(strides), offset)
+
+
+def _contiguous(sizes: Sequence[int]) -> list[int]:
+    strides, step = [], 1
+    for size in reversed(sizes):
+        strides.append(step)
+        step *= size
+    return strides[::-1]
+
+
+# -- Where the result is wanted ---------------------------------------------------------------------------------------
+
+Users = dict[Val, list[Node]]
+
+
+def _users_of(graph: Graph) -> Users:
+    users: Users = {}
+    for node in graph.nodes:
+        for val in each_val(node.args):
+            users.setdefault(val, []).append(node)
+    return users
+
+
+def _copied_to(val: Val, users: Users, outputs: set[Val]) -> tuple[list[Node], list[Dims]] | None:
+    """If all that happens to the product `val` is a copy into another order: the nodes up to the copy, and for each
+    dim of `val` the dims in the copy's memory."""
+    chain: list[Node] = []
+    now = val
+    while len(users.get(now, ())) == 1 and now not in outputs:
+        (node,) = users[now]
+        chain.append(node)
+        if node.target is aten.clone.default:
+            break
+        if node.target not in _VIEWS:
+            return None
+        now = node.val
+    else:
+        return None
+    sizes, strides = node.val.meta[2:4]
+    layout = _layout(now)
+    if list(strides) != _contiguous(sizes) or layout.origin is not val:
+        return None
+    # each dim in the product's memory, outermost first, with its stride in the copy's
+    pairs: list[tuple[int, int, int]] = []
+    for dims, step in zip(layout.dims, strides, strict=True):
+        for size, stride in reversed([dim for dim in dims if dim[0] != 1]):
+            pairs.append((stride, size, step))
+            step *= size
+    pairs.sort(reverse=True)
+    if [stride for stride, *_ in pairs] != _contiguous([size for _, size, _ in pairs]):
+        return None  # a part of it, or parts repeated
+    if math.prod(size for _, size, _ in pairs) != math.prod(val.meta[2]):
+        return None
+    groups = _split([(size, step) for _, size, step in pairs], val.meta[2])
+    return None if groups is None else (chain, groups)
+
+
+# -- One product ------------------------------------------------------------------------------------------------------
+
+
+class _Keep(Exception):
+    """The operator stays as it is."""
+
+
+def _plan(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: list[int]) -> Callable[[], Any]:
+    """The own product of tensors like these, ready to run."""
+    graph = Graph()
+    given = [t for t in (a, b, bias) if t is not None]
+    vals = [graph.add_placeholder(meta_of(t)) for t in given]
+    node = Node(MATMUL, (vals[0], vals[1], vals[2] if bias is not None else None, strides))
+    sizes = (*a.shape[:-1], b.shape[-1])
+    node.vals = [Val(node, 0, (a.dtype, a.device, sizes, tuple(strides), 0))]
+    graph.nodes.append(node)
+    graph.outputs.append(node.val)
+    plan = _C.compile_graph(*describe(graph), fuse=False)
+    inputs = tuple(given)
+    return lambda: plan(inputs)
+
+
+def _filled(sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
+    return torch.empty_strided(tuple(sizes), tuple(strides), device="cpu").fill_(0.5)
+
+
+def _text(sizes: Sequence[int], strides: Sequence[int]) -> str:
+    return "/".join(str(s) for n, s in zip(sizes, strides, strict=True) if n != 1)
+
+
+def _plain(val: Val) -> bool:
+    return val.meta[0] is torch.float32 and val.meta[1].type == "cpu" and 0 not in val.meta[2]
+
+
+class _Product:
+    """One mm, addmm, bmm or baddbmm as x @ w + bias."""
+
+    def __init__(self, node: Node):
+        target = node.target
+        self.node = node
+        self.bias: Val | None = None
+        if target is aten.addmm.default:
+            bias, x, w, beta, alpha = node.args
+            if beta != 1 or alpha != 1:
+                raise _Keep
+            self.bias = bias
+        else:
+            x, w = node.args[:2]
+        if not all(_plain(v) for v in each_val(node.args)) or not _plain(node.val):
+            raise _Keep
+        self.x, self.w = x, w
+        (self.m, self.k), self.n = x.meta[2][-2:], w.meta[2][-1]
+        if self.k == 0:
+            raise _Keep
+        steps = zip(*node.val.meta[2:4], _contiguous(node.val.meta[2]), strict=True)
+        if any(n > 1 and got != plain for n, got, plain in steps):
+            raise _Keep
+        columns = (self.n,)
+        if self.bias is not None and (self.bias.meta[2] != columns or (self.n > 1 and self.bias.meta[3] != (1,))):
+            raise _Keep
+
+    def own(self, build: Builder, users: Users, outputs: set[Val]) -> tuple[Val, list[Node]]:
+        """Nodes of the own product. Returns its result, and the nodes up to the copy that it stands for, or none."""
+        a, b = _Matrices(self.x), _Matrices(self.w)
+        wanted = _copied_to(self.node.val, users, outputs)
+        cut = None
+        if wanted is not None:
+            chain, (*batch, rows, columns) = wanted
+            row = _one(rows)
+            if row is not None and (self.n == 1 or _one(columns) == 1):
+                cut = _common([a.batch, b.batch, [dim for dims in batch for dim in dims]])
+        if cut is not None:
+            sizes, (a_strides, b_strides, c_strides) = cut
+        else:
+            chain = []
+            plain = _common([a.batch, b.batch])
+            if plain is None:
+                raise _Keep
+            sizes, (a_strides, b_strides) = plain
+            c_strides, row = [s * self.m * self.n for s in _contiguous(sizes)], self.n
+        if len(sizes) > MAX_BATCH:
+            raise _Keep
+        left, right = a.view(build, sizes, a_strides), b.view(build, sizes, b_strides)
+        strides = [*c_strides, row, 1]
+        made = build(MATMUL, left, right, self.bias, strides)
+        last = chain[-1].val if chain else self.node.val
+        sizes_now, strides_now = last.meta[2:4]
+        return _as_strided(build, made, sizes_now, strides_now, 0), chain
+
+    def turned(self) -> bool | None:
+        """Are the weights [n, k] in memory? None: neither so nor [k, n]."""
+        strides = tuple(s if n != 1 else 0 for n, s in zip(*self.w.meta[2:4], strict=True))
+        return True if strides == (1, self.k) else False if strides == (self.n, 1) else None
+
+    def for_onednn(self) -> bool:
+        """Are these operands oneDNN takes as they are?"""
+        mkldnn = torch.backends.mkldnn
+        if not mkldnn.is_available() or not mkldnn.enabled:  # type: ignore[truthy-function]
+            return False
+        m, k, n = self.m, self.k, self.n
+        if len(self.x.meta[2]) != 2 or m * k * n < MIN_ONEDNN or min(m, k, n) < 2 or self.turned() is None:
+            return False
+        return tuple(self.x.meta[3]) == (k, 1)
+
+    def onednn(self, build: Builder) -> Val:
+        node, k, n = self.w.node, self.k, self.n
+        if node.target is aten.permute.default and node.args[0].meta[2] == (n, k):
+            turned = node.args[0]  # the weight as the program has it
+        else:
+            turned = build(aten.permute.default, self.w, [1, 0])
+        made = Node(LINEAR, (self.x, turned, self.bias, "none", [], ""))
+        made.vals = [Val(made, 0, (torch.float32, self.x.meta[1], (self.m, n), (n, 1), 0))]
+        build.nodes.append(made)
+        return made.val
+
+    def candidates(self, own: Node | None) -> dict[str, Callable[[], Any]]:
+        """Calls on tensors like the operands. `own` is the own product's node, if there can be one."""
+        x, w = (_filled(*v.meta[2:4]) for v in (self.x, self.w))
+        bias = None if self.bias is None else _filled(*self.bias.meta[2:4])
+        out = torch.empty(self.node.val.meta[2], device="cpu")
+        calls: dict[str, Callable[[], Any]] = {}
+        if self.node.target is aten.addmm.default:
+            calls["blas"] = lambda: aten.addmm.out(bias, x, w, out=out)
+        elif self.node.target is aten.mm.default:
+            calls["blas"] = lambda: aten.mm.out(x, w, out=out)
+        else:
+            calls["blas"] = lambda: aten.bmm.out(x, w, out=out)
+        if self.for_onednn():
+            turned = w.t()
+            calls["onednn"] = lambda: LINEAR(x, turned, bias, "none", [], "")
+        if own is not None:
+            a, b = (_filled(*v.meta[2:4]) for v in own.args[:2])
+            calls["own"] = _plan(a, b, bias, own.args[3])
+        return calls
+
+    def name(self, own: Node | None) -> str:
+        """Names the choice."""
+        text = f"{math.prod(self.x.meta[2][:-2])}*{self.m}x{self.k}x{self.n}"
+        for val in (self.x, self.w):
+            text += " " + _text(*val.meta[2:4])
+        if own is not None:
+            text += " own " + " ".join(_text(*val.meta[2:4]) for val in own.args[:2]) + f" {own.args[3]}"
+        return f"product float32 {text}{' bias' if self.bias is not None else ''}"
+
+
+LINEAR = torch.ops.mkldnn._linear_pointwise.default
+PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
+
+
+# -- The pass ---------------------------------------------------------------------------------------------------------
+
+
+def rewrite(graph: Graph) -> None:
+    """Choose for every matrix product, in place."""
+    users, outputs = _users_of(graph), {v for v in graph.outputs if v is not None}
+    new: dict[Val, Val] = {}
+    gone: set[Node] = set()
+    kept: list[Node] = []
+    for node in graph.nodes:
+        if node in gone:
+            continue
+        node.args = map_vals(lambda v: new.get(v, v), node.args)
+        made = None
+        if node.target in PRODUCTS:
+            build = Builder()
+            try:
+                made = _choose(node, build, users, outputs)
+            except _Keep:
+                made = None
+        if made is None:
+            kept.append(node)
+            continue
+        out, chain = made
+        kept += build.nodes
+        new[chain[-1].val if chain else node.val] = out
+        gone.update(chain)
+    graph.nodes = kept
+    graph.outputs = [new.get(v, v) if v is not None else None for v in graph.outputs]
+
+
+def _choose(node: Node, build: Builder, users: Users, outputs: set[Val]) -> tuple[Val, list[Node]] | None:
+    product = _Product(node)
+    own: tuple[Val, list[Node]] | None = None
+    trial = Builder()
+    try:
+        own = product.own(trial, users, outputs)
+    except _Keep:
+        own = None
+    made = next((n for n in trial.nodes if n.target is MATMUL), None)
+    name = choices.choose(product.name(made), lambda: product.candidates(made))
+    if name == "own" and own is not None:
+        build.nodes = trial.nodes
+        return own
+    if name == "onednn":
+        return product.onednn(build), []
+    return None

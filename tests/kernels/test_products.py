@@ -1,0 +1,199 @@
+"""Own matrix products against sums in double precision: sizes, strides, batches, vector widths, threads; and which
+copies a graph does without because of them."""
+
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import magpy
+from magpy import _C, choices, products
+
+WIDTHS = [512, 256, 128]
+
+
+@pytest.fixture(params=WIDTHS)
+def bits(request):
+    """Products are made for vectors of this width (or of the CPU's, if that has less)."""
+    _C._product_bits(request.param)
+    yield request.param
+    _C._product_bits(0)
+
+
+def matrix(rng, batch, rows, columns):
+    """A tensor of random strides: padded, turned, batch dims outside, inside or repeated."""
+    pad = rng.choice([0, 0, 3])
+    dims = [*batch, rows, columns]
+    order = list(range(len(dims)))
+    if rng.random() < 0.5:
+        rng.shuffle(order)
+    t = torch.randn([dims[d] + pad for d in order])
+    t = t.permute([order.index(d) for d in range(len(dims))])
+    for d, n in enumerate(dims):
+        t = t.narrow(d, rng.randint(0, pad), n)
+    if batch and rng.random() < 0.3:
+        t = t.select(0, 0).unsqueeze(0).expand(dims)
+    return t
+
+
+def own(a, b, bias=None, strides=None):
+    size = [*a.shape[:-1], b.shape[-1]]
+    run = products._plan(a, b, bias, strides or products._contiguous(size))
+    (out,) = run()
+    return out
+
+
+def check(out, a, b, bias):
+    exact = a.double() @ b.double() + (0 if bias is None else bias.double())
+    bound = (a.double().abs() @ b.double().abs()).add(1) * (2e-7 * math.sqrt(a.shape[-1]) + 1e-6)
+    assert out.shape == exact.shape
+    assert ((out.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_products_of_random_sizes_and_strides(bits, seed):
+    rng = random.Random(seed)
+    for _ in range(60):
+        m, n, k = (rng.choice([rng.randint(1, 5), rng.randint(1, 20), rng.randint(1, 130)]) for _ in range(3))
+        if rng.random() < 0.05:
+            k = rng.randint(1000, 2100)
+        batch = [rng.randint(1, 3) for _ in range(rng.choice([0, 0, 1, 2]))]
+        a, b = matrix(rng, batch, m, k), matrix(rng, batch, k, n)
+        bias = torch.randn(n) if rng.random() < 0.5 else None
+        check(own(a, b, bias), a, b, bias)
+
+
+@pytest.mark.parametrize("m", [*range(1, 34), 47, 96, 97])
+def test_every_number_of_rows(bits, m):
+    for n, k, turned in [(37, 40, True), (37, 33, False), (3, 64, True), (1, 17, False)]:
+        a = torch.randn(m, k)
+        b = torch.randn(n, k).t() if turned else torch.randn(k, n)
+        check(own(a, b, torch.ones(n)), a, b, torch.ones(n))
+
+
+@pytest.mark.parametrize("m, n, k", [(300, 500, 64), (64, 700, 1500), (1, 3000, 64), (400, 30, 2500)])
+def test_products_that_are_cut_into_blocks(bits, m, n, k):
+    a, b = torch.randn(m, k), torch.randn(n, k).t()
+    check(own(a, b), a, b, None)
+    b = torch.randn(k, n)
+    check(own(a, b), a, b, None)
+
+
+def test_elements_between_the_rows_of_the_result_stay(bits):
+    a, b = torch.randn(2, 5, 7), torch.randn(2, 7, 6)
+    strides = [6, 20, 1]  # rows of the two matrices in turn, with a gap behind each pair
+    out = own(a, b, None, strides)
+    assert out.stride() == tuple(strides)
+    check(out, a, b, None)
+
+
+def test_infinities_and_nan_stay_where_they_belong(bits):
+    a, b = torch.randn(20, 35), torch.randn(30, 35).t()
+    a[3, 4], b[7, 9], a[19, 34] = math.inf, math.nan, -math.inf
+    torch.testing.assert_close(own(a, b), a @ b, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_do_not_change_a_bit():
+    a, b = torch.randn(3, 200, 300), torch.randn(3, 500, 300).mT
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(own(a, b))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_the_operator_itself_computes_the_same():
+    a, b, bias = torch.randn(2, 5, 7), torch.randn(2, 7, 6), torch.randn(6)
+    out = products.MATMUL(a, b, bias, [6, 12, 1])
+    assert out.stride() == (6, 12, 1)
+    check(out, a, b, bias)
+
+
+# -- In graphs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def always_own(monkeypatch):
+    def take(what, make):
+        return "own" if "own" in make() else next(iter(make()))
+
+    monkeypatch.setattr(choices, "choose", take)
+
+
+def heads(x, n, width):
+    return x.view(x.shape[0], x.shape[1], n, width).transpose(1, 2)
+
+
+def attention(x, w, o):
+    q, k, v = (heads(t, 4, 8) for t in (x @ w).chunk(3, -1))
+    scores = torch.softmax(q @ k.transpose(-2, -1) / 8**0.5, -1)
+    return (scores @ v).transpose(1, 2).reshape(x.shape[0], x.shape[1], 32) @ o
+
+
+def grouped(x, w, o):
+    q, k, v = (x @ w).split([64, 16, 16], -1)
+    k, v = (t.view(2, 6, 2, 8).transpose(1, 2)[:, :, None].expand(2, 2, 2, 6, 8).reshape(2, 4, 6, 8) for t in (k, v))
+    scores = torch.softmax(heads(q[..., :32], 4, 8) @ k.transpose(-2, -1), -1)
+    return (scores @ v).transpose(1, 2).contiguous().view(2, 6, 32)
+
+
+def einsum(x, w, o):
+    q, k = (x @ w)[..., :32].view(2, 6, 4, 8), (x @ w)[..., 32:64].view(2, 6, 4, 8)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k)
+    return torch.einsum("bhqk,bkhd->bqhd", scores, k).reshape(2, 6, 32)
+
+
+def two_users(x, w, o):
+    q = heads((x @ w)[..., :32], 4, 8)
+    y = q @ q.mT @ q
+    return y.transpose(1, 2).reshape(2, 6, 32), y.sum()
+
+
+def broadcast(x, w, o):
+    return x[:, None] @ torch.stack([o, o + 1, o + 2])
+
+
+@pytest.mark.parametrize("program", [attention, grouped, einsum, two_users, broadcast])
+def test_operands_and_results_are_not_copied(program, always_own):
+    torch.manual_seed(0)
+    given = torch.randn(2, 6, 32), torch.randn(32, 96), torch.randn(32, 32)
+    compiled = torch.compile(program, backend="magpy", fullgraph=True)
+    with torch.no_grad():
+        expected = program(*given)
+        results = [compiled(*given) for _ in range(3)][-1]
+    pairs = zip(expected, results, strict=True) if isinstance(expected, tuple) else [(expected, results)]
+    for want, got in pairs:
+        torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4)
+        assert got.stride() == want.stride()
+    (trace,) = magpy.explain(compiled).traces
+    copies = [op for kernel in trace.kernels for op in kernel["ops"] if "clone" in op]
+    assert len(copies) == (1 if program is two_users else 0)
+    assert not [step for step in trace.steps if "mm" in step[1] and step[0] != "kernel"]
+
+
+def test_training_through_own_products(always_own):
+    torch.manual_seed(0)
+    x, w, o = (t.requires_grad_() for t in (torch.randn(2, 6, 32), torch.randn(32, 96) / 6, torch.randn(32, 32)))
+    compiled = torch.compile(attention, backend="magpy", fullgraph=True)
+    expected = torch.autograd.grad(attention(x, w, o).square().sum(), (x, w, o))
+    for _ in range(2):
+        got = torch.autograd.grad(compiled(x, w, o).square().sum(), (x, w, o))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_other_types_and_empty_products_stay_operators(always_own):
+    def program(x):
+        return x.double() @ x.double().t(), x[:0] @ x.t(), x.bfloat16() @ x.bfloat16().t(), F.linear(x[:, :0], x[:, :0])
+
+    compiled = torch.compile(program, backend="magpy", fullgraph=True)
+    x = torch.randn(5, 5)
+    for _ in range(2):
+        for got, want in zip(compiled(x), program(x), strict=True):
+            torch.testing.assert_close(got, want)
