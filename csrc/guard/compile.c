@@ -207,6 +207,7 @@ static int sort_reads(mp_guard_program *prog, mp_reason *why)
         for (int k = 0; k < 2; k++)
             if (needs[k] != MP_NO_OBJ && prog->objects[needs[k]].group && prog->objects[needs[k]].group != owner->group)
                 prog->crossed = true;
+        if (read->kind == MP_READ_CACHED) prog->crossed = true; /* its key may name any object */
         prog->group_start[owner->group + 2]++;
     }
     for (uint32_t g = 2; g <= groups + 1; g++) prog->group_start[g] += prog->group_start[g - 1];

@@ -2,6 +2,7 @@
 #include "guard/program.h"
 
 #include "observe/observe.h"
+#include "trace/lru.h"
 #include "trace/recorder.h"
 
 #include <structmember.h>
@@ -450,6 +451,26 @@ static bool read_state_call(mp_guard_program *prog, const mp_read *read, look at
     return accept(prog, read, read_lend(prog, PyObject_Call(at.owner, at.key, NULL)));
 }
 
+/* The owner's type is guarded before: it is a cache. */
+static bool read_cached(mp_guard_program *prog, const mp_read *read, look at)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(at.key);
+    PyObject *args = PyTuple_New(n);
+    for (Py_ssize_t i = 0; args && i < n; i++) {
+        PyObject *item = PyTuple_GET_ITEM(at.key, i);
+        mp_obj_id id = mp_ref_id(item);
+        if (id != MP_NO_OBJ) item = prog->now.current[id];
+        if (item)
+            PyTuple_SET_ITEM(args, i, Py_NewRef(item));
+        else
+            Py_CLEAR(args);
+    }
+    if (!args) return PyErr_Clear(), false;
+    PyObject *found = mp_lru_find(at.owner, args);
+    Py_DECREF(args);
+    return accept(prog, read, found);
+}
+
 /* The builtin's value inside an instance of a subclass, without asking the subclass. */
 static bool read_base_value(mp_guard_program *prog, const mp_read *read, look at)
 {
@@ -516,6 +537,7 @@ static bool (*const evaluate[MP_READ_KIND_COUNT])(mp_guard_program *, const mp_r
     [MP_READ_DEREF] = read_deref,
     [MP_READ_CONTEXT_VAR] = read_context_var,
     [MP_READ_STATE_CALL] = read_state_call,
+    [MP_READ_CACHED] = read_cached,
     [MP_READ_BASE_VALUE] = read_base_value,
 };
 

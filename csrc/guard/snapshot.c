@@ -420,6 +420,7 @@ static void (*const prove[MP_READ_KIND_COUNT])(builder *, const mp_read *) = {
     [MP_READ_DEREF] = prove_deref,
     [MP_READ_CONTEXT_VAR] = prove_by_looking,
     [MP_READ_STATE_CALL] = prove_by_looking,
+    [MP_READ_CACHED] = prove_by_looking,
     [MP_READ_BASE_VALUE] = prove_base_value,
 };
 

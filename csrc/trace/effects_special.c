@@ -2,6 +2,7 @@
 ** weak references, deferred output. Each records what the C code is about to read and write, with raw looks.
 */
 #include "trace/effects.h"
+#include "trace/lru.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -528,8 +529,6 @@ static void cached(mp_recorder *rec, PyObject *data, PyObject **slot)
             plain = plain && mp_is_scalar(PyTuple_GET_ITEM(args, i));
         if (writes != rec->recording->n_writes || ops != rec->recording->n_ops)
             mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a cached function ran for the first time, with effects");
-        else if (!library_function(function))
-            mp_rec_abandon(rec, MP_REASON_UNKNOWN_OBJECT, "a cached %s of the program's own", Py_TYPE(result)->tp_name);
         else if (result == Py_None || PyType_Check(result) || PyModule_Check(result))
             ;
         else if (mp_is_scalar(result) && plain && mp_rec_find(rec, function) != MP_NO_OBJ)
@@ -545,11 +544,82 @@ static void cached(mp_recorder *rec, PyObject *data, PyObject **slot)
     Py_XDECREF(data);
 }
 
+/* A cached function of the program's own: what the cache holds is read as a location of its own, the look-up itself is an effect of the commit,
+** for it counts. data: (wrapper, args, key, number of writes, of operators). */
+static void cached_own(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *result = slot ? *slot : NULL, *wrapper, *args, *key;
+    unsigned int writes, ops;
+    if (result && !mp_rec_abandoned(rec) && rec->recording &&
+        PyArg_ParseTuple(data, "OOOII", &wrapper, &args, &key, &writes, &ops)) {
+        if (writes != rec->recording->n_writes || ops != rec->recording->n_ops || mp_lru_find(wrapper, args) != result)
+            mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a cached function ran for the first time, with effects");
+        else {
+            PyObject *how = Py_BuildValue("(O{}())", args);
+            mp_rec_read(rec, wrapper, MP_READ_CACHED, key, result);
+            if (how)
+                mp_rec_effect(rec, wrapper, how);
+            else
+                mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "cached function");
+            Py_XDECREF(how);
+        }
+    }
+    PyErr_Clear();
+    Py_XDECREF(data);
+}
+
+/* Equal to itself alone, and that without the program's code. */
+static bool identity_key(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    return type->tp_hash == PyBaseObject_Type.tp_hash && type->tp_richcompare == PyBaseObject_Type.tp_richcompare;
+}
+
+static void call_cached_own(mp_call *call)
+{
+    mp_recorder *rec = call->rec;
+    PyObject *args = PyTuple_New(call->nargs), *key = args ? PyTuple_New(call->nargs) : NULL, *data = NULL;
+    const char *why = call->nkw ? "a cached function with keyword arguments" : NULL;
+    if (!mp_lru_ready() || !mp_lru_caches(call->callable)) why = "a cache without entries";
+    for (Py_ssize_t i = 0; key && !why && i < call->nargs; i++) {
+        PyObject *item = call->args[i], *named = NULL;
+        mp_obj_id id = MP_NO_OBJ;
+        if (mp_is_scalar(item) || mp_is_identity_type(item))
+            named = Py_NewRef(item);
+        else if ((id = mp_rec_find(rec, item)) != MP_NO_OBJ && identity_key(item))
+            named = mp_ref_new(id);
+        else
+            why = "a cached function, called with an object that is not one of the outside or has its own __eq__";
+        PyTuple_SET_ITEM(args, i, Py_NewRef(item));
+        PyTuple_SET_ITEM(key, i, named ? named : Py_NewRef(Py_None));
+        if (id != MP_NO_OBJ) mp_rec_type(rec, item);
+    }
+    if (why)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, why);
+    else if (key)
+        data = Py_BuildValue("(OOOII)", call->callable, args, key, rec->recording->n_writes, rec->recording->n_ops);
+    if (data)
+        mp_rec_pend_must(rec, call->frame, cached_own, data);
+    else if (!why)
+        no_memory(call);
+    Py_XDECREF(args);
+    Py_XDECREF(key);
+}
+
 void mp_handle_lru_cache(mp_call *call)
 {
-    read_arguments(call, 0, true);
     if (mp_rec_abandoned(call->rec) || !call->rec->recording) return;
+    if (mp_rec_find(call->rec, call->callable) == MP_NO_OBJ) { /* the call's own: its function's frames show all */
+        mp_effect_check_result(call);
+        return;
+    }
     mp_kept kept = mp_keep();
+    if (!library_function(call->callable)) {
+        call_cached_own(call);
+        mp_restore(kept);
+        return;
+    }
+    read_arguments(call, 0, true);
     PyObject *args = PyTuple_New(call->nargs + (call->nkw ? 1 : 0));
     for (Py_ssize_t i = 0; args && i < call->nargs; i++) PyTuple_SET_ITEM(args, i, Py_NewRef(call->args[i]));
     if (args && call->nkw) PyTuple_SET_ITEM(args, call->nargs, PyList_New(0)); /* not to be called again: not plain */

@@ -609,6 +609,8 @@ void mp_rec_result(mp_recorder *rec, const mp_frame *frame, PyObject **slot, boo
     entry->wrote = false;
     if (rec->deferred) mp_deferred_ended(rec, frame->id, raised);
     if (raised && wrote) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "%s", "a store to an outside object failed");
+    if (raised && handler && entry->must)
+        mp_rec_abandon(rec, MP_REASON_EXCEPTION, "a call that changes outside state raised");
     if (raised && handler == mp_number_made && !rec->why.code)
         handler(rec, data, NULL);
     else if (!raised && handler && !rec->why.code)

@@ -293,6 +293,8 @@ void mp_rec_pop_frame(mp_recorder *rec, const mp_frame *frame)
     while (&rec->frames[rec->n_frames - 1] >= entry) {
         rec->n_frames--;
         mp_deferred_ended(rec, rec->frames[rec->n_frames].id, true);
+        if (rec->frames[rec->n_frames].pending && rec->frames[rec->n_frames].must)
+            mp_rec_abandon(rec, MP_REASON_EXCEPTION, "a call that changes outside state raised");
         Py_CLEAR(rec->frames[rec->n_frames].pending_data);
     }
 }
@@ -306,6 +308,14 @@ void mp_rec_pend(mp_recorder *rec, const mp_frame *frame, mp_pending handler, Py
     }
     Py_XSETREF(entry->pending_data, data);
     entry->pending = handler;
+    entry->must = false;
+}
+
+void mp_rec_pend_must(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data)
+{
+    mp_rec_pend(rec, frame, handler, data);
+    mp_rec_frame *entry = rec->why.code ? NULL : mp_rec_frame_of(rec, frame);
+    if (entry) entry->must = true;
 }
 
 bool mp_rec_wants_result(const mp_recorder *rec, const mp_frame *frame)

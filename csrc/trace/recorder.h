@@ -136,6 +136,8 @@ void mp_rec_call(mp_recorder *rec, const mp_frame *frame, PyObject *callable, Py
 ** *slot. data is owned by the pending operation and released by handler or, if it raised, by free_data. */
 typedef void (*mp_pending)(mp_recorder *rec, PyObject *data, PyObject **slot);
 void mp_rec_pend(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data);
+/* Likewise, for what has changed outside state that the recording says nothing of where it raises: then the trace ends. */
+void mp_rec_pend_must(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data);
 /* Does this frame's running instruction have a pending operation or store, so that mp_rec_result must be told of its end? */
 bool mp_rec_wants_result(const mp_recorder *rec, const mp_frame *frame);
 

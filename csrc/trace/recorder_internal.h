@@ -23,6 +23,7 @@ typedef struct mp_rec_frame { /* one frame on the observed stack */
     PyObject *kwnames;  /* borrowed from the code's constants: names given by KW_NAMES for the CALL to come, or NULL */
     mp_pending pending; /* to be called when the instruction now running has completed, or NULL */
     PyObject *pending_data; /* owned, may be NULL */
+    bool must;              /* it must complete: that it raises ends the trace */
 } mp_rec_frame;
 
 enum { /* bits of object_state */

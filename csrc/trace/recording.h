@@ -76,6 +76,8 @@ PyObject *mp_object_get(const mp_object *object);
     X(DEREF)        /* a weak reference's referent; MISSING if dead */                                                             \
     X(CONTEXT_VAR)  /* contextvars.ContextVar; MISSING if unset */                                                                 \
     X(STATE_CALL)   /* owner is a pinned C callable, key an args tuple of scalars: calling it gives this scalar */                 \
+    X(CACHED)       /* owner is a functools.lru_cache: what it holds for key, a tuple of positional arguments (scalars, external  \
+                       objects as _C.Ref). MISSING if nothing */                                                                  \
     X(BASE_VALUE)   /* the int/float/str/bytes value inside an instance of a subclass. Held: SCALAR of the base type */
 // clang-format on
 

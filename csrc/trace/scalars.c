@@ -145,7 +145,7 @@ bool mp_is_constant_key(PyObject *key)
             if (!mp_is_constant_key(PyTuple_GET_ITEM(key, i))) return false;
         return true;
     }
-    return mp_is_scalar(key) || mp_is_identity_type(key);
+    return mp_is_scalar(key) || mp_is_identity_type(key) || mp_ref_id(key) != MP_NO_OBJ;
 }
 
 /* Same constant key: as scalars, tuples item by item, everything else by identity. */
@@ -153,6 +153,7 @@ bool mp_key_same(PyObject *a, PyObject *b)
 {
     if (a == b) return true;
     if (!a || !b || Py_TYPE(a) != Py_TYPE(b)) return false;
+    if (mp_ref_id(a) != MP_NO_OBJ) return mp_ref_id(a) == mp_ref_id(b);
     if (!PyTuple_CheckExact(a)) return mp_scalar_same(a, b);
     if (PyTuple_GET_SIZE(a) != PyTuple_GET_SIZE(b)) return false;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(a); i++)
