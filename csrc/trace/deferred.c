@@ -8,6 +8,7 @@
 ** which places they touch ("traces" left behind), and a conflict ends the trace.
 */
 #include "trace/effects.h"
+#include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -305,7 +306,10 @@ static PyObject *copy(copier *c, PyObject *object, int depth)
 {
     mp_recorder *rec = c->call->rec;
     if (depth > MAX_DEPTH) return refuse(c, object, "nested too deeply to be put off");
-    if (mp_is_scalar(object)) return Py_NewRef(object);
+    if (mp_is_scalar(object)) {
+        if (mp_number_is(rec, object)) c->plain = false; /* the commit has the number of its run */
+        return Py_NewRef(object);
+    }
     if (mp_is_tensor(object)) return copy_tensor(c, object);
     bool outside = mp_rec_find(rec, object) != MP_NO_OBJ;
     if (PyTuple_CheckExact(object) || PyList_CheckExact(object) || PyDict_CheckExact(object)) {

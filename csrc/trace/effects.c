@@ -655,9 +655,16 @@ static void change_first(mp_call *call)
     mp_effect_check_result(call);
 }
 
+/* Is it put off, with its arguments unseen? */
+static bool is_deferred(const mp_effect *effect)
+{
+    return effect->effect == MP_EFFECT_OUTPUT || effect->effect == MP_EFFECT_EFFECT ||
+           effect->handler == mp_handle_log || effect->handler == mp_handle_warn;
+}
+
 void mp_effect_apply(mp_call *call, const mp_effect *effect)
 {
-    if (effect->effect != MP_EFFECT_TORCH && mp_number_call(call)) return;
+    if (effect->effect != MP_EFFECT_TORCH && !is_deferred(effect) && mp_number_call(call)) return;
     switch ((mp_effect_class)effect->effect) {
     case MP_EFFECT_SPECIAL: effect->handler(call); return;
     case MP_EFFECT_PURE:

@@ -165,6 +165,9 @@ PROGRAMS: dict[str, Callable[[torch.Tensor], Any]] = {
     "an object from outside": lambda x: [print(config, table), log.info(config), x + config.width][2],
     "asked whether it is on": lambda x: [log.isEnabledFor(20) and log.info("on"), x + 1][1],
     "deprecation": lambda x: [(lambda: warnings.warn("old", DeprecationWarning, 2))(), x + 1][1],
+    "numbers that are data": lambda x: (
+        [print(x.sum().item(), x[0].item() * 2), log.info("%.2f", x.mean().item()), x][2] + 1
+    ),
     "from a generator": lambda x: sum(print(i) or x * i for i in range(3)),
     "many": lambda x: [[print(i, end=",") for i in range(20)], x + 1][1],
 }
