@@ -60,6 +60,8 @@ class _Module(torch.nn.Module):
             raise _Changed(changed)
         copies = {mine[i].untyped_storage()._cdata for i in self.mutated}
         for out in outs:
+            if isinstance(out, torch.Tensor) and out.requires_grad and out.is_leaf and out not in mine:
+                raise LoweringError("a leaf that requires grad, made by the call, among results that share memory")
             if isinstance(out, torch.Tensor) and out.untyped_storage()._cdata in copies:
                 raise LoweringError("an output is a view of an input that was changed in place")
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import decompositions
+from magpy import decompositions, random_ops
 from magpy.aten_graph import (
     Graph,
     Node,
@@ -114,6 +114,10 @@ class _Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func.namespace == "magpy_random":
+            made = random_ops.fake(func, args)
+            self.append(func, normalise(func, args, kwargs), () if made is None else made)
+            return made
         if func.namespace != "aten":
             if func.namespace == "prim":
                 return func(*args, **kwargs)
@@ -149,11 +153,15 @@ class _Tracer(TorchDispatchMode):
     def record(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if func._schema.is_mutable and func not in _HARMLESS_WRITES:
             raise Unsupported(f"{func} writes to a tensor in a decomposition")
-        node = Node(func, ())
-        node.args = _lift_all(self, normalise(func, args, kwargs))
+        lifted = _lift_all(self, normalise(func, args, kwargs))
         out = func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             return out  # a constant's number, taken in place of a number; of a fake tensor it would have raised
+        return self.append(func, lifted, out)
+
+    def append(self, func: Any, args: tuple, out: Any) -> Any:
+        """A node that gives `out`; its arguments may still be tensors."""
+        node = Node(func, _lift_all(self, args))
         for i, tensor in enumerate(tensors_of(out)):
             if tensor is None:
                 node.vals.append(None)
@@ -418,7 +426,7 @@ def _finish(new: Session, outs: list[Any]) -> Traced:
         source = owner.get(storage_of(out))
         val = new.value(out)
         if source is None:
-            if out.requires_grad:
+            if out.requires_grad and not out.is_leaf:
                 raise NeedsAutograd
             base = base_of(val).node
             if base.target is None or makers.setdefault(base, storage_of(out)) != storage_of(out):

@@ -31,6 +31,7 @@ class Joint:
     backward: kept values, kept inputs, tangents -> gradients of inputs (None where there is none);
     wanted: for each wanted output ("input", i), ("result", k), ("view", v) or ("none", 0);
     views: ("input" or "result", its number, sizes, strides, offset from its own);
+    leaves: numbers of the results that are leaves made by the program: further inputs of the autograd function;
     differentiable: numbers of the results that have a tangent, in order; kept_inputs, grad_inputs: input numbers.
 
     `backward` is for calls with all tangents; `partial` makes the graph for calls where some are absent."""
@@ -41,6 +42,7 @@ class Joint:
         self.wanted: list[tuple[str, int]] = []
         self.views: list[tuple] = []
         self.n_results = 0
+        self.leaves: list[int] = []
         self.differentiable: list[int] = []
         self.tangents: list[tuple] = []  # meta of each tangent
         self.kept: list[int] = []  # positions among the forward graph's outputs
@@ -67,7 +69,7 @@ def trace_joint(
             raise Unsupported("an input becomes differentiable by an in-place change")
         results = _results(new, joint, outs)
         values += [_fresh(new, t) for t in results]
-        reverse = _Reverse(new, [results[k] for k in joint.differentiable])
+        reverse = _Reverse(new, [results[k] for k in joint.differentiable], [results[k] for k in joint.leaves])
         joint.tangents = [v.meta for v in reverse.tangent_values]
         several = len(joint.differentiable) > 1
         joint.grad_inputs, gradients = reverse.trace(range(len(joint.differentiable)), keep=several)
@@ -94,22 +96,26 @@ def trace_joint(
 class _Reverse:
     """The backward pass of a session, from all of its differentiable results or from some."""
 
-    def __init__(self, new: Session, results: list[torch.Tensor]):
+    def __init__(self, new: Session, results: list[torch.Tensor], leaves: list[torch.Tensor]):
         self.session = new
         self.results = results
+        self.sources = [*new.wrapped, *leaves]
         self.tangents = [new.add_input(t) for t in results]
         self.tangent_values = [new.value(t) for t in self.tangents]
-        self.wanted = [i for i, w in enumerate(new.wrapped) if w.requires_grad]
+        self.wanted = [i for i, w in enumerate(self.sources) if w.requires_grad]
         self.n_forward = len(new.graph.nodes)
 
     def trace(self, present: Iterable[int], keep: bool) -> tuple[list[int], list[Val]]:
-        """Numbers of the inputs that have a gradient, and the gradients, which the graph computes from now on."""
+        """Numbers of the inputs (behind them, the leaves) that have a gradient, and the gradients, which the graph
+        computes from now on."""
         new, present = self.session, list(present)
+        if not present or not self.wanted:
+            return [], []
         for device in ("cpu", "cuda"):  # the backward pass is called outside of autocast
             torch.set_autocast_enabled(device, False)
         grads = torch.autograd.grad(
             [self.results[k] for k in present],
-            [new.wrapped[i] for i in self.wanted],
+            [self.sources[i] for i in self.wanted],
             [self.tangents[k] for k in present],
             allow_unused=True,
             retain_graph=keep,
@@ -140,13 +146,16 @@ def _results(new: Session, joint: Joint, outs: list[Any]) -> list[torch.Tensor]:
             joint.wanted.append(("result", number[id(out)]))
             continue
         kind, k = owner[storage]
+        if out.requires_grad and out.is_leaf:
+            raise Unsupported("a leaf that requires grad, over memory of another result or input")
         if kind == "input" and k in joint.mutated:
             raise NeedsWrappers("an output shares memory with an input that is changed in place")
         joint.wanted.append(("view", len(joint.views)))
         joint.views.append((kind, k, *_plain_view(new, out, results[k] if kind == "result" else new.wrapped[k])))
     joint.n_results = len(results)
-    joint.differentiable = [k for k, t in enumerate(results) if t.requires_grad]
-    if not joint.differentiable:
+    joint.leaves = [k for k, t in enumerate(results) if t.requires_grad and t.is_leaf]
+    joint.differentiable = [k for k, t in enumerate(results) if t.requires_grad and not t.is_leaf]
+    if not joint.differentiable and not joint.leaves:
         raise NeedsWrappers("no computed output is differentiable")
     return results
 

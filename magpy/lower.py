@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from magpy import _C, aten_passes, aten_rewrites, aten_trace, products, symbols
+from magpy import _C, aten_passes, aten_rewrites, aten_trace, products, results, symbols
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
+from magpy.random_ops import generators_of
+from magpy.replay import is_getter, name_of, replayed
 
 Runner = Callable[[Sequence[torch.Tensor]], Sequence[Any]]
 
@@ -92,38 +94,10 @@ READS = frozenset(
 
 # What autograd or the surroundings would notice, and a graph cannot express.
 REFUSED = frozenset(
-    "backward requires_grad_ __set__ __delete__ register_hook retain_grad register_post_accumulate_grad_hook numpy "
-    "__array__ share_memory_ pin_memory apply_ map_ map2_ manual_seed seed set_rng_state untyped_storage storage "
+    "backward __set__ __delete__ register_hook retain_grad register_post_accumulate_grad_hook numpy "
+    "__array__ share_memory_ pin_memory apply_ map_ map2_ seed set_rng_state untyped_storage storage "
     "_typed_storage".split()
 )
-
-
-def name_of(func: Any) -> str:
-    return getattr(func, "__name__", None) or type(func).__name__
-
-
-def _is_getter(func: Any, *names: str) -> bool:
-    """Is func `Tensor.<name>.__get__` for one of these names?"""
-    return name_of(func) == "__get__" and getattr(getattr(func, "__self__", None), "__name__", None) in names
-
-
-def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
-    """one_hot as torch computes it, after a look at the data, for which the scatter's own check stands in."""
-    if num_classes <= 0:
-        return torch._C._nn.one_hot(tensor, num_classes)
-    zeros = torch.zeros((*tensor.shape, num_classes), dtype=torch.int64, device=tensor.device)
-    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
-
-
-def _shape_as_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(tensor.shape, dtype=torch.int64)
-
-
-# Functions that look into memory, which fake tensors do not have, and the same by operators that do not.
-REPLACED: dict[Any, Callable[..., Any]] = {
-    torch._C._nn.one_hot: _one_hot,
-    torch._shape_as_tensor: _shape_as_tensor,
-}
 
 
 def _needs_memory(graph: Any) -> bool:
@@ -135,6 +109,15 @@ def _needs_memory(graph: Any) -> bool:
     )
 
 
+class Output(NamedTuple):
+    """What the first run's tensor was, as far as a graph does not tell."""
+
+    strides: tuple[int, ...] | None
+    inference: bool
+    leaf: type | None  # the class of a leaf that requires grad, or of a parameter
+    requires_grad: bool
+
+
 class Program:
     """Recorded operators as a callable: list of input tensors -> list of the wanted outputs (an int for "input
     number i itself")."""
@@ -144,10 +127,10 @@ class Program:
         ops: Sequence[tuple],
         input_values: Sequence[int],
         output_values: Sequence[int],
-        output_strides: Sequence[tuple[int, ...] | None] = (),
+        outputs: Sequence[tuple] = (),
     ):
         self.ops = ops
-        self.output_strides = output_strides
+        self.outputs = [Output(*output) for output in outputs]
         self.input_values = list(input_values)
         self.output_values = list(output_values)
         self._types = _value_types()
@@ -168,18 +151,18 @@ class Program:
                 args = self._fill(op_args, env)
                 if self._has_number(op_args) or self._has_number(kwargs):
                     result = symbols.call(func, list(args), self._fill(kwargs, env) if kwargs else {})
-                elif _is_getter(func, "data"):
-                    result = args[0].detach()  # .data of a functional tensor would leave functionalisation
                 else:
-                    result = REPLACED.get(func, func)(*args, **(self._fill(kwargs, env) if kwargs else {}))
+                    result = replayed(func)(*args, **(self._fill(kwargs, env) if kwargs else {}))
                 self._bind(out, result, env)
             except Exception as error:
                 if not hasattr(error, "magpy_site"):
                     error.magpy_site = (name_of(func), site)  # type: ignore[attr-defined]
                 raise
         outs = [own[k] if k in own else env[k] for k in self.output_values]
-        for i, (out, strides) in enumerate(zip(outs, self.output_strides, strict=False)):
+        for i, (out, (strides, _, leaf, _)) in enumerate(zip(outs, self.outputs, strict=False)):
             if isinstance(out, torch.Tensor) and strides is not None and out.stride() != strides:
+                if leaf is not None:
+                    raise Unsupported("a leaf that is laid out otherwise than fake tensors tell")
                 outs[i] = _laid_out(out, strides, [*inputs, *outs[:i], *outs[i + 1 :]])
         return outs
 
@@ -199,6 +182,8 @@ class Program:
             return slice(
                 self._fill(template.start, env), self._fill(template.stop, env), self._fill(template.step, env)
             )
+        if kind is torch.Tensor:  # a constant of the recorder's
+            return torch.ops.aten.lift_fresh.default(template)
         return template
 
     def _has_number(self, template: Any) -> bool:
@@ -239,7 +224,7 @@ class Program:
 
     def wants_grad(self, inputs: Sequence[torch.Tensor]) -> bool:
         """Could an output be differentiable? Follows grad mode and requires_grad through the operators, erring on
-        the side of yes."""
+        the side of yes. Not asked of what the call itself makes differentiable: tracing tells."""
         grad = torch.is_grad_enabled()
         marked = {k for k, t in zip(self.input_values, inputs, strict=True) if t.requires_grad}
         if not marked:
@@ -248,7 +233,7 @@ class Program:
             if func is torch._C._set_grad_enabled:
                 grad = bool(args[0])
                 continue
-            if grad and name_of(func) not in ("detach",) and not _is_getter(func, "data"):
+            if grad and name_of(func) not in ("detach",) and not is_getter(func, "data"):
                 if any(i in marked for i in self.values_in(args) + self.values_in(kwargs)):
                     marked.update(self.values_in(out))
                     if name_of(func) in ("__setitem__", "copy_"):
@@ -318,6 +303,7 @@ class _Log:
             "seconds_compiling": self.compiling,
             "uncompiled": self.uncompiled,
             "random": any(is_random(node.target) for graph in graphs for node in graph.nodes),
+            "generators": generators_of(node for graph in graphs for node in graph.nodes),
         }
 
 
@@ -355,16 +341,18 @@ def lower(
     input_values: Sequence[int],
     output_values: Sequence[int],
     options: dict[str, Any] | None = None,
-    output_strides: Sequence[tuple[int, ...] | None] | None = None,
+    outputs: Sequence[tuple] | None = None,
 ) -> Lowered:
     """Make recorded operators executable.
 
     ops: (func, args, kwargs or None, out, state, site) in program order; in args, kwargs and out tensors are
     _C.Value(index). inputs: the tensors of the first run (metadata is what counts); input_values, output_values:
-    their and the wanted indices; output_strides: what the first run's outputs had, as far as known. Raises
+    their and the wanted indices; outputs: what the first run's outputs were (Output), as far as known. Raises
     LoweringError."""
-    program = Program(ops, input_values, output_values, output_strides or ())
-    return lower_program(program, inputs)
+    program = Program(ops, input_values, output_values, outputs or ())
+    lowered = lower_program(program, inputs)
+    lowered.runner = results.as_observed(lowered, program.outputs)
+    return lowered
 
 
 def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
@@ -375,8 +363,6 @@ def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
         if not program.wants_grad(inputs):
             with contextlib.suppress(aten_trace.NeedsAutograd):
                 return _lower_inference(program, inputs, log)
-        if not torch.is_grad_enabled():
-            raise Unsupported("gradients that are switched on inside a call without them")
         from magpy import training
 
         return training.lower_training(program, inputs, log)

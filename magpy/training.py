@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from magpy import aten_trace
+from magpy.aten_graph import Unsupported
 from magpy.joint import Joint, NeedsWrappers, trace_joint
 from magpy.lower import Lowered, Runner, _Log, compile_graph
+from magpy.results import made_leaf
 
 
 def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lowered:
@@ -30,7 +32,12 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
 
         with _recurrent_without_mkldnn(program):
             return aot.lower_with_wrappers(program, inputs, log)
-    compiled = Compiled(joint, log)
+    if torch.is_inference_mode_enabled():
+        raise Unsupported("gradients that are switched on inside a call in inference mode")
+    outputs = getattr(program, "outputs", ())
+    classes = {place: output.leaf for place, output in zip(joint.wanted, outputs, strict=False)}
+    leaf_classes = [classes.get(("result", k)) or torch.Tensor for k in joint.leaves]
+    compiled = Compiled(joint, log, any(t.requires_grad for t in inputs), leaf_classes)
     return Lowered(compiled, joint.mutated, log.info("training", program))
 
 
@@ -47,14 +54,20 @@ class Compiled:
 
     The backward plan is made when it is first needed."""
 
-    def __init__(self, joint: Joint, log: _Log):
+    def __init__(self, joint: Joint, log: _Log, differentiable_inputs: bool, leaf_classes: Sequence[type]):
         self.joint = joint
         self.log = log
         self.forward: Runner = compile_graph(joint.forward, log)
         self._backward: dict[tuple[int, ...], tuple[Runner, Sequence[int], Sequence[int]]] = {}  # by present tangents
         first = len(joint.mutated)
         self.n_forward = first + joint.n_results
-        self.silent = [k for k in range(self.n_forward) if k - first not in joint.differentiable]
+        self.silent = [
+            k for k in range(self.n_forward) if k - first not in joint.differentiable and k - first not in joint.leaves
+        ]
+        self.leaves = [first + k for k in joint.leaves]
+        self.leaf_classes = leaf_classes
+        # Does the autograd function see all that it depends on among its inputs, in the grad mode that it needs?
+        self.alone = differentiable_inputs and not joint.leaves and torch.is_grad_enabled()
         self.tangents = [(first + k, meta) for k, meta in zip(joint.differentiable, joint.tangents, strict=True)]
         self.plain = joint.wanted == [("result", k) for k in range(joint.n_results)]
 
@@ -77,7 +90,10 @@ class Compiled:
         return made
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
-        outs = _Function.apply(self, *inputs)
+        if self.alone:
+            outs = _Function.apply(self, None, *inputs)
+        else:
+            outs = self._with_leaves(inputs)
         if self.plain:
             return outs
         n = len(self.joint.mutated)
@@ -95,6 +111,23 @@ class Compiled:
                 wanted.append(None)
         return [*outs[:n], *wanted]
 
+    def _with_leaves(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        """Leaves that the program makes exist before the autograd function, as inputs of it. Where it has none and no
+        input requires grad, a leaf that nobody sees makes its results differentiable."""
+        with torch.no_grad():
+            made = list(self.forward(inputs))
+        for k, cls in zip(self.leaves, self.leaf_classes, strict=True):
+            made[k] = made_leaf(made[k], cls)
+        leaves = [made[k] for k in self.leaves]
+        if not self.joint.differentiable:
+            return made[: self.n_forward]
+        unseen = [] if leaves else [torch.empty(0, requires_grad=True)]
+        with torch.enable_grad():
+            outs = list(_Function.apply(self, made, *inputs, *leaves, *unseen))
+        for k, leaf in zip(self.leaves, leaves, strict=True):
+            outs[k] = leaf
+        return outs
+
 
 DOUBLE_BACKWARD = (
     b"double backward through a region compiled by magpy is not supported: "
@@ -103,23 +136,25 @@ DOUBLE_BACKWARD = (
 
 
 class _Function(torch.autograd.Function):
-    """apply(compiled, *inputs) -> new data of mutated inputs, results."""
+    """apply(compiled, what its forward plan made or None, *inputs, *leaves) -> new data of mutated inputs, results."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, *inputs: torch.Tensor) -> tuple:  # type: ignore[override]
+    def forward(ctx: Any, compiled: Compiled, made: Any, *inputs: torch.Tensor) -> tuple:  # type: ignore[override]
         joint = compiled.joint
-        outs = [t.data if t._is_view() else t for t in compiled.forward(inputs)]
+        outs = [t.data if t._is_view() else t for t in (compiled.forward(inputs) if made is None else made)]
         ctx.compiled = compiled
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*[outs[k] for k in compiled.silent])
         ctx.save_for_backward(*[outs[k] for k in joint.kept], *[inputs[i] for i in joint.kept_inputs])
         ctx.n_inputs = len(inputs)
+        for k in compiled.leaves:
+            outs[k] = None  # type: ignore[call-overload]
         return tuple(outs[: compiled.n_forward])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple:
         compiled = ctx.compiled
-        result: list[torch.Tensor | None] = [None] * (ctx.n_inputs + 1)
+        result: list[torch.Tensor | None] = [None] * (ctx.n_inputs + 2)
         present = tuple([i for i, (k, _) in enumerate(compiled.tangents) if grads[k] is not None])
         if not present:
             return tuple(result)
@@ -131,7 +166,7 @@ class _Function(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
             outs = _refusing_double_backward(ctx, [g for g in grads if g is not None and g.requires_grad], outs)
         for i, grad in zip(numbers, outs, strict=True):
-            result[i + 1] = grad
+            result[i + 2] = grad
         return tuple(result)
 
 

@@ -307,9 +307,9 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     }
     if (!(function = import_attribute("magpy.lower", "lower"))) goto done;
     mp_state_busy++;
-    PyObject *strides = mp_mock_strides(trace->mocks);
+    PyObject *looks = mp_mock_looks(trace->mocks);
     lowered = PyObject_CallFunctionObjArgs(function, ops, inputs, input_values, output_values, self->options,
-                                           strides ? strides : Py_None, NULL);
+                                           looks ? looks : Py_None, NULL);
     mp_state_busy--;
     if (lowered) ok = take_lowered(trace, lowered);
 done:

@@ -218,25 +218,42 @@ static uint32_t copy_mutated(const mp_trace *trace, PyObject *const *inputs, PyO
 
 /* -- Run -------------------------------------------------------------------------------------------------------------- */
 
-/* torch's random state, owned, or NULL with an exception. */
-static PyObject *random_state(void)
+/* The state of torch's random generator, and of those that the program was given: an owned list of (generator, state), or NULL with an
+** exception. */
+static PyObject *random_state(const mp_trace *trace)
 {
     PyObject *random = PyImport_ImportModule("torch.random");
-    PyObject *state = random ? PyObject_CallMethod(random, "get_rng_state", NULL) : NULL;
+    PyObject *own = random ? PyObject_GetAttrString(random, "default_generator") : NULL;
+    PyObject *others =
+        trace->info && PyDict_Check(trace->info) ? PyDict_GetItemString(trace->info, "generators") : NULL;
+    Py_ssize_t n = others && PyTuple_Check(others) ? PyTuple_GET_SIZE(others) : 0;
+    PyObject *states = own ? PyList_New(n + 1) : NULL;
+    for (Py_ssize_t i = 0; states && i <= n; i++) {
+        PyObject *generator = i ? PyTuple_GET_ITEM(others, i - 1) : own;
+        PyObject *state = PyObject_CallMethod(generator, "get_state", NULL);
+        PyObject *pair = state ? PyTuple_Pack(2, generator, state) : NULL;
+        Py_XDECREF(state);
+        if (pair)
+            PyList_SET_ITEM(states, i, pair);
+        else
+            Py_CLEAR(states);
+    }
+    Py_XDECREF(own);
     Py_XDECREF(random);
-    return state;
+    return states;
 }
 
-static void random_restore(PyObject *state)
+static void random_restore(PyObject *states)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *random = PyImport_ImportModule("torch.random");
-    PyObject *done = random ? PyObject_CallMethod(random, "set_rng_state", "O", state) : NULL;
-    if (!done) mp_log("warning", "the random state could not be put back after a failed compiled run");
-    PyErr_Clear();
-    Py_XDECREF(done);
-    Py_XDECREF(random);
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(states); i++) {
+        PyObject *pair = PyList_GET_ITEM(states, i);
+        PyObject *done = PyObject_CallMethod(PyTuple_GET_ITEM(pair, 0), "set_state", "O", PyTuple_GET_ITEM(pair, 1));
+        if (!done) mp_log("warning", "the random state could not be put back after a failed compiled run");
+        PyErr_Clear();
+        Py_XDECREF(done);
+    }
     PyErr_Restore(type, value, traceback);
 }
 
@@ -262,7 +279,7 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
     }
     mp_run_end end = MP_RUN_DONE;
     int holds = 1;
-    if (trace->random && !(random = random_state())) {
+    if (trace->random && !(random = random_state(trace))) {
         end = failed();
     } else if (compute(trace, bound, outputs) < 0 || (holds = checks_hold(trace, outputs)) < 0) {
         end = failed();
@@ -312,7 +329,7 @@ mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_cal
              *result = NULL;
     *answer = NULL;
     if (!outputs) return PyErr_NoMemory(), MP_RUN_RAISED;
-    PyObject *random = random_state();
+    PyObject *random = random_state(trace);
     mp_mock_run *run = NULL;
     int holds = 1;
     mp_state_busy++;

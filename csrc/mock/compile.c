@@ -663,18 +663,47 @@ static mp_operand external_once(walker *w, mp_obj_id id)
     return external(w, id);
 }
 
-/* Keep the strides of one more value's tensor. False without memory. */
-static bool add_strides(walker *w, PyObject *object)
+static bool is_true(PyObject *object, const char *attribute)
+{
+    PyObject *value = PyObject_GetAttrString(object, attribute);
+    bool truth = value == Py_True;
+    PyErr_Clear();
+    Py_XDECREF(value);
+    return truth;
+}
+
+/* Keep what one more value's tensor is. False without memory. */
+static bool add_look(walker *w, PyObject *object)
 {
     PyObject *strides = PyObject_CallMethod(object, "stride", NULL);
-    if (!strides) {
-        PyErr_Clear();
-        strides = Py_NewRef(Py_None);
-    }
-    if (!w->prog->strides) w->prog->strides = PyList_New(0);
-    bool added = w->prog->strides && PyList_Append(w->prog->strides, strides) == 0;
-    Py_DECREF(strides);
+    PyObject *inference = PyObject_CallMethod(object, "is_inference", NULL);
+    PyErr_Clear();
+    bool leaf = is_true(object, "requires_grad") && is_true(object, "is_leaf");
+    leaf = leaf || (is_tensor(w, object) && !Py_IS_TYPE(object, w->tensor_type));
+    PyObject *look = PyTuple_Pack(4, strides ? strides : Py_None, inference == Py_True ? Py_True : Py_False,
+                                  leaf ? (PyObject *)Py_TYPE(object) : Py_None,
+                                  is_true(object, "requires_grad") ? Py_True : Py_False);
+    if (!w->prog->looks) w->prog->looks = PyList_New(0);
+    bool added = look && w->prog->looks && PyList_Append(w->prog->looks, look) == 0;
+    Py_XDECREF(strides);
+    Py_XDECREF(inference);
+    Py_XDECREF(look);
     return added;
+}
+
+/* A leaf that has a gradient already, or keeps hooks, or a tensor that will keep its gradient: what makes it gives it none of those. */
+static bool has_gradient_state(PyObject *tensor)
+{
+    static const char *const names[] = {"grad", "_backward_hooks", "_post_accumulate_grad_hooks"};
+    if (!is_true(tensor, "is_leaf")) return is_true(tensor, "retains_grad");
+    bool found = false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        PyObject *value = PyObject_GetAttrString(tensor, names[i]);
+        found = found || (value && value != Py_None);
+        PyErr_Clear();
+        Py_XDECREF(value);
+    }
+    return found;
 }
 
 /* The graph's value, which has the strides of `object` if that is a tensor. */
@@ -685,7 +714,7 @@ static mp_operand output(walker *w, mp_value_id id, PyObject *object)
     mp_value_id *place = grow(&w->prog->values, &w->prog->n_values, sizeof *place);
     if (!place) return no_memory(w);
     *place = id;
-    if (!add_strides(w, object)) return no_memory(w);
+    if (!add_look(w, object)) return no_memory(w);
     return MP_OPERAND(MP_OPERAND_OUTPUT, w->prog->n_values - 1);
 }
 
@@ -699,7 +728,10 @@ static mp_operand tensor(walker *w, PyObject *object)
 {
     mp_value_id id = w->source->find_value(w->source->context, object);
     if (id == MP_NO_VALUE) return unrebuildable(w, object, "a tensor of unknown origin: ");
-    if (!Py_IS_TYPE(object, w->tensor_type)) return unrebuildable(w, object, "a tensor made by the call is a ");
+    if (!Py_IS_TYPE(object, w->tensor_type) &&
+        (PyObject *)Py_TYPE(object) != loaded_type("torch.nn.parameter", "Parameter"))
+        return unrebuildable(w, object, "a tensor made by the call is a ");
+    if (has_gradient_state(object)) return unrebuildable(w, object, "a tensor with a gradient or hook of its own: ");
     PyObject *dict = Py_TYPE(object)->tp_dictoffset ? PyObject_GenericGetDict(object, NULL) : NULL;
     bool attributes = dict && PyDict_GET_SIZE(dict) > 0;
     PyErr_Clear();

@@ -16,9 +16,9 @@ mp_mock_program *mp_mock_compile(const mp_recording *recording, mp_reason *why);
 /* External objects the program names, and graph values it needs as outputs: borrowed arrays that live as long as the program. */
 size_t mp_mock_objects(const mp_mock_program *prog, const mp_obj_id **objects);
 size_t mp_mock_values(const mp_mock_program *prog, const mp_value_id **values);
-/* The strides that the values' tensors had at the end of the observed call: a borrowed list of tuples, None for a tensor without strides;
-** NULL where there are no values. */
-PyObject *mp_mock_strides(const mp_mock_program *prog);
+/* What the values' tensors were at the end of the observed call, as far as a graph does not tell: a borrowed list of (strides, or None for a
+** tensor without; is it an inference tensor; the class of a leaf of autograd's or a parameter, else None; does it require grad). NULL where there are no values. */
+PyObject *mp_mock_looks(const mp_mock_program *prog);
 
 /* Rebuild: objects[i] current external objects, outputs[i] tensors, in the orders above (all borrowed). Builds the result and all values to be
 ** written; changes nothing outside. Owned state for commit, or NULL with an exception. */

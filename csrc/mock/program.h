@@ -85,7 +85,7 @@ struct mp_mock_program {
     uint32_t n_paths; /* owned str of each object, for people */
     mp_value_id *values;
     uint32_t n_values;
-    PyObject *strides; /* owned list [n_values], or NULL without values: mp_mock_strides */
+    PyObject *looks; /* owned list [n_values], or NULL without values: mp_mock_looks */
     mp_mock_store *stores;
     uint32_t n_stores;
     uint32_t n_made;

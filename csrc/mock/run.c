@@ -560,7 +560,7 @@ size_t mp_mock_objects(const mp_mock_program *prog, const mp_obj_id **objects)
     return prog->n_objects;
 }
 
-PyObject *mp_mock_strides(const mp_mock_program *prog) { return prog->strides; }
+PyObject *mp_mock_looks(const mp_mock_program *prog) { return prog->looks; }
 
 size_t mp_mock_values(const mp_mock_program *prog, const mp_value_id **values)
 {
@@ -589,7 +589,7 @@ void mp_mock_free(mp_mock_program *prog)
     PyMem_RawFree(prog->objects);
     PyMem_RawFree(prog->paths);
     PyMem_RawFree(prog->values);
-    Py_XDECREF(prog->strides);
+    Py_XDECREF(prog->looks);
     PyMem_RawFree(prog->stores);
     PyMem_RawFree(prog);
 }

@@ -33,11 +33,12 @@ typedef struct { /* one frame that is being observed */
 typedef struct {
     mp_recorder *rec;
     PyThreadState *tstate;
-    bool attached;                  /* our trace function is, or should be, installed */
-    bool mode_pushed;               /* our torch-function mode is on torch's stack */
-    bool gc_held;                   /* garbage collection was on and is off by us */
-    int in_op;                      /* torch functions now running under the mode */
-    _PyInterpreterFrame *muted;     /* frame of torch's dispatch to the mode: nothing is observed inside it */
+    bool attached;              /* our trace function is, or should be, installed */
+    bool mode_pushed;           /* our torch-function mode is on torch's stack */
+    bool gc_held;               /* garbage collection was on and is off by us */
+    int in_op;                  /* torch functions now running under the mode */
+    _PyInterpreterFrame *muted; /* frame of torch's dispatch to the mode: nothing is observed inside it */
+    bool whole; /* `muted` is a function that is one operator of the recorder: torch functions inside are its own */
     _PyInterpreterFrame *importing; /* first import made inside a torch function: hooks of the import system may run */
     observed_frame *stack;
     uint32_t depth, room;
@@ -213,7 +214,8 @@ static void enter_frame(observation *o, PyFrameObject *object)
             mp_rec_abandon(o->rec, MP_REASON_USER_CODE_IN_TORCH_OP, "%s", PyUnicode_AsUTF8(frame->f_code->co_qualname));
         return;
     }
-    if (mp_mode_is_dispatch(frame->f_code) || is_generation_tag(frame->f_code)) {
+    o->whole = mp_rec_is_whole(o->rec, frame->f_code);
+    if (mp_mode_is_dispatch(frame->f_code) || is_generation_tag(frame->f_code) || o->whole) {
         o->muted = frame;
         return;
     }
@@ -246,6 +248,7 @@ static void leave_frame(observation *o, PyFrameObject *object, PyObject *value)
     }
     if (o->muted == object->f_frame) {
         o->muted = NULL;
+        o->whole = false;
         return;
     }
     observed_frame *top = top_frame(o);
@@ -321,7 +324,7 @@ static int trace_event(PyObject *self, PyFrameObject *frame, int what, PyObject 
 PyObject *mp_observe_torch_function(PyObject *func, PyObject *args, PyObject *kwargs)
 {
     observation *o = current;
-    if (!o || !o->attached || o->in_op || mp_rec_abandoned(o->rec) || mp_rec_deferring(o->rec))
+    if (!o || !o->attached || o->in_op || o->whole || mp_rec_abandoned(o->rec) || mp_rec_deferring(o->rec))
         return PyObject_Call(func, args, kwargs);
     if (!tracer_is_ours(o)) mp_rec_abandon(o->rec, MP_REASON_TRACER_REMOVED, "%s", "");
     o->in_op++;

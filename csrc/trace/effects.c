@@ -29,6 +29,7 @@ static const void *function_address(PyObject *callable)
     }
     if (type == &PyMethodDescr_Type || type == &PyClassMethodDescr_Type)
         return (const void *)((PyMethodDescrObject *)callable)->d_method->ml_meth;
+    if (type == &PyInstanceMethod_Type) return function_address(PyInstanceMethod_GET_FUNCTION(callable));
     if (type == &PyWrapperDescr_Type) return ((PyWrapperDescrObject *)callable)->d_wrapped;
     if (type == &_PyMethodWrapper_Type) return ((method_wrapper *)callable)->descr->d_wrapped;
     if (type == &PyFunction_Type) return ((PyFunctionObject *)callable)->func_code; /* known as a whole by its code */

@@ -98,31 +98,53 @@ void mp_handle_size(mp_call *call)
     if (tensors) mp_call_abandon(call, MP_REASON_DATA_READ, NULL);
 }
 
-static void detached(mp_recorder *rec, PyObject *tensor, PyObject **slot)
+/* data: (tensor, does the result require grad). */
+static void detached(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     mp_kept kept = mp_keep();
+    bool leaf = PyTuple_GET_ITEM(data, 1) == Py_True;
     PyObject *func = PyObject_GetAttrString((PyObject *)mp_names.tensor_base, "detach");
-    PyObject *args = tensor ? PyTuple_Pack(1, tensor) : NULL;
-    if (slot && *slot && func && args)
-        mp_rec_op(rec, func, args, NULL, *slot, false);
-    else if (slot && *slot)
+    PyObject *mark = leaf ? PyObject_GetAttrString((PyObject *)mp_names.tensor_base, "requires_grad_") : NULL;
+    PyObject *args = PyTuple_Pack(1, PyTuple_GET_ITEM(data, 0));
+    PyObject *result = slot ? *slot : NULL, *made = result ? PyTuple_Pack(1, result) : NULL;
+    if (result && func && args && made && (mark || !leaf)) {
+        mp_rec_op(rec, func, args, NULL, result, false);
+        if (leaf) mp_rec_op(rec, mark, made, NULL, result, false);
+    } else if (result)
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "call");
     Py_XDECREF(func);
+    Py_XDECREF(mark);
     Py_XDECREF(args);
-    Py_XDECREF(tensor);
+    Py_XDECREF(made);
+    Py_XDECREF(data);
     mp_restore(kept);
 }
 
-/* Variable(tensor) of old programs is tensor.detach(), from C. With more arguments it makes a leaf, a name or a warning. */
+static void pend_detached(mp_call *call, PyObject *requires_grad)
+{
+    mp_kept kept = mp_keep();
+    PyObject *data = PyTuple_Pack(2, call->args[0], requires_grad);
+    if (data)
+        mp_rec_pend(call->rec, call->frame, detached, data);
+    else
+        no_memory(call);
+    mp_restore(kept);
+}
+
+/* Variable(tensor) of old programs is tensor.detach(), from C. With requires_grad it makes a leaf of it; other arguments make a name or a warning. */
 void mp_handle_variable(mp_call *call)
 {
-    bool plain = call->nargs == 1 && mp_is_exact_tensor(call->args[0]);
+    bool plain = call->nargs >= 1 && call->nargs <= 2 && mp_is_exact_tensor(call->args[0]);
+    PyObject *requires_grad = call->nargs == 2 ? call->args[1] : Py_False;
     for (Py_ssize_t i = 0; i < call->nkw; i++) {
         bool flag = PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), "requires_grad") == 0;
-        plain = plain && flag && call->kwvalues[i] == Py_False;
+        if (flag) requires_grad = call->kwvalues[i];
+        bool nothing = !flag && (call->kwvalues[i] == Py_None || call->kwvalues[i] == Py_False); /* volatile=False */
+        plain = plain && (flag || nothing);
     }
+    plain = plain && PyBool_Check(requires_grad);
     if (plain)
-        mp_rec_pend(call->rec, call->frame, detached, Py_NewRef(call->args[0]));
+        pend_detached(call, requires_grad);
     else
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "with more than a tensor");
 }

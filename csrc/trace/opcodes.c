@@ -583,6 +583,7 @@ void mp_rec_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int
     entry->offset = frame->offset;
     entry->wrote = entry->in_c = false;
     entry->opcode = opcode;
+    rec->whole = NULL;
     mp_kept kept = mp_keep();
     if (MP_UNLIKELY(rec->numbers != NULL)) mp_number_instruction(rec, frame, opcode, oparg);
     if (MP_UNLIKELY(rec->oracle != NULL)) mp_oracle_look(rec, frame, opcode);

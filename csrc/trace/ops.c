@@ -17,6 +17,7 @@ typedef struct {                               /* a torch function between op_be
     bool constant; /* all tensors given are constants of the trace */
     bool check;    /* DATA that becomes a check */
     bool numbers;  /* there are numbers that are data among the arguments */
+    bool draws;    /* from a generator that the call made */
     int tensors;   /* how many there are */
 } running_op;
 
@@ -305,6 +306,18 @@ static bool visit_mask(mp_recorder *rec, PyObject *tensor, void *context)
     return kind != 0 && kind != 11;
 }
 
+/* tensor.requires_grad = flag is tensor.requires_grad_(flag). */
+static void settle_store(running_op *op)
+{
+    const char *name = member_name(op->func);
+    if (!name || strcmp(name, "requires_grad") != 0 || PyTuple_GET_SIZE(op->real_args) != 2) return;
+    PyObject *method = PyObject_GetAttrString((PyObject *)mp_names.tensor_base, "requires_grad_");
+    if (method)
+        Py_SETREF(op->func, method);
+    else
+        PyErr_Clear(); /* refused as other stores are */
+}
+
 /* Does a slice in the index hold a tensor? */
 static bool sliced_by_tensor(PyObject *index)
 {
@@ -467,7 +480,8 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     op->func = Py_NewRef(func);
     op->real_args = args && PyTuple_Check(args) ? Py_NewRef(args) : PyTuple_New(0);
     op->kwargs = kwargs && PyDict_Check(kwargs) && PyDict_GET_SIZE(kwargs) ? Py_NewRef(kwargs) : NULL;
-    op->effect = class_of(func);
+    settle_store(op);
+    op->effect = class_of(op->func);
     if (!state->muted) settle_slices(rec, op);
     op->constant = true;
     op->numbers = mp_number_arguments(rec, func, op->real_args, op->kwargs);
@@ -486,7 +500,8 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     if (op->numbers) op->constant = false;
     if (is_foreign_function(func))
         abandon_func(rec, MP_REASON_UNKNOWN_C_CALLABLE, func, "a torch function of the program's own");
-    if (known && admit(rec, op) && op->effect != MP_EFFECT_ATTR && !state->muted) {
+    op->draws = known && mp_draws_from_own(rec, op->kwargs);
+    if (known && admit(rec, op) && op->effect != MP_EFFECT_ATTR && !state->muted && !op->draws) {
         read_arguments(rec, op->real_args, op->kwargs);
         if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA) {
             op->args_template = mp_rec_template(rec, op->real_args);
@@ -555,7 +570,9 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
             end_attr(rec, op, out);
         else if (op->check) {
             if (!read_number(rec, op, result)) add_check(rec, op, out);
-        } else if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA && !rec->op_state->muted)
+        } else if (op->draws && !rec->op_state->muted)
+            mp_rec_draw(rec, op->func, op->real_args, op->tensors, out);
+        else if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA && !rec->op_state->muted)
             end_op(rec, op, out);
     }
     free_running(op);
@@ -582,6 +599,23 @@ void mp_rec_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwarg
     Py_XDECREF(args_template);
     Py_XDECREF(kwargs_template);
     mp_restore(kept);
+}
+
+void mp_rec_constant_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *constant, PyObject *out)
+{
+    PyObject *template = PyTuple_New(PyTuple_GET_SIZE(args));
+    for (Py_ssize_t i = 0; template && i < PyTuple_GET_SIZE(args); i++) {
+        PyObject *item = PyTuple_GET_ITEM(args, i);
+        item = item == constant ? Py_NewRef(item) : mp_rec_template(rec, item);
+        if (item)
+            PyTuple_SET_ITEM(template, i, item);
+        else
+            Py_CLEAR(template);
+    }
+    if (template && mp_rec_note_changes(rec, args, NULL, true) >= 0)
+        append_op(rec, func, template, NULL, out, false, true);
+    else
+        Py_XDECREF(template);
 }
 
 /* -- Module part --------------------------------------------------------------------------------------------------------- */

@@ -71,6 +71,9 @@ bool mp_rec_op_may_run(mp_recorder *rec, PyCodeObject *code);
 /* Is this torch's own Python code, by its file? Keeps a pending exception only if the file's name is valid text, as it always is. */
 bool mp_rec_is_torch_code(PyCodeObject *code);
 
+/* Does the frame that is about to start belong to a call of a Python function that is recorded as one operator? Asked once a call. */
+bool mp_rec_is_whole(mp_recorder *rec, PyCodeObject *code);
+
 /* torch function seen by the mode: before and after the real call. op_begin returns a token for op_end. While a torch function runs,
 ** observe sends no instruction events. *out NULL: it raised; else it is owned, and may be replaced by an equal object. */
 void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs);

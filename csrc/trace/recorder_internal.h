@@ -58,6 +58,8 @@ struct mp_recorder {
     bool finished;
     bool given_away; /* `recording` belongs to someone else */
     int in_op;       /* depth of torch functions now running */
+    PyCodeObject
+        *whole; /* borrowed: of the Python function that the running instruction calls as one operator, or NULL */
 
     /* Reference graph: pointer -> external object. An entry counts only while objects[id].watch still is that object. */
     mp_map objects;

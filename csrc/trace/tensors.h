@@ -68,12 +68,14 @@ typedef struct {      /* [value] */
 typedef struct mp_op_state {
     mp_facts *facts;
     uint32_t n_facts;
-    uint32_t seen;      /* torch functions shown by the mode so far */
-    int muted;          /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
-    PyObject *given;    /* borrowed: arguments of the innermost such call, or NULL */
-    bool accept_checks; /* data that is looked at becomes a check */
-    bool accept_values; /* also floats, complex numbers and lists */
-    int64_t locks;      /* acquired minus released by the call */
+    uint32_t seen;        /* torch functions shown by the mode so far */
+    int muted;            /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
+    PyObject *given;      /* borrowed: arguments of the innermost such call, or NULL */
+    bool accept_checks;   /* data that is looked at becomes a check */
+    bool accept_values;   /* also floats, complex numbers and lists */
+    int64_t locks;        /* acquired minus released by the call */
+    int inference;        /* inference modes entered minus left */
+    PyObject *generators; /* owned list of the random generators that the call made, or NULL */
 } mp_op_state;
 
 /* NULL after abandoning for lack of memory. */
@@ -94,6 +96,13 @@ bool mp_rec_check_tensors(mp_recorder *rec, PyObject *object, bool *constant, in
 /* After an operator: take the new versions of `args`' tensors and of their aliases. 1 something was changed in place, 0 not,
 ** -1 abandoned. */
 int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool constant);
+
+/* Does an operator draw from a generator that the call made? Then what it draws is a constant: mp_rec_draw records it, given how many tensors
+** it takes. */
+bool mp_draws_from_own(mp_recorder *rec, PyObject *kwargs);
+void mp_rec_draw(mp_recorder *rec, PyObject *func, PyObject *args, int tensors, PyObject *out);
+/* Record func(*args) as an operator that gives `out`, a constant of the trace; `constant`, one of args, is a tensor of nobody's. */
+void mp_rec_constant_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *constant, PyObject *out);
 
 /* A value without a tensor of the program's, or MP_NO_VALUE after abandoning. */
 mp_value_id mp_rec_new_value(mp_recorder *rec, uint32_t op);

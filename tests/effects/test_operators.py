@@ -281,7 +281,7 @@ def test_a_view_of_a_constant_that_is_written_is_no_constant():
         lambda a: a.data.add_(1),
         lambda a: a.add_(1) + a.data.add_(a),
         lambda a: (z := torch.zeros(2), z.data.add_(a)),
-        lambda a: torch.autograd.Variable(a, requires_grad=True) * 2,
+        lambda a: torch.autograd.Variable(a, requires_grad=True, name="v") * 2,
         lambda a: a.numpy(),
         lambda a: a.untyped_storage(),
         lambda a: a.data_ptr(),

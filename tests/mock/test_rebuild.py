@@ -459,10 +459,27 @@ def test_what_cannot_be_rebuilt_is_named(make: Any, word: str) -> None:
         compile_(make())
 
 
-def test_a_parameter_made_by_the_call_cannot_be_rebuilt() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match="Parameter"):
-        _C._mock(parameter, (), (parameter,))
+def test_a_tensor_subclass_made_by_the_call_cannot_be_rebuilt() -> None:
+    class Own(torch.Tensor):
+        pass
+
+    tensor = torch.zeros(1).as_subclass(Own)
+    with pytest.raises(ValueError, match="Own"):
+        _C._mock(tensor, (), (tensor,))
+
+
+@pytest.mark.parametrize("kind", ["gradient", "hook", "retained"])
+def test_a_leaf_with_state_of_autograds_cannot_be_rebuilt(kind) -> None:
+    tensor = torch.nn.Parameter(torch.zeros(1))
+    if kind == "gradient":
+        tensor.grad = torch.ones(1)
+    elif kind == "hook":
+        tensor.register_hook(lambda grad: grad)
+    else:
+        tensor = tensor * 2
+        tensor.retain_grad()
+    with pytest.raises(ValueError, match="gradient or hook"):
+        _C._mock(tensor, (), (tensor,))
 
 
 def test_a_class_made_by_the_call_cannot_be_rebuilt() -> None:

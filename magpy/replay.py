@@ -1,0 +1,96 @@
+"""Functions that are replayed on fake tensors by others: those that look into memory, or go past tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from magpy import aten_trace
+from magpy.aten_graph import Unsupported
+from magpy.random_ops import OPS
+
+
+def name_of(func: Any) -> str:
+    return getattr(func, "__name__", None) or type(func).__name__
+
+
+def is_getter(func: Any, *names: str) -> bool:
+    """Is func `Tensor.<name>.__get__` for one of these names?"""
+    return name_of(func) == "__get__" and getattr(getattr(func, "__self__", None), "__name__", None) in names
+
+
+def _one_hot(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """one_hot as torch computes it, after a look at the data, for which the scatter's own check stands in."""
+    if num_classes <= 0:
+        return torch._C._nn.one_hot(tensor, num_classes)
+    zeros = torch.zeros((*tensor.shape, num_classes), dtype=torch.int64, device=tensor.device)
+    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
+
+
+def _shape_as_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(tensor.shape, dtype=torch.int64)
+
+
+def _make_leaf(cls: type, data: torch.Tensor, requires_grad: bool = False) -> torch.Tensor:
+    """Tensor._make_subclass, which tracing would not see: which class it is matters to the results alone."""
+    return data.detach().requires_grad_(requires_grad)
+
+
+def _tensor(data: Any, **kwargs: Any) -> torch.Tensor:
+    """torch.tensor of numbers among which there are tensors of one number: their data stay data."""
+    if not _holds_tensors(data):
+        return torch.tensor(data, **kwargs)
+    requires_grad = kwargs.pop("requires_grad", False)
+    with aten_trace.outside():
+        like = torch.tensor(_as_numbers(data), **kwargs)
+    made = _stacked(data, like.dtype, like.device)
+    return made.requires_grad_(requires_grad)
+
+
+def _holds_tensors(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and any(isinstance(d, torch.Tensor) or _holds_tensors(d) for d in data)
+
+
+def _as_numbers(data: Any) -> Any:
+    """The same with real tensors, for the type that torch makes of them."""
+    if isinstance(data, (list, tuple)):
+        return [_as_numbers(d) for d in data]
+    if isinstance(data, torch.Tensor):
+        if data.dim():
+            raise Unsupported("torch.tensor of tensors that are no single numbers")
+        return torch.zeros((), dtype=data.dtype)
+    return data
+
+
+def _stacked(data: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if isinstance(data, (list, tuple)):
+        if not data:
+            return torch.empty(0, dtype=dtype, device=device)
+        return torch.stack([_stacked(d, dtype, device) for d in data])
+    if isinstance(data, torch.Tensor):
+        return data.detach().to(device=device, dtype=dtype)
+    return torch.tensor(data, dtype=dtype, device=device)
+
+
+REPLAYED: dict[Any, Callable[..., Any]] = {
+    torch._C._nn.one_hot: _one_hot,
+    torch._shape_as_tensor: _shape_as_tensor,
+    torch.Tensor._make_subclass: _make_leaf,
+    torch.tensor: _tensor,
+    torch.random.manual_seed: OPS.seed,
+    torch.Generator.manual_seed: OPS.generator_seed,
+    torch.Generator.get_state: OPS.generator_state,
+    torch.Generator.set_state: OPS.generator_set_state,
+}
+
+
+def replayed(func: Any) -> Callable[..., Any]:
+    """What is called in the place of a recorded function: itself, or what does the same on tensors without memory."""
+    if is_getter(func, "data"):  # .data of a functional tensor would leave functionalisation
+        return torch.Tensor.detach
+    try:
+        return REPLAYED.get(func, func)
+    except TypeError:  # it has no hash
+        return func
