@@ -125,15 +125,16 @@ static const char *text_load(mp_printer *p, const mp_kexpr *e, char (*args)[64])
     char element[1][64];
     const char *at = mp_print_affine(p, &e->at);
     if (e->arg[1] != MP_NO_KID) at = mp_pool_printf(pool, "%s + %s", at, args[1]);
-    const char *text = mp_pool_printf(pool, "p%u[%s]", e->aux, at);
+    const char *array = p->array ? p->array[e - p->kir->exprs] : NULL;
+    const char *text = array ? array : mp_pool_printf(pool, "p%u[%s]", e->aux, at);
     if (p->target->load16[memory]) {
         snprintf(element[0], sizeof element[0], "%s", text);
         if (strlen(text) < sizeof element[0]) {
             text = fill(p, p->target->load16[memory], e->dtype, element);
-        } else { /* the rare long index: by a variable of its own */
+        } else { /* the rare long one: by a variable of its own */
             const char *name = mp_pool_printf(pool, "x%u_%u", e->aux, (unsigned)p->out->n);
-            mp_print_line(p, "const int64_t %s = %s;", name, at);
-            snprintf(element[0], sizeof element[0], "p%u[%s]", e->aux, name);
+            mp_print_line(p, "const %s %s = %s;", p->target->memory[memory], name, text);
+            snprintf(element[0], sizeof element[0], "%s", name);
             text = fill(p, p->target->load16[memory], e->dtype, element);
         }
     }

@@ -44,6 +44,7 @@ typedef struct {
     bool *need;       /* [n_exprs]: scratch of one section */
     const char *lane; /* what indexes lane arrays, such as "i1 - c0" */
     const char *row;  /* what indexes row arrays */
+    const char *const *array; /* [n_exprs] borrowed: what a load reads instead of memory, or NULL; NULL if none does */
 } mp_printer;
 
 void mp_print_init(mp_printer *p, const mp_kir *kir, const mp_target *target, mp_text *out);

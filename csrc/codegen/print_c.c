@@ -2,9 +2,10 @@
 **
 ** Two forms. Vector loop reduced: each outer iteration is one point of the kept loops; passes over the reduced loops accumulate
 ** in variables, what is dear and needed again stays in arrays over the row. Vector loop kept: each outer iteration is a tile of
-** it; what would be a variable is an array over the tile. A kernel without reductions is the second form without passes.
+** it; what would be a variable is an array over the tile. A kernel without reductions is the second form without passes; where it loads
+** what runs along another loop (turn.h), an outer iteration is a tile of both.
 */
-#include "codegen/print.h"
+#include "codegen/turn.h"
 #include "ir/index.h"
 
 #include <stdio.h>
@@ -24,6 +25,7 @@ typedef struct {
     int64_t tile; /* lanes of an outer iteration; 0: the vector loop is reduced, or there is none */
     int64_t n_tiles;
     bool *row_kept; /* [n_exprs]: has a row array */
+    mp_turn turn;   /* of a kernel without reductions */
 } c_kernel;
 
 static const char *type_of(const c_kernel *k, mp_kid kid)
@@ -389,8 +391,11 @@ static void print_tiles(c_kernel *k)
     mp_printer *p = &k->p;
     const mp_kir *kir = k->kir;
     uint32_t v = (uint32_t)kir->vector, bit = 1u << v, outer = mp_kir_kept(kir) & ~bit;
+    const mp_turn *turn = &k->turn;
+    const char *number = "w"; /* of the outer loops' iteration */
     p->lane = mp_pool_printf(p->out->pool, "i%u - c0", v);
     bool flat = !outer && !kir->reduced; /* one loop: a range of iterations is one run */
+    mp_turn_print_arrays(p, turn);
     if (flat) {
         mp_print_line(p, "const int64_t c0 = begin * %lld;", (long long)k->tile);
         mp_print_line(p, "const int64_t c1 = end * %lld < %lld ? end * %lld : %lld;", (long long)k->tile,
@@ -409,7 +414,20 @@ static void print_tiles(c_kernel *k)
         mp_print_line(p, "const int64_t c0 = 0, c1 = %lld;", (long long)kir->extent[v]);
         if (outer) mp_print_line(p, "const int64_t w = o;");
     }
-    mp_print_decode(p, outer, "w");
+    if (turn->loop >= 0) {
+        outer &= ~(1u << turn->loop);
+        mp_print_line(p, "const int64_t j0 = w %% %lld * %lld;", (long long)turn->n_tiles, (long long)turn->rows);
+        mp_print_line(p, "const int64_t j1 = j0 + %lld < %lld ? j0 + %lld : %lld;", (long long)turn->rows,
+                      (long long)kir->extent[turn->loop], (long long)turn->rows, (long long)kir->extent[turn->loop]);
+        if (outer) mp_print_line(p, "const int64_t u = w / %lld;", (long long)turn->n_tiles);
+        number = "u";
+    }
+    mp_print_decode(p, outer, number);
+    mp_turn_print_fill(p, turn);
+    if (turn->loop >= 0) {
+        mp_print_line(p, "for (int64_t i%d = j0; i%d < j1; i%d++) {", turn->loop, turn->loop, turn->loop);
+        p->indent++;
+    }
     for (int pass = 0; pass <= kir->n_passes; pass++) {
         print_tile_values(k, pass);
         print_tile_pass(k, pass);
@@ -426,6 +444,7 @@ static void print_tiles(c_kernel *k)
             if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
         close_block(k);
     }
+    if (turn->loop >= 0) close_block(k);
     close_block(k);
 }
 
@@ -450,16 +469,21 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
     bool lanes = kir->vector >= 0 && !(kir->reduced >> kir->vector & 1);
     int64_t outer = 1;
     k.n_tiles = 1;
+    k.turn = mp_turn_choose(kir, out->pool);
+    k.p.array = k.turn.array;
+    bool turned = k.turn.loop >= 0;
     if (lanes) {
-        int64_t extent = kir->extent[kir->vector], tile = kir->reduced ? TILE_REDUCE : TILE_POINT;
-        bool whole = extent <= tile + tile / 2 && (kir->reduced || kir->n_loops > 1);
+        int64_t extent = kir->extent[kir->vector];
+        int64_t tile = turned ? MP_TURN_LANES : kir->reduced ? TILE_REDUCE : TILE_POINT;
+        bool whole = extent <= tile + (turned ? 0 : tile / 2) && (kir->reduced || kir->n_loops > 1);
         k.tile = whole ? extent : tile;
         k.n_tiles = (extent + k.tile - 1) / k.tile;
     }
     for (uint32_t i = 0; i < kir->n_loops; i++)
-        if (!(kir->reduced >> i & 1) && !(lanes && (int)i == kir->vector)) outer *= kir->extent[i];
-    launch->extent = outer * k.n_tiles;
-    int64_t work = work_of(kir) * (lanes ? k.tile : 1);
+        if (!(kir->reduced >> i & 1) && !(lanes && (int)i == kir->vector) && (int)i != k.turn.loop)
+            outer *= kir->extent[i];
+    launch->extent = outer * k.n_tiles * (turned ? k.turn.n_tiles : 1);
+    int64_t work = work_of(kir) * (lanes ? k.tile : 1) * (turned ? k.turn.rows : 1);
     launch->grain = work >= GRAIN_WORK ? 1 : GRAIN_WORK / (work > 0 ? work : 1);
     mp_text_add(out, "\nvoid %s(void *const *restrict buffers, int64_t begin, int64_t end)\n{\n", kir->name);
     k.p.indent = 1;

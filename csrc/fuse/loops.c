@@ -10,7 +10,8 @@ typedef struct {
 
 static uint64_t magnitude(int64_t x) { return (uint64_t)(x < 0 ? -x : x); }
 
-/* How a loop looks from memory: stores count double. In reductions what moves with the reduced loops is what matters. */
+/* How a loop looks from memory. In reductions what moves with the reduced loops is what matters, stores count double; without them
+** stores decide, since loads can be turned (codegen/turn.h). */
 static void look(const mp_kir *kir, loop_info *info)
 {
     memset(info, 0, sizeof *info * MP_MAX_LOOPS);
@@ -23,7 +24,7 @@ static void look(const mp_kir *kir, loop_info *info)
         for (uint32_t k = 0; k < kir->n_loops; k++) {
             int64_t coef = at->coef[k];
             info[k].weight += magnitude(coef) * (store ? 1024 : 1);
-            if (counts) info[k].score += (coef == 1 ? 2 : coef ? -1 : 0) * (store ? 2 : 1);
+            if (counts) info[k].score += (coef == 1 ? 2 : coef ? -1 : 0) * (!store ? 1 : kir->reduced ? 2 : 64);
         }
     }
 }
