@@ -43,6 +43,7 @@ typedef struct {
     uint32_t n_checks;
     mp_trace_check *checks; /* owned [n_checks], evaluated in order between run and commit */
     uint32_t *mutated;      /* owned [n_mutated]: input numbers */
+    bool *uncounted;        /* owned [n_mutated]: as x.data.copy_, of which x's version counter does not know */
     PyObject **kept;        /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
     bool values;            /* some check is of a float or a list (mp_answer_is_value) */
     bool other_value;       /* it was one of those that failed last */

@@ -167,7 +167,7 @@ static PyObject *number_list(const uint32_t *numbers, size_t n)
 }
 
 /* Take mutated and info over from lower's answer. Returns 0, or -1 with an exception. */
-static int take_lowered(mp_trace *trace, PyObject *lowered)
+static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject *lowered)
 {
     PyObject *mutated = PyObject_GetAttrString(lowered, "mutated");
     PyObject *numbers = mutated ? PySequence_Tuple(mutated) : NULL;
@@ -185,14 +185,17 @@ static int take_lowered(mp_trace *trace, PyObject *lowered)
         for (Py_ssize_t a = 0; a < PyTuple_GET_SIZE(trace->checks[i].args); a++)
             if (trace->checks[i].outputs[a] != MP_NO_VALUE) trace->checks[i].outputs[a] += trace->n_mutated;
     trace->mutated = PyMem_Calloc(trace->n_mutated + 1, sizeof *trace->mutated);
-    int ok = trace->mutated ? 0 : (PyErr_NoMemory(), -1);
+    trace->uncounted = PyMem_Calloc(trace->n_mutated + 1, sizeof *trace->uncounted);
+    int ok = trace->mutated && trace->uncounted ? 0 : (PyErr_NoMemory(), -1);
     for (uint32_t i = 0; !ok && i < trace->n_mutated; i++) {
         unsigned long number = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(numbers, i));
         if (number >= trace->n_inputs) {
             if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "lowering named an input that does not exist");
             ok = -1;
+            break;
         }
         trace->mutated[i] = (uint32_t)number;
+        trace->uncounted[i] = recording->input_mutated[number] == MP_MUTATION_UNCOUNTED;
     }
     Py_DECREF(numbers);
     if (ok) return -1;
@@ -311,7 +314,7 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     lowered = PyObject_CallFunctionObjArgs(function, ops, inputs, input_values, output_values, self->options,
                                            looks ? looks : Py_None, NULL);
     mp_state_busy--;
-    if (lowered) ok = take_lowered(trace, lowered);
+    if (lowered) ok = take_lowered(recording, trace, lowered);
 done:
     if (ok < 0) lowering_failed(why);
     Py_XDECREF(inputs);

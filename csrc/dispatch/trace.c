@@ -27,6 +27,7 @@ void mp_trace_release(mp_trace *trace)
     PyMem_Free(trace->checks);
     PyMem_Free(trace->kept);
     PyMem_Free(trace->mutated);
+    PyMem_Free(trace->uncounted);
     PyMem_Free(trace);
 }
 
@@ -203,8 +204,11 @@ static uint32_t copy_mutated(const mp_trace *trace, PyObject *const *inputs, PyO
     uint32_t written = 0;
     for (; written < trace->n_mutated; written++) {
         if (outputs[written] == inputs[trace->mutated[written]]) continue; /* written in place already */
-        PyObject *pair[] = {inputs[trace->mutated[written]], outputs[written]};
-        PyObject *done = PyObject_Vectorcall(torch_calls.copy, pair, 2, NULL);
+        PyObject *input = inputs[trace->mutated[written]];
+        PyObject *target = trace->uncounted[written] ? PyObject_GetAttrString(input, "data") : Py_NewRef(input);
+        PyObject *pair[] = {target, outputs[written]};
+        PyObject *done = target ? PyObject_Vectorcall(torch_calls.copy, pair, 2, NULL) : NULL;
+        Py_XDECREF(target);
         if (!done) break;
         Py_DECREF(done);
     }

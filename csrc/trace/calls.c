@@ -214,12 +214,40 @@ static void call_new(mp_call *call, PyTypeObject *type)
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, NULL);
 }
 
+static const mp_effect *nearest_instance(PyTypeObject *type)
+{
+    PyObject *mro = type->tp_mro;
+    for (Py_ssize_t i = 0; mro && i < PyTuple_GET_SIZE(mro); i++) {
+        const mp_effect *effect = mp_effect_of_instance((PyTypeObject *)PyTuple_GET_ITEM(mro, i));
+        if (effect) return effect;
+    }
+    return NULL;
+}
+
+/* T.__call__ as a C function of its own, which a wrapper in Python calls with the instance: as calling the instance. */
+static bool call_wrapped_instance(mp_call *call)
+{
+    PyObject *callable = call->callable;
+    if (!PyCFunction_Check(callable) || strcmp(((PyCFunctionObject *)callable)->m_ml->ml_name, "__call__") != 0 ||
+        !call->nargs)
+        return false;
+    const mp_effect *effect = nearest_instance(Py_TYPE(call->args[0]));
+    if (!effect) return false;
+    mp_call inner = *call;
+    inner.callable = call->args[0];
+    inner.args++;
+    inner.nargs--;
+    mp_rec_type(call->rec, inner.callable);
+    mp_effect_apply(&inner, effect);
+    return true;
+}
+
 static void call_c(mp_call *call)
 {
     const mp_effect *effect = mp_effect_of(call->callable);
     if (effect)
         mp_effect_apply(call, effect);
-    else
+    else if (!call_wrapped_instance(call))
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, NULL);
 }
 
@@ -254,16 +282,6 @@ static void call_method_wrapper(mp_call *call)
 }
 
 /* -- Instances ------------------------------------------------------------------------------------------------------------------ */
-
-static const mp_effect *nearest_instance(PyTypeObject *type)
-{
-    PyObject *mro = type->tp_mro;
-    for (Py_ssize_t i = 0; mro && i < PyTuple_GET_SIZE(mro); i++) {
-        const mp_effect *effect = mp_effect_of_instance((PyTypeObject *)PyTuple_GET_ITEM(mro, i));
-        if (effect) return effect;
-    }
-    return NULL;
-}
 
 static void call_instance(mp_call *call)
 {

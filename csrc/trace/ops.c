@@ -100,7 +100,7 @@ static bool visit_mark_mutated(mp_recorder *rec, PyObject *tensor, void *context
     if (!facts || facts->versioned) return true;
     facts->constant = false;
     for (uint32_t k = 0; k < rec->recording->n_inputs; k++)
-        if (rec->recording->inputs[k] == id) rec->recording->input_mutated[k] = true;
+        if (rec->recording->inputs[k] == id) rec->recording->input_mutated[k] = MP_MUTATION_COUNTED;
     return true;
 }
 

@@ -190,6 +190,12 @@ typedef struct {
     uint32_t op;     /* the operator, for results */
 } mp_value;
 
+typedef enum { /* was an input's data changed in place by an operator? */
+               MP_MUTATION_NONE,
+               MP_MUTATION_UNCOUNTED, /* only through .data, of which its version counter does not know */
+               MP_MUTATION_COUNTED,
+} mp_mutation;
+
 typedef struct {
     PyObject *code; /* owned code object */
     int line;
@@ -214,10 +220,10 @@ typedef struct {
     mp_site *sites;
     uint32_t n_sites;
     mp_value_id *inputs;
-    uint32_t n_inputs;     /* graph inputs in order of first touch */
-    bool *input_mutated;   /* [n_inputs] its data was changed in place by an operator */
-    PyObject *result;      /* owned until mock has compiled it, then NULL */
-    PyObject *torch_state; /* owned: snapshot made by mp_torch_state_read at the start, see guard/torch_state.h */
+    uint32_t n_inputs;      /* graph inputs in order of first touch */
+    uint8_t *input_mutated; /* [n_inputs] mp_mutation */
+    PyObject *result;       /* owned until mock has compiled it, then NULL */
+    PyObject *torch_state;  /* owned: snapshot made by mp_torch_state_read at the start, see guard/torch_state.h */
     uint64_t opcodes, frames;
     double seconds;               /* spent observing */
     struct mp_recorder *recorder; /* borrowed while it lives, then NULL */

@@ -315,7 +315,7 @@ static mp_value_id new_input(mp_recorder *rec, PyObject *tensor, mp_obj_id objec
     rec->recording->objects[object].value = id;
     uint32_t n = rec->recording->n_inputs; /* input_mutated has the same length */
     mp_value_id *input = mp_rec_grow(rec, &rec->recording->inputs, &rec->recording->n_inputs, sizeof *input);
-    if (!input || !mp_rec_grow(rec, &rec->recording->input_mutated, &n, sizeof(bool))) return MP_NO_VALUE;
+    if (!input || !mp_rec_grow(rec, &rec->recording->input_mutated, &n, sizeof(uint8_t))) return MP_NO_VALUE;
     *input = id;
     return id;
 }
@@ -435,8 +435,8 @@ static bool shares(const changes *found, void *storage)
     return false;
 }
 
-/* Take over the new versions of every known tensor that shares memory with a changed one. One whose version stayed was changed behind
-** its back, for x and x.data count their changes apart: that ends the trace. */
+/* Take over the new versions of every known tensor that shares memory with a changed one. The version of one may have stayed: x and x.data
+** count their changes apart. */
 static void adopt_versions(mp_recorder *rec, const changes *found, bool constant)
 {
     for (uint32_t i = 0; i < rec->n_bound; i++) {
@@ -446,16 +446,15 @@ static void adopt_versions(mp_recorder *rec, const changes *found, bool constant
         uint32_t version;
         read_version(tensor, &version);
         if (!shares(found, read_storage(tensor))) continue;
-        if (version == facts->version && facts->versioned) {
-            mp_rec_abandon(rec, MP_REASON_ALIAS_WRITE, "its .data was taken");
-            return;
-        }
+        bool counted = version != facts->version || !facts->versioned;
         facts->version = version;
         if (!constant) facts->constant = false;
         mp_obj_id input = rec->recording->values[rec->bound[i].value].input;
         if (input == MP_NO_OBJ) continue;
         for (uint32_t k = 0; k < rec->recording->n_inputs; k++)
-            if (rec->recording->inputs[k] == rec->bound[i].value) rec->recording->input_mutated[k] = true;
+            if (rec->recording->inputs[k] == rec->bound[i].value)
+                if (counted || !rec->recording->input_mutated[k])
+                    rec->recording->input_mutated[k] = counted ? MP_MUTATION_COUNTED : MP_MUTATION_UNCOUNTED;
     }
 }
 

@@ -11,8 +11,10 @@ training mode.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,13 +34,14 @@ Case = tuple[Any, Callable[[], Any], Callable[[], Any], Any]
 Left = tuple[Any, ...]  # what one call left behind
 
 
-def run_case(case: Case, backend: str, mode: str = "inference") -> dict[str, Any]:
-    """{"outcome": skip or one of OUTCOMES, "reason": text}."""
+def run_case(case: Case, backend: str, mode: str = "inference", seconds: float = 1e9) -> dict[str, Any]:
+    """{"outcome": skip or one of OUTCOMES, "reason": text}. seconds: for the calls by eager; more are a skip."""
     warnings.simplefilter("ignore")
     with torch.set_grad_enabled(mode != "inference"):
         try:
-            expected = run_calls(case, mode, lambda model: model)
-            again = run_calls(case, mode, lambda model: model)
+            with at_most(seconds):
+                expected = run_calls(case, mode, lambda model: model)
+                again = run_calls(case, mode, lambda model: model)
         except Exception as error:
             return {"outcome": "skip", "reason": f"eager: {describe(error)}"}
         try:
@@ -55,6 +58,22 @@ def run_case(case: Case, backend: str, mode: str = "inference") -> dict[str, Any
         except Different as difference:
             return {"outcome": "wrong", "reason": str(difference)}
         return probe.outcome()
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block after so many seconds."""
+
+    def stop(signal_number: int, frame: Any) -> None:
+        raise TimeoutError(f"more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def run_calls(

@@ -73,7 +73,7 @@ def main() -> None:
         while "case" in (request := streams.read()):
 
             def work(asked: Answer = request) -> Answer:
-                return outcomes.run_case(cases[asked["case"]], asked["backend"], asked["mode"])
+                return outcomes.run_case(cases[asked["case"]], asked["backend"], asked["mode"], seconds / 3)
 
             streams.write(in_child(work, seconds, memory))
 

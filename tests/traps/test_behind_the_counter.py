@@ -1,0 +1,121 @@
+"""Changes of a tensor through `.data`, of which its version counter does not know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.traps.differential import attempt, same_as_eager
+
+
+def by_copy(w, x):
+    w.squeeze().data.copy_(x * 2)
+    w.data.mul_(2)
+    return x - w
+
+
+def by_both(w, x):
+    d = w.data
+    w.add_(1)
+    d.mul_(x)
+    return w * x
+
+
+def of_the_calls_own(w, x):
+    y = x * w
+    z = y.data
+    z.add_(1)
+    return y + z, z
+
+
+def of_a_constant(w, x):
+    z = torch.zeros(3)
+    z.data.add_(w)
+    return z, z.data.add_(x), z + z
+
+
+def beside_data_that_is_still_there(w, x):
+    y = x * 2
+    data = y.data
+    y.add_(1)
+    return data * 1, data, y
+
+
+def part_of_it(w, x):
+    w.data[1:] += x[1:]
+    return w.sum() * x
+
+
+@pytest.mark.parametrize(
+    "program", [by_copy, by_both, of_the_calls_own, of_a_constant, beside_data_that_is_still_there, part_of_it]
+)
+@pytest.mark.parametrize("parameter", [False, True])
+def test_versions_and_data_without_gradients(program, parameter):
+    def scenario(wrap):
+        w = torch.ones(3)
+        w = nn.Parameter(w) if parameter else w
+        other = w.view(3)
+        fast = wrap(program)
+        with torch.no_grad():
+            for _ in range(4):
+                yield fast(w, torch.rand(3)), w, w._version, other
+
+    assert same_as_eager(scenario, hits=3).fallbacks == {}
+
+
+@pytest.mark.parametrize("program", [by_copy, of_the_calls_own, part_of_it])
+def test_gradients(program):
+    """A gradient that needs the old value finds the new one in eager, and no error: the counter did not move."""
+
+    def scenario(wrap):
+        w = nn.Parameter(torch.ones(3))
+        fast = wrap(program)
+        for _ in range(3):
+            saved = (w * w).sum()
+            result = fast(w, torch.rand(3))
+            first = result[0] if isinstance(result, tuple) else result
+            first.sum().backward()
+            yield attempt(saved.backward), first, w, w.grad, w._version
+
+    same_as_eager(scenario)
+
+
+def test_two_views_of_one_memory():
+    def scenario(wrap):
+        w = nn.Parameter(torch.ones(3))
+        other = w.detach()
+
+        def program(x):
+            w.data.copy_(x)
+            return other * x
+
+        fast = wrap(program)
+        for _ in range(3):
+            yield fast(torch.rand(3)), w, other, w._version, other._version
+
+    same_as_eager(scenario)
+
+
+class SetUpByTheFirstCall(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("ready", torch.tensor(0).byte())
+
+    def forward(self, x):
+        if not self.ready:
+            self.scale.data.copy_(x.std(0))
+            self.ready += 1
+        return x / self.scale
+
+
+def test_set_up_by_the_first_call():
+    def scenario(wrap):
+        module = SetUpByTheFirstCall()
+        fast = wrap(module)
+        with torch.no_grad():
+            for _ in range(4):
+                yield fast(torch.rand(5, 3)), module.scale, module.ready, module.scale._version
+
+    assert same_as_eager(scenario, hits=2).fallbacks == {}
