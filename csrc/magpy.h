@@ -42,8 +42,16 @@ typedef struct {
 /* Fill `why` (first reason wins: a set reason stays). `detail` is printf-style. Never fails. */
 void mp_reason_set(mp_reason *why, mp_reason_code code, const char *detail, ...) __attribute__((format(printf, 3, 4)));
 
-/* Turn the pending Python exception into the detail of `why` and clear it. */
+/* Turn the pending Python exception into the detail of `why` and clear it, as mp_error_clear does. */
 void mp_reason_set_exception(mp_reason *why, mp_reason_code code);
+
+/* Clear the pending exception, if any. What a signal handler raised to end the program (KeyboardInterrupt, SystemExit: no Exception) is not
+** ours to lose: it is kept for this thread until mp_error_resume. To be used instead of PyErr_Clear wherever Python code may have run. */
+void mp_error_clear(void);
+/* At the end of a compiled call: `result` (owned, or NULL with an exception) as it is, or NULL with the exception that was kept. */
+PyObject *mp_error_resume(PyObject *result);
+/* Is an exception being kept? */
+bool mp_error_kept(void);
 
 /* The reason's fixed text, without detail. Static storage. */
 const char *mp_reason_text(mp_reason_code code);

@@ -22,14 +22,54 @@ void mp_reason_set(mp_reason *why, mp_reason_code code, const char *detail, ...)
     va_end(args);
 }
 
+static _Thread_local PyObject *kept; /* owned: an exception that is to be raised when the call ends, or NULL */
+
+static void keep(PyObject *value)
+{
+    if (value && !kept && PyExceptionInstance_Check(value) &&
+        !PyObject_TypeCheck(value, (PyTypeObject *)PyExc_Exception))
+        kept = Py_NewRef(value);
+}
+
+bool mp_error_kept(void) { return kept != NULL; }
+
+void mp_error_clear(void)
+{
+    if (!PyErr_Occurred()) return;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    if (!PyErr_GivenExceptionMatches(type, PyExc_Exception)) {
+        PyErr_NormalizeException(&type, &value, &trace);
+        if (value && trace) PyException_SetTraceback(value, trace);
+        keep(value);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+}
+
+PyObject *mp_error_resume(PyObject *result)
+{
+    if (MP_LIKELY(!kept)) return result;
+    PyObject *value = kept;
+    kept = NULL;
+    Py_CLEAR(result); /* may run the program's code, which finds nothing kept any more */
+    PyErr_SetObject((PyObject *)Py_TYPE(value),
+                    value); /* chained to what was raised instead of a result, if anything */
+    Py_DECREF(value);
+    return NULL;
+}
+
 void mp_reason_set_exception(mp_reason *why, mp_reason_code code)
 {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     PyErr_NormalizeException(&type, &value, &trace);
+    if (value && trace) PyException_SetTraceback(value, trace);
+    keep(value);
     PyObject *text = value ? PyObject_Str(value) : NULL;
     const char *chars = text ? PyUnicode_AsUTF8(text) : NULL;
-    PyErr_Clear(); /* a message that cannot be printed is no reason to fail */
+    mp_error_clear(); /* a message that cannot be printed is no reason to fail */
     mp_reason_set(why, code, "%s: %s", type ? ((PyTypeObject *)type)->tp_name : "?", chars ? chars : "");
     Py_XDECREF(text);
     Py_XDECREF(type);
@@ -56,7 +96,7 @@ void mp_log(const char *level, const char *format, ...)
     PyObject *logging = PyImport_ImportModule("logging");
     PyObject *logger = logging ? PyObject_CallMethod(logging, "getLogger", "s", "magpy") : NULL;
     PyObject *done = logger ? PyObject_CallMethod(logger, level, "ss", "%s", text) : NULL;
-    if (!done) PyErr_Clear(); /* logging must never change the outcome of a call */
+    if (!done) mp_error_clear(); /* logging must never change the outcome of a call */
     Py_XDECREF(done);
     Py_XDECREF(logger);
     Py_XDECREF(logging);

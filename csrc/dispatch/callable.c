@@ -84,7 +84,7 @@ static MP_COLD PyObject *repeat_plainly(mp_callable *self, mp_trace *trace, cons
 {
     mp_reason why = {0};
     mp_reason_set_exception(&why, MP_REASON_RUN_FAILED);
-    PyObject *result = mp_call_plain(call);
+    PyObject *result = mp_error_kept() ? NULL : mp_call_plain(call);
     if (result) { /* else it is the program's own error, which the compiled run met as well */
         trace->failures++;
         self->last_fallback = why;
@@ -108,17 +108,18 @@ static int run(mp_callable *self, mp_trace *trace, PyObject **bound, size_t n_bo
         mp_state_busy--;
     }
     for (size_t i = 0; i < n_bound; i++) Py_DECREF(bound[i]);
-    if (MP_LIKELY(end != MP_RUN_OTHER)) {
+    bool other = end == MP_RUN_OTHER || end == MP_RUN_OTHER_VALUE;
+    if (MP_LIKELY(!other)) {
         trace->hits++;
         self->hits++;
         mp_stats.hits++;
         if (trace->values && self->values_lost) self->values_lost--;
-    } else if (trace->other_value) {
+    } else if (end == MP_RUN_OTHER_VALUE) {
         self->value_missed = true;
     }
     if (MP_UNLIKELY(end == MP_RUN_FAILED)) *result = repeat_plainly(self, trace, call);
     mp_trace_release(trace);
-    return end != MP_RUN_OTHER;
+    return !other;
 }
 
 /* Keep the guard that failed, for explain, logs and torch's fail_on_recompile. */
@@ -126,7 +127,7 @@ static void note_miss(mp_callable *self, const mp_trace *trace, mp_guard_id miss
 {
     PyObject *text = mp_guard_describe(trace->guards, miss);
     if (!text)
-        PyErr_Clear();
+        mp_error_clear();
     else
         Py_XSETREF(self->last_miss, text);
 }
@@ -240,7 +241,7 @@ PyObject *mp_callable_call(mp_callable *self, const mp_call *call)
             result = mp_miss_observe(self, call);
     }
     Py_DECREF(self);
-    return result;
+    return mp_error_resume(result);
 }
 
 static PyObject *callable_vectorcall(PyObject *object, PyObject *const *args, size_t nargsf, PyObject *kwnames)

@@ -46,7 +46,6 @@ typedef struct {
     bool *uncounted;        /* owned [n_mutated]: as x.data.copy_, of which x's version counter does not know */
     PyObject **kept;        /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
     bool values;            /* some check is of a float or a list (mp_answer_is_value) */
-    bool other_value;       /* it was one of those that failed last */
     bool random;            /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
     uint32_t n_ops;         /* operators as recorded */
     uint32_t failures;      /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
@@ -61,13 +60,14 @@ PyObject *mp_trace_describe(const mp_trace *trace);
 
 /* How a compiled run ended. FAILED: an exception is set, nothing is visible, the call can be made again. RAISED: the
 ** exception set belongs to the call (raised at or after commit, or not an Exception: KeyboardInterrupt). OTHER: the data that the
-** program looks at is not what the trace was made for; no exception, nothing is visible: as good as a failed guard. */
-typedef enum { MP_RUN_DONE, MP_RUN_FAILED, MP_RUN_RAISED, MP_RUN_OTHER } mp_run_end;
+** program looks at is not what the trace was made for; no exception, nothing is visible: as good as a failed guard. OTHER_VALUE: it is
+** a float or a list (mp_answer_is_value) that differs. */
+typedef enum { MP_RUN_DONE, MP_RUN_FAILED, MP_RUN_RAISED, MP_RUN_OTHER, MP_RUN_OTHER_VALUE } mp_run_end;
 
 /* Run, rebuild and commit with `bound` (borrowed; the guards' wanted objects, which the caller keeps alive). DONE: *result is owned. */
 mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **result);
 
-/* Option verify: run without committing, make the call in plain Python (it is *the* call) and compare. DONE, OTHER, or RAISED with
+/* Option verify: run without committing, make the call in plain Python (it is *the* call) and compare. DONE, OTHER, OTHER_VALUE, or RAISED with
 ** VerificationError or the program's exception. */
 mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_call *call, PyObject **result);
 

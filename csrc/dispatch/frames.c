@@ -30,7 +30,7 @@ static mp_callable *callee(mp_callable *root, PyObject *code)
     if (!root->callees && !(root->callees = PyDict_New())) goto give_up;
     PyObject *found = PyDict_GetItemWithError(root->callees, code);
     if (found || PyErr_Occurred() || PyDict_GET_SIZE(root->callees) >= MAX_CALLEES) {
-        PyErr_Clear();
+        mp_error_clear();
         return (mp_callable *)found;
     }
     mp_callable *made = mp_callable_for_frame(root);
@@ -39,7 +39,7 @@ static mp_callable *callee(mp_callable *root, PyObject *code)
     Py_DECREF(made); /* the dict owns it */
     if (!failed) return made;
 give_up:
-    PyErr_Clear();
+    mp_error_clear();
     return NULL;
 }
 
@@ -58,7 +58,7 @@ static Py_ssize_t lay_out(PyCodeObject *code, PyObject *const *locals, PyObject 
     if (!n_names) return n;
     PyObject *names = PyTuple_New(n_names);
     if (!names) {
-        PyErr_Clear();
+        mp_error_clear();
         return -1;
     }
     Py_ssize_t name = 0, position = 0;
@@ -96,7 +96,7 @@ void mp_frames_running(mp_callable *self, PyObject *codes)
 static bool is_in(PyObject *codes, PyObject *code)
 {
     int found = codes ? PySet_Contains(codes, code) : 0;
-    if (found < 0) PyErr_Clear();
+    if (found < 0) mp_error_clear();
     return found > 0;
 }
 

@@ -43,7 +43,7 @@ static uint64_t mix(uint64_t hash, uint64_t word)
 uint64_t mp_miss_shape(const mp_call *call)
 {
     size_t n = call->nargs + (call->kwnames ? (size_t)PyTuple_GET_SIZE(call->kwnames) : 0);
-    if (!mp_torch.loaded && mp_torch_load() < 0) PyErr_Clear(); /* then all sizes are one shape */
+    if (!mp_torch.loaded && mp_torch_load() < 0) mp_error_clear(); /* then all sizes are one shape */
     uint64_t hash = mix(n, call->nargs);
     for (size_t i = 0; i < n; i++) {
         PyObject *arg = call->args[i];
@@ -222,12 +222,12 @@ static void lowering_failed(mp_reason *why)
     PyErr_NormalizeException(&type, &value, &traceback);
     PyObject *file = value ? PyObject_GetAttrString(value, "file") : NULL;
     PyObject *line = file ? PyObject_GetAttrString(value, "line") : NULL;
-    PyErr_Clear();
+    mp_error_clear();
     if (file && PyUnicode_Check(file) && !why->file[0]) {
         const char *chars = PyUnicode_AsUTF8(file);
         if (chars) snprintf(why->file, sizeof why->file, "%s", chars);
         why->line = line && PyLong_Check(line) ? (int)PyLong_AsLong(line) : 0;
-        PyErr_Clear();
+        mp_error_clear();
     }
     Py_XDECREF(file);
     Py_XDECREF(line);
@@ -287,7 +287,7 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     if (!wanted || checks(recording, trace, wanted, &n_values, values) < 0) {
         PyMem_Free(wanted);
         mp_reason_set(why, MP_REASON_NO_MEMORY, "%s", "");
-        PyErr_Clear();
+        mp_error_clear();
         return -1;
     }
     trace->n_outputs = (uint32_t)n_values;
@@ -410,7 +410,7 @@ static mp_trace *trace_make(mp_callable *self, const mp_call *call, mp_recorder 
 static void keep_reset(void)
 {
     PyObject *keep = import_attribute("magpy.backend", "_keep_reset"), *done = keep ? PyObject_CallNoArgs(keep) : NULL;
-    PyErr_Clear(); /* without torch.compile there is no reset to hear of */
+    mp_error_clear(); /* without torch.compile there is no reset to hear of */
     Py_XDECREF(done);
     Py_XDECREF(keep);
 }
@@ -474,7 +474,7 @@ static PyObject *call_at_limit(mp_callable *self, const mp_call *call)
     if (!self->warned) {
         self->warned = true;
         const char *miss = self->last_miss ? PyUnicode_AsUTF8(self->last_miss) : NULL;
-        PyErr_Clear();
+        mp_error_clear();
         mp_log("warning",
                "the limit of %u traces is reached; calls that none of them serves run in plain Python. The last one "
                "needed: %s",
@@ -542,8 +542,8 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
         mp_frames_running(self, mp_rec_running(rec));
     mp_rec_free(rec);
     if (!trace) {
-        remember_vain(self, shape, &why);
-    } else if (!self->target && !trace->n_ops) { /* a frame's callable: not worth its guards */
+        if (!mp_error_kept()) remember_vain(self, shape, &why); /* an interrupt says nothing about the program */
+    } else if (!self->target && !trace->n_ops) {                /* a frame's callable: not worth its guards */
         self->leaf_alone = true;
         mp_trace_release(trace);
         trace = NULL;

@@ -50,7 +50,7 @@ static PyObject *optimized_call(PyObject *self, PyObject *args, PyObject *kwargs
         Py_DECREF(forward);
         return result;
     }
-    PyErr_Clear();
+    mp_error_clear();
     PyObject *slow = PyObject_GetAttr(self, names[NAME_slow_call]);
     PyObject *result = slow ? PyObject_Call(slow, args, kwargs) : NULL;
     Py_XDECREF(slow);

@@ -42,7 +42,7 @@ static mp_stance stance_read(PyObject *object)
     }
     Py_XDECREF(name);
     Py_XDECREF(backend);
-    PyErr_Clear(); /* a stance that cannot be read runs plainly */
+    mp_error_clear(); /* a stance that cannot be read runs plainly */
     return result;
 }
 

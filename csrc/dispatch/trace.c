@@ -52,7 +52,7 @@ static PyObject *checks_describe(const mp_trace *trace)
     for (uint32_t i = 0; list && i < trace->n_checks; i++) {
         const mp_trace_check *check = &trace->checks[i];
         PyObject *name = PyObject_GetAttrString(check->func, "__qualname__");
-        if (!name) PyErr_Clear();
+        if (!name) mp_error_clear();
         PyObject *text =
             PyUnicode_FromFormat("%S gives %R (%U)", name ? name : check->func, check->result, check->site);
         Py_XDECREF(name);
@@ -149,14 +149,15 @@ static int check_holds(const mp_trace_check *check, PyObject *const *outputs)
     return holds;
 }
 
-static int checks_hold(mp_trace *trace, PyObject *const *outputs)
+/* DONE: all hold; OTHER, OTHER_VALUE, or FAILED with an exception. */
+static mp_run_end checks_hold(const mp_trace *trace, PyObject *const *outputs)
 {
-    int holds = 1;
-    for (uint32_t i = 0; i < trace->n_checks && holds == 1; i++) {
-        holds = check_holds(&trace->checks[i], outputs);
-        trace->other_value = !holds && mp_answer_is_value(trace->checks[i].result);
+    for (uint32_t i = 0; i < trace->n_checks; i++) {
+        int holds = check_holds(&trace->checks[i], outputs);
+        if (holds < 0) return MP_RUN_FAILED;
+        if (!holds) return mp_answer_is_value(trace->checks[i].result) ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
     }
-    return holds;
+    return MP_RUN_DONE;
 }
 
 /* -- Commit of tensors -------------------------------------------------------------------------------------------- */
@@ -214,7 +215,7 @@ static uint32_t copy_mutated(const mp_trace *trace, PyObject *const *inputs, PyO
     }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (set_grad(was) < 0) PyErr_Clear(); /* setting a flag to a bool that it had before does not fail */
+    if (set_grad(was) < 0) mp_error_clear(); /* setting a flag to a bool that it had before does not fail */
     PyErr_Restore(type, value, traceback);
     Py_DECREF(was);
     return written;
@@ -255,7 +256,7 @@ static void random_restore(PyObject *states)
         PyObject *pair = PyList_GET_ITEM(states, i);
         PyObject *done = PyObject_CallMethod(PyTuple_GET_ITEM(pair, 0), "set_state", "O", PyTuple_GET_ITEM(pair, 1));
         if (!done) mp_log("warning", "the random state could not be put back after a failed compiled run");
-        PyErr_Clear();
+        mp_error_clear();
         Py_XDECREF(done);
     }
     PyErr_Restore(type, value, traceback);
@@ -281,15 +282,12 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
         PyErr_NoMemory();
         return MP_RUN_FAILED;
     }
-    mp_run_end end = MP_RUN_DONE;
-    int holds = 1;
-    if (trace->random && !(random = random_state(trace))) {
+    mp_run_end end = MP_RUN_FAILED;
+    if ((!trace->random || (random = random_state(trace))) && compute(trace, bound, outputs) == 0)
+        end = checks_hold(trace, outputs);
+    if (end == MP_RUN_FAILED) {
         end = failed();
-    } else if (compute(trace, bound, outputs) < 0 || (holds = checks_hold(trace, outputs)) < 0) {
-        end = failed();
-    } else if (!holds) {
-        end = MP_RUN_OTHER;
-    } else {
+    } else if (end == MP_RUN_DONE) {
         mp_mock_run *run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
         uint32_t copied = 0;
         if (!run) {
@@ -304,7 +302,7 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
             end = *result ? MP_RUN_DONE : MP_RUN_RAISED;
         }
     }
-    if ((end == MP_RUN_FAILED || end == MP_RUN_OTHER) && random) random_restore(random);
+    if (end != MP_RUN_DONE && end != MP_RUN_RAISED && random) random_restore(random);
     Py_XDECREF(random);
     release_outputs(trace, outputs);
     if (outputs != stack) PyMem_Free(outputs);
@@ -335,20 +333,17 @@ mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_cal
     if (!outputs) return PyErr_NoMemory(), MP_RUN_RAISED;
     PyObject *random = random_state(trace);
     mp_mock_run *run = NULL;
-    int holds = 1;
+    mp_run_end end = MP_RUN_FAILED;
     mp_state_busy++;
-    if (random && compute(trace, bound, outputs) == 0 && (holds = checks_hold(trace, outputs)) == 1 &&
-        (pairs = mutated_pairs(trace, bound, outputs)))
+    if (random && compute(trace, bound, outputs) == 0) end = checks_hold(trace, outputs);
+    if (end == MP_RUN_DONE && (pairs = mutated_pairs(trace, bound, outputs)))
         run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
     mp_state_busy--;
     if (run) compiled = Py_XNewRef(mp_mock_result(run));
     mp_mock_discard(run);
     if (random) random_restore(random);
-    mp_run_end end = MP_RUN_RAISED;
-    if (!holds) {
-        end = MP_RUN_OTHER;
-        goto done;
-    }
+    if (end == MP_RUN_OTHER || end == MP_RUN_OTHER_VALUE) goto done;
+    end = MP_RUN_RAISED;
     PyObject *error_type, *error, *traceback;
     PyErr_Fetch(&error_type, &error, &traceback); /* of the compiled run: part of what is compared */
     PyErr_NormalizeException(&error_type, &error, &traceback);

@@ -185,7 +185,7 @@ static inline int64_t ask(int row)
     if (MP_LIKELY(state.symbol[row] != NULL)) return ask_symbol(&rows[row], state.symbol[row]);
     int64_t answer = UNKNOWN_STATE;
     if (!state.python[row] || ask_python(row, &answer) < 0) {
-        PyErr_Clear();
+        mp_error_clear();
         return UNKNOWN_STATE;
     }
     return answer;
@@ -239,7 +239,7 @@ static void verify(int row)
     }
     found = ask_symbol(&rows[row], state.symbol[row]);
     if (ask_python(row, &answer) == 0 && answer == found) return;
-    PyErr_Clear(); /* this torch may not have the Python name: then this mode is not watched at all (UNKNOWN_STATE) */
+    mp_error_clear(); /* this torch may not have the Python name: then this mode is not watched at all (UNKNOWN_STATE) */
     state.symbol[row] = NULL;
 }
 
@@ -257,7 +257,7 @@ static void verify_stack(PyObject *names)
         bool gone = undone && !ask_symbol(&rows[row], state.symbol[row]);
         Py_XDECREF(undone);
         if (!shows || !gone) state.symbol[row] = NULL;
-        PyErr_Clear(); /* hooks are disabled just now: Python will be asked */
+        mp_error_clear(); /* hooks are disabled just now: Python will be asked */
     }
 }
 
@@ -302,7 +302,7 @@ static int64_t forward_level(void)
 {
     PyObject *level = PyDict_GetItemWithError(state.forward_ad, state.level_name);
     int64_t answer = level && PyLong_Check(level) ? PyLong_AsLongLong(level) : -1;
-    if (PyErr_Occurred()) PyErr_Clear();
+    if (PyErr_Occurred()) mp_error_clear();
     return answer;
 }
 

@@ -139,6 +139,6 @@ void mp_mode_remove(void)
         Py_XDECREF(done);
     }
     Py_XDECREF(above);
-    PyErr_Clear();
+    mp_error_clear();
     PyErr_Restore(type, value, trace);
 }

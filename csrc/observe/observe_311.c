@@ -132,7 +132,7 @@ static void detach(observation *o)
         o->gc_held = false;
     }
     if (o->mode_pushed && !o->in_op && mp_mode_pop_if_top()) o->mode_pushed = false;
-    PyErr_Clear();
+    mp_error_clear();
     PyErr_Restore(type, value, trace);
 }
 

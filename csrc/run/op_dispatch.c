@@ -133,7 +133,7 @@ int mp_dispatch_resolve(mp_op *op, const mp_graph *graph, mp_store *store, mp_re
     op->n_returns = n_returns;
     taken = 1;
 done:
-    PyErr_Clear(); /* a schema that cannot be read: the PYTHON tier needs none of this */
+    mp_error_clear(); /* a schema that cannot be read: the PYTHON tier needs none of this */
     Py_XDECREF(schema);
     Py_XDECREF(arguments);
     Py_XDECREF(returns);

@@ -172,7 +172,7 @@ int mp_python_resolve(mp_op *op, const mp_graph *graph, mp_store *store, mp_reas
     PyObject *text = value ? PyObject_Str(value) : NULL;
     const char *chars = text ? PyUnicode_AsUTF8(text) : NULL;
     mp_reason_set(why, MP_REASON_OPERATOR, "%s: %s", node->op, chars ? chars : "unknown error");
-    PyErr_Clear();
+    mp_error_clear();
     Py_XDECREF(text);
     Py_XDECREF(type);
     Py_XDECREF(value);

@@ -141,7 +141,7 @@ class Side:
         self.target = wrap(eval(TARGETS[program.target][2], self.space))
 
     def call(self, call: Call) -> Any:
-        """Make the changes and the call: a picture of what can be seen afterwards, or None if the state is large."""
+        """Make the changes and the call: a picture of what can be seen afterwards, or None where that is too much."""
         if self.environ is None:
             os.environ.pop("MAGPY_FUZZ", None)
         else:
@@ -183,7 +183,8 @@ class Side:
         for name in CLASSES:
             own = vars(self.space[name])
             seen.append((name, [(key, picture.of(own[key])) for key in own if not key.startswith("_")]))
-        if any(isinstance(each, torch.Tensor) and each.numel() > LARGE for each in picture.alive):
+        large = any(isinstance(each, torch.Tensor) and each.numel() > LARGE for each in picture.alive)
+        if large or isinstance(error, RecursionError):  # how deep a program comes depends on who calls it
             return None
         if error is not None:
             error.__traceback__ = None
@@ -194,13 +195,13 @@ def backward(result: Any) -> Any:
     """Differentiate what can be differentiated: None, or the exception's type."""
     found: list[torch.Tensor] = []
 
-    def look(value: Any) -> None:
+    def look(value: Any, depth: int = 0) -> None:
         if isinstance(value, torch.Tensor):
             if value.requires_grad and value.dtype.is_floating_point:
                 found.append(value)
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple) and depth < 5:
             for item in value:
-                look(item)
+                look(item, depth + 1)
 
     look(result)
     try:
