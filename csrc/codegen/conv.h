@@ -8,7 +8,8 @@
 typedef void (*mp_conv_epilogue)(void *const *buffers, const float *tile, int64_t row, int64_t n, int64_t c0,
                                  int64_t c1, int64_t q0, int64_t q1);
 
-/* The first buffer of a call of the library, mp_conv_run(buffers, begin, end); the kernel's buffers follow. */
+/* The first buffer of a call of the library, mp_conv_run(buffers, begin, end); the workspace and the kernel's buffers follow. With a
+** workspace, mp_conv_prepare with the same buffers is to run over all of its n_prepare items before. */
 typedef struct {
     mp_conv conv;
     mp_conv_epilogue epilogue; /* NULL: sums are stored to the kernel's buffer 2 */
@@ -19,7 +20,7 @@ typedef struct {
 /* Append the kernel's epilogue as an mp_conv_epilogue. False, and nothing, if there is nothing to do with sums but to store them. */
 bool mp_codegen_conv(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch);
 
-/* The library's whole source: void mp_conv_run(void *const *buffers, int64_t begin, int64_t end). */
+/* The library's whole source: void mp_conv_run(void *const *buffers, int64_t begin, int64_t end), mp_conv_prepare likewise. */
 void mp_codegen_conv_library(mp_text *out);
 
 /* Its text behind the declaration of mp_conv. Static storage. */

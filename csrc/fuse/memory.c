@@ -96,7 +96,7 @@ static void give_place(planner *p, mp_schedule *schedule, mp_val value, occupied
     if (place->arena_offset + bytes > schedule->arena_bytes) schedule->arena_bytes = place->arena_offset + bytes;
 }
 
-void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_place *places, mp_pool *pool)
+void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_kernel *kernels, mp_place *places, mp_pool *pool)
 {
     const mp_graph *graph = schedule->graph;
     uint32_t n = graph->n_values;
@@ -117,7 +117,7 @@ void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_place *pla
         n_released++;
     }
     mp_step *steps = MP_NEW(pool, mp_step, schedule->n_steps + n_released + 1);
-    occupied *list = MP_NEW(pool, occupied, n + 1);
+    occupied *list = MP_NEW(pool, occupied, n + 2);
     uint32_t n_steps = 0, n_list = 0;
     for (uint32_t i = 0; i < schedule->n_steps; i++) {
         mp_step step = schedule->steps[i];
@@ -129,6 +129,14 @@ void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_place *pla
         } else if (step.kind == MP_STEP_OP) {
             const mp_gnode *node = &graph->nodes[step.index];
             for (uint32_t k = 0; k < node->n_values; k++) give_place(&p, schedule, node->first + k, list, &n_list);
+        }
+        if (step.kind == MP_STEP_KERNEL && kernels[step.index].workspace) {
+            mp_kernel *kernel = &kernels[step.index];
+            int64_t bytes = (kernel->workspace + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+            kernel->workspace_offset = occupy(list, &n_list, MP_NO_VAL, bytes);
+            if (kernel->workspace_offset + bytes > schedule->arena_bytes)
+                schedule->arena_bytes = kernel->workspace_offset + bytes;
+            vacate(list, &n_list, MP_NO_VAL);
         }
         for (int views = 1; views >= 0; views--) /* views before what they look at */
             for (uint32_t v = first[i]; v; v = next[v - 1]) {

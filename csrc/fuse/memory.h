@@ -3,7 +3,7 @@
 #define MP_FUSE_MEMORY_H
 #include "fuse/region.h"
 
-/* Complete `schedule` (steps and arena) and `places` (arena offsets), in `pool`. */
-void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_place *places, mp_pool *pool);
+/* Complete `schedule` (steps and arena), its `kernels` (workspaces) and `places` (arena offsets), in `pool`. */
+void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_kernel *kernels, mp_place *places, mp_pool *pool);
 
 #endif

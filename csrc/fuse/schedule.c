@@ -283,6 +283,7 @@ static void emit_kernel(scheduler *s, uint32_t group)
     s->kernels[s->own->schedule.n_kernels] = (mp_kernel){.name = kir->name,
                                                          .function = function,
                                                          .conv = kir->conv,
+                                                         .workspace = kir->conv ? kir->conv->workspace * 4 : 0,
                                                          .n_buffers = kir->n_buffers,
                                                          .values = values,
                                                          .written = written,
@@ -382,7 +383,7 @@ static void schedule_all(owner *own, const mp_fuse_options *options)
     schedule->steps = s.steps;
     schedule->n_steps = s.n_steps;
     schedule->places = s.places;
-    mp_fuse_place(schedule, region, s.places, pool);
+    mp_fuse_place(schedule, region, s.kernels, s.places, pool);
 }
 
 mp_schedule *mp_fuse_schedule(const mp_graph *graph, const mp_fuse_options *options, mp_reason *why)

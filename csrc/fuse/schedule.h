@@ -34,14 +34,15 @@ typedef struct {
 typedef struct {
     const char *name, *function;
     uint32_t n_buffers;
-    const mp_val *values;    /* [n_buffers] */
-    const bool *written;     /* [n_buffers] */
-    bool checks;             /* may find an index out of range */
-    int64_t extent;          /* outer iterations */
-    int64_t grain;           /* fewest outer iterations worth a thread */
-    const mp_conv *conv;     /* NULL, or: the library's convolution of values 0 and 1, which calls FUNCTION (an
+    const mp_val *values; /* [n_buffers] */
+    const bool *written;  /* [n_buffers] */
+    bool checks;          /* may find an index out of range */
+    int64_t extent;       /* outer iterations */
+    int64_t grain;        /* fewest outer iterations worth a thread */
+    const mp_conv *conv;  /* NULL, or: the library's convolution of values 0 and 1, which calls FUNCTION (an
                                ** mp_conv_epilogue) with its sums, or, if that is NULL, stores them to value 2 */
-    const char *const *ops;  /* NULL-terminated: names of the operators in it, for people */
+    int64_t workspace, workspace_offset; /* bytes of the arena that are the kernel's own while it runs */
+    const char *const *ops;              /* NULL-terminated: names of the operators in it, for people */
     const char *cuda_source; /* the same kernel as CUDA C, or NULL where the CUDA printer does not cover its form:
                                ** __global__ void NAME(buffer 0, buffer 1, ...), each a pointer; at last int * if it checks */
     int64_t cuda_grid;       /* blocks to launch */

@@ -8,10 +8,13 @@
 #define MANY_POSITIONS 128 /* from which on each image has panels of its own */
 #define PANEL 384
 #define PANEL_DEPTHWISE 1536
-#define SCRATCH (1 << 19) /* floats that an input panel may take */
-#define BLOCK 24          /* output channels: a multiple of what the tiles take */
+#define SCRATCH (1 << 19)       /* floats that an input panel may take */
+#define WINOGRAD_ROOM 300000    /* floats of a transform that a thread makes for itself */
+#define WINOGRAD_SHARED 4000000 /* floats of transformed input that are made before the rest */
+#define BLOCK 24                /* output channels: a multiple of what the tiles take */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t round_up(int64_t n) { return (n + VECTOR - 1) / VECTOR * VECTOR; }
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* -- Geometry ------------------------------------------------------------------------------------------------------ */
@@ -98,12 +101,49 @@ static void divide_depthwise(mp_conv *c)
     c->scratch = c->tile_channels * (c->panel + VECTOR) + padded + 4 * VECTOR;
 }
 
+/* Rows of tiles in a panel: few lanes without a tile, as far as `room` floats take the panel's transform. */
+static int64_t winograd_panel(const mp_conv *c, int64_t rows, int64_t room, int64_t most)
+{
+    int64_t best = 1, fewest = INT64_MAX;
+    for (int64_t r = 1; r <= rows && r * c->tiles_x <= most; r++) {
+        if (36 * c->ci * round_up(r * c->tiles_x) > room) break;
+        int64_t lanes = rows / r * round_up(r * c->tiles_x) + round_up(rows % r * c->tiles_x);
+        if (lanes <= fewest) fewest = lanes, best = r;
+    }
+    return best;
+}
+
+static void divide_winograd(mp_conv *c)
+{
+    c->form = MP_CONV_WINOGRAD;
+    c->tiles_y = ceil_div(c->oh, 4), c->tiles_x = ceil_div(c->ow, 4);
+    int64_t rows = c->n * c->tiles_y, wide = round_up(c->tiles_x);
+    c->u_row = round_up(c->ci) +
+               VECTOR; /* not a multiple of a page, nor is v_step: the 36 parts lie in different sets of a cache */
+    int64_t u = 36 * c->u_row;
+    c->u_first = 36 * c->ci * rows * c->tiles_x > WINOGRAD_SHARED;
+    c->panel = c->u_first ? winograd_panel(c, rows, WINOGRAD_ROOM, 128) : winograd_panel(c, rows, INT64_MAX, 256);
+    c->n_panels = ceil_div(rows, c->panel);
+    c->tile_row = round_up((c->panel - 1) * c->tiles_x + wide);
+    c->v_step = c->ci * c->tile_row + VECTOR;
+    if (!c->u_first) c->block = min64(c->co, c->co >= 8 * BLOCK && u * BLOCK <= WINOGRAD_ROOM ? BLOCK : BLOCK / 2);
+    c->n_blocks = ceil_div(c->co, c->block);
+    int64_t v = 36 * c->v_step, tiles = round_up(c->panel * c->tiles_x);
+    c->prepare_step = 8;
+    c->n_prepare = c->u_first ? ceil_div(c->co, 8) : c->n_panels * ceil_div(c->ci, 8);
+    c->workspace = c->u_first ? c->co * u : c->n_panels * v;
+    int64_t input = 36 * wide + 8 * (wide + VECTOR) + VECTOR, weights = 9 * round_up(c->ci);
+    int64_t products = 12 * 36 * tiles + 16 * tiles + 12 * 4 * c->panel * c->ow;
+    int64_t room = input > weights ? input : weights;
+    c->scratch = (c->u_first ? v : c->block * u) + (products > room ? products : room) + 4 * VECTOR;
+}
+
 bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
 {
     memset(out, 0, sizeof *out);
     if (!node->form || node->n_args != 9) return false;
-    bool depthwise = strcmp(node->form, "depthwise") == 0;
-    if (!depthwise && strcmp(node->form, "direct") != 0) return false;
+    bool depthwise = strcmp(node->form, "depthwise") == 0, winograd = strcmp(node->form, "winograd") == 0;
+    if (!depthwise && !winograd && strcmp(node->form, "direct") != 0) return false;
     const mp_arg *args = node->args, *transposed = &args[6], *groups = &args[8];
     if (args[0].kind != MP_ARG_VALUE || args[1].kind != MP_ARG_VALUE) return false;
     if (args[2].kind == MP_ARG_VALUE) {
@@ -124,10 +164,14 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
     if (out->oh != (out->h + 2 * out->ph - out->dh * (out->kh - 1) - 1) / out->sh + 1) return false;
     if (out->ow != (out->w + 2 * out->pw - out->dw * (out->kw - 1) - 1) / out->sw + 1) return false;
     if (depthwise && out->kh * out->kw > MP_CONV_TAPS) return false;
+    bool three = out->kh == 3 && out->kw == 3;
+    if (winograd && !(three && out->sh * out->sw * out->dh * out->dw == 1)) return false;
     out->block = min64(BLOCK, out->co);
     out->n_blocks = ceil_div(out->co, out->block);
     if (depthwise)
         divide_depthwise(out);
+    else if (winograd)
+        divide_winograd(out);
     else
         divide(out);
     return true;
@@ -135,7 +179,7 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
 
 void mp_conv_dump(const mp_conv *c, mp_text *text)
 {
-    static const char *const forms[] = {"direct", "shifted", "columns", "depthwise"};
+    static const char *const forms[] = {"direct", "shifted", "columns", "winograd", "depthwise"};
     mp_text_add(text,
                 "  convolution %lldx%lldx%lldx%lld with %lldx%lldx%lldx%lld, %s: panels of %lld, blocks of %lld\n",
                 (long long)c->n, (long long)c->ci, (long long)c->h, (long long)c->w, (long long)c->co, (long long)c->ci,

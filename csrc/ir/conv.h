@@ -9,12 +9,15 @@
 
 /* n images of ci channels, h x w, at x + x_offset; co x ci x kh x kw weights at w + w_offset; n x co x oh x ow sums. Strides s,
 ** padding p, dilation d for rows and columns. Work item i computes channel block i % n_blocks (of `block`) of panel i / n_blocks
-** (of `panel` output positions): panels run over one image after the other or, `merged`, over all positions of all images. */
+** (of `panel` output positions): panels run over one image after the other or, `merged`, over all positions of all images. WINOGRAD:
+** panels are of `panel` rows of tiles, and n_prepare items come before the others, which write the workspace that all of those read.
+** `scratch` and `workspace` are floats: of each thread, and of the call. */
 /* clang-format off */
 #define MP_CONV_FIELDS(F) \
     F(n) F(ci) F(h) F(w) F(co) F(oh) F(ow) F(kh) F(kw) F(sh) F(sw) F(ph) F(pw) F(dh) F(dw) \
     F(x_offset) F(x_image) F(x_channel) F(w_offset) \
-    F(form) F(merged) F(panel) F(block) F(n_panels) F(n_blocks) F(tile_channels) F(scratch)
+    F(form) F(merged) F(panel) F(block) F(n_panels) F(n_blocks) F(tile_channels) F(scratch) \
+    F(tiles_y) F(tiles_x) F(tile_row) F(v_step) F(u_row) F(u_first) F(prepare_step) F(n_prepare) F(workspace)
 /* clang-format on */
 
 #define MP_CONV_TAPS 64 /* elements of a weight's row of the forms that know them one by one */
@@ -30,6 +33,7 @@ enum {
     MP_CONV_DIRECT,    /* as it is: 1x1 */
     MP_CONV_SHIFTED,   /* once for each column of the weight, with zeros around; rows are offsets */
     MP_CONV_COLUMNS,   /* once for each element of the weight */
+    MP_CONV_WINOGRAD,  /* transformed, in tiles of 6 x 6 for 4 x 4 sums: see the library */
     MP_CONV_DEPTHWISE, /* with zeros around; each output channel has its own input channel */
 };
 

@@ -9,11 +9,10 @@
 
 /* -- The library --------------------------------------------------------------------------------------------------------- */
 
-void *mp_conv_function(int vector_bits, mp_reason *why)
+void *mp_conv_function(const char *name, int vector_bits, mp_reason *why)
 {
     static mp_code *code; /* under the GIL; the library stays loaded, like libtorch */
-    static void *function;
-    if (function) return function;
+    if (code) return mp_code_symbol(code, name);
     jmp_buf escape;
     mp_pool pool = {.escape = &escape};
     mp_text text = {.pool = &pool};
@@ -24,13 +23,12 @@ void *mp_conv_function(int vector_bits, mp_reason *why)
     }
     mp_codegen_conv_library(&text);
     mp_code *loaded = mp_code_load(text.chars, vector_bits, why);
-    if (loaded && code)
+    mp_pool_free(&pool);
+    if (code)
         mp_code_free(loaded); /* another thread was faster while the compiler ran */
     else
         code = loaded;
-    if (code) function = mp_code_symbol(code, "mp_conv_run");
-    mp_pool_free(&pool);
-    return function;
+    return mp_code_symbol(code, name);
 }
 
 /* -- Memory -------------------------------------------------------------------------------------------------------------- */

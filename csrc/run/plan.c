@@ -174,7 +174,12 @@ static inline int run_kernel(run *r, const mp_kernel_call *call)
         words[buffer->word] = (uint64_t)(uintptr_t)(frame->pointers[buffer->root] + buffer->delta);
     }
     if (call->checks) words[call->first_word + call->n_buffers] = (uint64_t)(uintptr_t)&frame->bad;
-    mp_parallel_run(call->function, (void *const *)(words + call->first_word), call->extent, call->grain);
+    void *const *given = (void *const *)(words + call->first_word);
+    if (call->prepare) {
+        words[call->first_word + 1] = (uint64_t)(uintptr_t)(frame->arena_base + call->workspace);
+        mp_parallel_run(call->prepare, given, call->prepare_extent, 1);
+    }
+    mp_parallel_run(call->function, given, call->extent, call->grain);
     return frame->bad ? index_failed(r) : 0;
 }
 

@@ -213,10 +213,11 @@ static int emit_kernel(build *b, uint32_t number)
     const mp_kernel *kernel = &schedule->kernels[number];
     mp_kernel_call *call = &plan->calls[plan->n_calls];
     mp_buffer *buffers = mp_store_alloc(&plan->store, (kernel->n_buffers + 1) * sizeof *buffers);
-    uint32_t lead = kernel->conv ? 1 : 0;
+    uint32_t lead = kernel->conv ? 2 : 0;
     uint32_t first = mp_words_add(&plan->words, lead + kernel->n_buffers + kernel->checks);
     if (!buffers || first == UINT32_MAX) return no_memory(b);
     void *function = kernel->function ? mp_code_symbol(plan->code, kernel->function) : NULL;
+    void *prepare = NULL;
     if (!function && kernel->function) {
         mp_reason_set(b->why, MP_REASON_COMPILE_FAILED, "kernel %s is missing", kernel->function);
         return -1;
@@ -228,7 +229,8 @@ static int emit_kernel(build *b, uint32_t number)
         memcpy(&conv->epilogue, &function, sizeof function);
         conv->scratch = mp_conv_scratch;
         plan->words.words[first] = (uint64_t)(uintptr_t)conv;
-        if (!(function = mp_conv_function(b->vector_bits, b->why))) return -1;
+        if (!(function = mp_conv_function("mp_conv_run", b->vector_bits, b->why))) return -1;
+        if (kernel->workspace && !(prepare = mp_conv_function("mp_conv_prepare", b->vector_bits, b->why))) return -1;
     }
     *call = (mp_kernel_call){.number = number,
                              .first_word = first,
@@ -236,8 +238,11 @@ static int emit_kernel(build *b, uint32_t number)
                              .checks = kernel->checks,
                              .buffers = buffers,
                              .extent = kernel->extent,
-                             .grain = kernel->grain};
+                             .grain = kernel->grain,
+                             .prepare_extent = kernel->conv ? kernel->conv->n_prepare : 0,
+                             .workspace = kernel->workspace_offset};
     memcpy(&call->function, &function, sizeof function);
+    memcpy(&call->prepare, &prepare, sizeof prepare);
     for (uint32_t k = 0; k < kernel->n_buffers; k++) {
         mp_val v = kernel->values[k], root = plan->roots[v];
         int64_t offset = schedule->places[v].meta.offset * mp_plan_item(plan, v);

@@ -18,10 +18,13 @@ typedef struct {
     mp_kernel_fn function;
     uint32_t number; /* of the schedule's kernel */
     uint32_t first_word,
-        n_buffers; /* words from first_word are passed; a convolution's first one is its mp_conv_call */
-    bool checks;   /* the word behind the buffers' is the address of the frame's `bad`; not of convolutions */
+        n_buffers; /* words from first_word are passed; a convolution's first ones are its mp_conv_call and its workspace */
+    bool checks; /* the word behind the buffers' is the address of the frame's `bad`; not of convolutions */
     const mp_buffer *buffers; /* [n_buffers] */
     int64_t extent, grain;
+    mp_kernel_fn
+        prepare; /* NULL, or to run over [0, prepare_extent) before, with word first_word + 1 at workspace in the arena */
+    int64_t prepare_extent, workspace;
 } mp_kernel_call;
 
 typedef enum { MP_INSN_KERNEL, MP_INSN_PRODUCT, MP_INSN_OP, MP_INSN_ALLOC, MP_INSN_VIEW, MP_INSN_RELEASE } mp_insn_kind;

@@ -13,13 +13,22 @@ import magpy
 from magpy import _C, aten_rewrites, choices
 from magpy.aten_graph import Graph, Node, Val, describe
 
-FORMS = ("direct",)
-
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
     """Nothing is measured: each convolution takes the first form that there is a kernel for."""
     monkeypatch.setattr(choices, "choose", lambda what, make: next(iter(make())))
+
+
+@pytest.fixture(params=["direct", "winograd"])
+def either(request, monkeypatch):
+    """The same with each form that there is."""
+
+    def choose(what, make):
+        ways = make()
+        return request.param if request.param in ways else next(iter(ways))
+
+    monkeypatch.setattr(choices, "choose", choose)
 
 
 def plan_of(form, x, w, bias, stride, padding, dilation):
@@ -50,6 +59,10 @@ def check(form, x, w, bias, stride=1, padding=0, dilation=1):
     assert got.shape == exact.shape and got.stride() == eager.stride()
     scale = conv(x.double().abs(), w.double().abs(), None, stride, padding, dilation, groups).max().item() + 1
     limit = 6e-8 * scale * (2 + math.sqrt(w[0].numel()) / 2)
+    if form == "winograd":
+        spread = exact.square().mean().sqrt().item()
+        assert (got.double() - exact).square().mean().sqrt().item() <= 3e-6 * spread
+        limit = 2e-5 * spread
     assert (got.double() - exact).abs().max().item() <= limit
 
 
@@ -79,13 +92,34 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_sums_are_as_exact_as_floats_are(form, geometry, with_bias):
+def test_sums_are_as_exact_as_floats_are(geometry, with_bias):
     n, ci, h, w, co, kh, kw, *rest = geometry
     torch.manual_seed(0)
-    check(form, torch.randn(n, ci, h, w), torch.randn(co, ci, kh, kw), torch.randn(co) if with_bias else None, *rest)
+    check(
+        "direct", torch.randn(n, ci, h, w), torch.randn(co, ci, kh, kw), torch.randn(co) if with_bias else None, *rest
+    )
+
+
+@pytest.mark.parametrize(
+    "n, ci, h, w, co, padding",
+    [
+        (1, 1, 4, 4, 1, 1),
+        (1, 16, 12, 12, 16, 1),
+        (2, 5, 13, 17, 7, 2),
+        (3, 20, 7, 9, 30, 0),
+        (1, 8, 3, 3, 8, (2, 0)),
+        (1, 40, 30, 31, 26, 1),
+        (2, 3, 70, 10, 13, 1),
+        (1, 2, 9, 150, 5, 1),
+        (1, 300, 8, 8, 30, 1),
+        (1, 7, 500, 300, 5, 1),  # more transformed input than is made before the rest
+    ],
+)
+def test_transformed_tiles_are_nearly_as_exact(n, ci, h, w, co, padding):
+    torch.manual_seed(0)
+    check("winograd", torch.randn(n, ci, h, w), torch.randn(co, ci, 3, 3), torch.randn(co), 1, padding)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -110,6 +144,7 @@ def test_random_geometries(seed):
         bias = torch.randn(weight.shape[0]) if rng.random() < 0.5 else None
         check("direct", x, weight, bias, stride, padding, dilation)
         check("depthwise", x, torch.randn(x.shape[1], 1, kh, kw), None, stride, padding, dilation)
+        check("winograd", x, torch.randn(weight.shape[0], x.shape[1], 3, 3), None, 1, (rng.randint(1, 3), 1))
 
 
 @pytest.mark.parametrize(
@@ -127,10 +162,11 @@ def test_nan_and_inf_reach_what_they_reach_in_eager(n, size, k, stride, value):
     x[0, 2, 4, 5] = value
     x[-1, 0, 0, 0] = value
     w[3] = 0.0
-    plan, eager = plan_of("direct", x, w, None, stride, k // 2, 1)
-    (got,) = plan([x, w])
-    assert torch.equal(got.isnan(), eager.isnan()) and torch.equal(got.isinf(), eager.isinf())
-    torch.testing.assert_close(got, eager, rtol=1e-4, atol=1e-4, equal_nan=True)
+    for form in ["direct", "winograd"] if k == 3 and stride == 1 else ["direct"]:
+        plan, eager = plan_of(form, x, w, None, stride, k // 2, 1)
+        (got,) = plan([x, w])
+        assert torch.equal(got.isnan(), eager.isnan()) and torch.equal(got.isinf(), eager.isinf())
+        torch.testing.assert_close(got, eager, rtol=1e-4, atol=1e-4, equal_nan=True)
     w = torch.randn(5, 1, k, k)
     plan, eager = plan_of("depthwise", x, w, None, stride, k // 2, 1)
     torch.testing.assert_close(plan([x, w])[0], eager, rtol=1e-4, atol=1e-4, equal_nan=True)
@@ -159,7 +195,7 @@ def same(program, *args, kernels=None):
     return steps
 
 
-def test_what_follows_point_by_point_is_computed_on_the_sums():
+def test_what_follows_point_by_point_is_computed_on_the_sums(either):
     torch.manual_seed(0)
     norm = torch.nn.BatchNorm2d(20).eval()
     norm.running_mean.normal_()
@@ -180,7 +216,7 @@ def test_sums_that_are_also_wanted_themselves():
     same(program, torch.randn(2, 4, 13, 13), kernels=1)
 
 
-def test_a_chain_of_convolutions_and_residuals():
+def test_a_chain_of_convolutions_and_residuals(either):
     torch.manual_seed(1)
     ws = [torch.randn(16, 16, 3, 3) / 12 for _ in range(4)]
 
@@ -231,7 +267,7 @@ def test_equal_epilogues_are_one_function():
         lambda x, w: F.conv2d(F.conv2d(x, w, padding=1)[:, 4:], w[:, :4].contiguous()),
     ],
 )  # fmt: skip
-def test_views_broadcasts_and_reductions_around(program):
+def test_views_broadcasts_and_reductions_around(either, program):
     torch.manual_seed(2)
     same(program, torch.randn(2, 8, 16, 18), torch.randn(8, 8, 3, 3) / 8)
 
@@ -267,9 +303,10 @@ def test_other_convolutions_are_left_to_the_operator(program):
     assert "kernel" not in [s[0] for s in steps if "convolution" in s[1]]
 
 
-def test_many_threads_give_the_same_bits():
+@pytest.mark.parametrize("form", ["direct", "winograd"])
+def test_many_threads_give_the_same_bits(form):
     x, w = torch.randn(3, 20, 30, 30), torch.randn(70, 20, 3, 3)
-    plan, _ = plan_of("direct", x, w, None, 1, 1, 1)
+    plan, _ = plan_of(form, x, w, None, 1, 1, 1)
     threads = torch.get_num_threads()
     try:
         results = []
