@@ -265,6 +265,11 @@ class Program:
 
 def _laid_out(tensor: torch.Tensor, strides: tuple[int, ...], others: Sequence[Any]) -> torch.Tensor:
     """The tensor with the strides that its operator really gives: fake tensors do not always tell the right ones."""
+    sizes = tuple(tensor.shape)
+    if len(sizes) == len(strides) and all(
+        size == 1 or told == real for size, told, real in zip(sizes, tensor.stride(), strides, strict=True)
+    ):  # where a size is 1 any stride shows the same elements
+        return tensor.as_strided(sizes, strides, tensor.storage_offset())
     shared = tensor.untyped_storage()._cdata
     alone = all(not isinstance(t, torch.Tensor) or t.untyped_storage()._cdata != shared for t in others)
     order = sorted(range(len(strides)), key=lambda dim: -strides[dim])

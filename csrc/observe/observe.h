@@ -17,6 +17,10 @@ bool mp_observe_active(void);
 /* Can this thread be observed now? 0, or -1 with *why set (another tracer, torch mode, recursion). */
 int mp_observe_possible(mp_reason *why);
 
+/* Only while the recorder is shown an instruction: put tuple(*slot) into *slot, a place on the frame's stack, as that instruction is about to
+** do itself. The frames that this runs are observed like all others. False if it raised: then the instruction will raise that. */
+bool mp_observe_gather(PyObject **slot);
+
 /* -- Frame fallback: run plainly, offer every callee frame to dispatch ------------------------------------------------------ */
 
 /* Called for each Python function frame entered on this thread while mp_observe_frames runs a call; `func` and the bound arguments

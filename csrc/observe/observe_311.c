@@ -42,6 +42,7 @@ typedef struct {
     _PyInterpreterFrame *importing; /* first import made inside a torch function: hooks of the import system may run */
     observed_frame *stack;
     uint32_t depth, room;
+    PyObject *raised[3]; /* owned: the exception that the instruction now shown must raise, as PyErr_Fetch gives it */
     uint64_t n_opcodes;
 } observation;
 
@@ -300,7 +301,21 @@ static void instruction(observation *o, PyFrameObject *object)
     if (!matters[opcode]) return;
     shown.offset = top->running;
     mp_rec_instruction(o->rec, &shown, opcode, oparg);
-    if (mp_rec_wants_result(o->rec, &shown)) top->offset = shown.offset;
+    top = top_frame(o); /* frames may have run, and observation may have ended */
+    if (top && mp_rec_wants_result(o->rec, &shown)) top->offset = shown.offset;
+}
+
+bool mp_observe_gather(PyObject **slot)
+{
+    observation *o = current;
+    PyThreadState_LeaveTracing(o->tstate);
+    PyObject *items = PySequence_Tuple(*slot);
+    if (items)
+        Py_SETREF(*slot, items);
+    else
+        PyErr_Fetch(&o->raised[0], &o->raised[1], &o->raised[2]);
+    PyThreadState_EnterTracing(o->tstate);
+    return items != NULL;
 }
 
 static int trace_event(PyObject *self, PyFrameObject *frame, int what, PyObject *arg)
@@ -316,7 +331,10 @@ static int trace_event(PyObject *self, PyFrameObject *frame, int what, PyObject 
     else
         return 0;
     if (MP_UNLIKELY(mp_rec_abandoned(o->rec)) && !o->in_op && !o->muted) detach(o);
-    return 0;
+    if (MP_LIKELY(!o->raised[0])) return 0;
+    PyErr_Restore(o->raised[0], o->raised[1], o->raised[2]);
+    o->raised[0] = NULL;
+    return -1;
 }
 
 /* -- Torch functions -------------------------------------------------------------------------------------------------------------- */

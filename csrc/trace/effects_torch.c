@@ -272,8 +272,11 @@ static void read_names(mp_call *call, PyObject *function, int depth)
         } else if (value && mp_rec_find(call->rec, PyTuple_GET_ITEM(cells, i - n)) != MP_NO_OBJ)
             mp_rec_read(call->rec, PyTuple_GET_ITEM(cells, i - n), MP_READ_CELL, NULL, value);
         if (!value || PyType_Check(value) || PyModule_Check(value) || PyCFunction_Check(value)) continue;
+        const mp_effect *called = mp_effect_of_instance(Py_TYPE(value));
         if (PyFunction_Check(value))
             read_names(call, value, depth + 1);
+        else if (called && called->effect == MP_EFFECT_TORCH) /* a ScriptFunction: this one, which does not change */
+            mp_rec_identity(call->rec, value);
         else /* a number too: it may be another one by the time the gradient is computed */
             mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "its backward uses an object of the program's");
     }
@@ -350,6 +353,18 @@ static void applied(mp_recorder *rec, PyObject *capsule, PyObject **slot)
     Py_XDECREF(capsule);
 }
 
+static bool gradients_on(void)
+{
+    PyObject *name = mp_intern("torch"), *torch = name ? PyImport_GetModule(name) : NULL;
+    PyObject *on = torch ? PyObject_CallMethod(torch, "is_grad_enabled", NULL) : NULL;
+    bool answer = on != Py_False;
+    PyErr_Clear();
+    Py_XDECREF(name);
+    Py_XDECREF(torch);
+    Py_XDECREF(on);
+    return answer;
+}
+
 /* autograd.Function.apply is one node: what its forward does with tensors is its own business, or its gradient would be lost. */
 void mp_handle_function_apply(mp_call *call)
 {
@@ -359,7 +374,8 @@ void mp_handle_function_apply(mp_call *call)
     for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
         mp_type_attr_named(call->rec, (PyTypeObject *)call->args[0], methods[i]);
     mp_kept kept = mp_keep();
-    for (size_t i = 1; i < sizeof methods / sizeof *methods; i++) {
+    bool differentiated = gradients_on(); /* a mode of the trace; else there will be no backward */
+    for (size_t i = 1; differentiated && i < sizeof methods / sizeof *methods; i++) {
         PyObject *name = mp_intern(methods[i]);
         PyObject *found = name ? mp_raw_type_lookup((PyTypeObject *)call->args[0], name) : NULL;
         if (found) read_names(call, found, 0);

@@ -304,8 +304,13 @@ static PyObject *star_items(PyObject *object)
 /* Does the call of it enter a Python function at once? Then the arguments are that frame's. */
 static bool enters_python(PyObject *callable)
 {
+    if (PyType_Check(callable)) { /* through a __new__ that does not look at them */
+        PyTypeObject *type = (PyTypeObject *)callable;
+        return Py_IS_TYPE(callable, &PyType_Type) && mp_type_python(type, "__init__") &&
+               (type->tp_new == PyBaseObject_Type.tp_new || type->tp_new == PyDict_Type.tp_new);
+    }
     if (PyMethod_Check(callable)) return PyFunction_Check(PyMethod_GET_FUNCTION(callable));
-    return !PyType_Check(callable) && mp_type_python(Py_TYPE(callable), "__call__");
+    return mp_type_python(Py_TYPE(callable), "__call__");
 }
 
 static void call_function_ex(mp_recorder *rec, const mp_frame *frame, int oparg)
@@ -318,12 +323,18 @@ static void call_function_ex(mp_recorder *rec, const mp_frame *frame, int oparg)
     if (PyFunction_Check(callable) && !mp_effect_of_function(callable)) return;
     bool known = !keywords || PyDict_CheckExact(keywords);
     PyObject *items = known ? star_items(args) : NULL;
-    if (!items) { /* an iterator must not be used up by looking at it */
-        if (known && enters_python(callable))
-            mp_rec_call(rec, frame, callable, NULL, 0, NULL);
-        else
-            mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "%s called with *%s", Py_TYPE(callable)->tp_name,
-                           Py_TYPE(args)->tp_name);
+    if (!items && known && enters_python(callable)) {
+        mp_rec_call(rec, frame, callable, NULL, 0, NULL);
+        return;
+    }
+    if (!items && known && Py_TYPE(args)->tp_iter) { /* used up now, it is a tuple that the call finds */
+        mp_rec_iterate(rec, args);
+        if (mp_rec_abandoned(rec) || !mp_observe_gather(&TOP(1 + with_keywords))) return;
+        items = Py_NewRef(TOP(1 + with_keywords));
+    }
+    if (!items) {
+        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "%s called with *%s", Py_TYPE(callable)->tp_name,
+                       Py_TYPE(args)->tp_name);
         return;
     }
     Py_ssize_t n = PyTuple_GET_SIZE(items), n_keywords = keywords ? PyDict_GET_SIZE(keywords) : 0;

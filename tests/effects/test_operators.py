@@ -465,3 +465,51 @@ def test_script_functions_called_through_a_wrapper_of_their_class(monkeypatch):
             yield fast(torch.rand(4))
 
     assert same_as_eager(scenario, hits=2).fallbacks == {}
+
+
+@torch.jit.script
+def halved(x):
+    return x / 2
+
+
+FACTORS = {"backward": 3.0}
+
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return halved(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return halved(grad)
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * FACTORS["backward"]
+
+
+@pytest.mark.parametrize("function", [Halved, Scaled])
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_backward_uses_matters_where_gradients_are_on(function, grad):
+    """A ScriptFunction is as good as a constant; an object that may change is none."""
+
+    def scenario(wrap):
+        x = torch.ones(3, requires_grad=True)
+        fast = wrap(lambda x: function.apply(x) + 1)
+        with torch.set_grad_enabled(grad):
+            for factor in (3.0, 3.0, 5.0):
+                FACTORS["backward"] = factor
+                result = fast(x)
+                if grad:
+                    result.sum().backward()
+                yield result, x
+
+    traced = function is Halved or not grad
+    assert same_as_eager(scenario, hits=2 if traced else 0).fallbacks == ({} if traced else {"UNKNOWN_C_CALLABLE": 3})

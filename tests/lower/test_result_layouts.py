@@ -14,6 +14,14 @@ INPUTS = {
     "one image": lambda: torch.randn(1, 4, 4, 4).to(memory_format=torch.channels_last),
     "one pixel": lambda: torch.randn(2, 4, 1, 1),
 }
+
+
+def blocks_as_channels(x):
+    """One block only: a view of `x` with strides of its own where sizes are 1."""
+    n, c, h, w = x.shape
+    return x.view(n, c, 1, h, 1, w).permute(0, 1, 3, 5, 2, 4).contiguous().view(n, c * h * w, 1, 1)
+
+
 PROGRAMS = {
     "max_pool1d of the channels": lambda x: F.max_pool1d(x.flatten(2).permute(0, 2, 1), x.shape[1]),
     "adaptive pool": lambda x: F.adaptive_avg_pool2d(x, 1),
@@ -43,6 +51,7 @@ PROGRAMS = {
     "grid": lambda x: F.grid_sample(x, torch.zeros(x.shape[0], 2, 2, 2), align_corners=False),
     "like": lambda x: torch.zeros_like(x) + torch.ones_like(x, memory_format=torch.contiguous_format),
     "clone": lambda x: x.clone(),
+    "blocks as channels": lambda x: blocks_as_channels(x.contiguous()),
 }
 
 
