@@ -129,7 +129,7 @@ def _convert(graph: Graph, fx: torch.fx.Node, value: Callable[[Any], Any]) -> An
             raise Unsupported(f"{fx.target} gives a {type(val).__name__}")
         return node.vals[-1]
 
-    out = results(fx.meta.get("val"))
+    out = results(fx.meta.get("val")) if fx.target._schema.returns else None
     graph.nodes.append(node)
     return out
 

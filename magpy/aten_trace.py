@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import decompositions, random_ops
+from magpy import decompositions, random_ops, steps
 from magpy.aten_graph import (
     Graph,
     Node,
@@ -124,6 +124,9 @@ class _Tracer(TorchDispatchMode):
             if func.namespace == "prims":  # torch's reference decompositions end in these
                 with self:
                     return func._overloadpacket.impl_aten(*args, **kwargs)
+        if steps.is_sized(func, args):
+            with self:
+                return steps.record_sized(func, args, kwargs)
         decomposition = self.table.get(func)
         if decomposition is not None:
             if (
@@ -162,7 +165,7 @@ class _Tracer(TorchDispatchMode):
     def append(self, func: Any, args: tuple, out: Any) -> Any:
         """A node that gives `out`; its arguments may still be tensors."""
         node = Node(func, _lift_all(self, args))
-        for i, tensor in enumerate(tensors_of(out)):
+        for i, tensor in enumerate(tensors_of(out) if func._schema.returns else ()):
             if tensor is None:
                 node.vals.append(None)
                 continue

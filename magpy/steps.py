@@ -1,25 +1,48 @@
-"""Steps of a plan that are no operators of torch: they compute with Python numbers that are data.
+"""Steps of a plan that are no operators of torch: they compute with Python numbers that are data, and look at data.
 
-As torch operators (namespace "magpy") they pass through tracing, autograd and plans like any other.
+As torch operators (namespace "magpy") they pass through tracing, autograd and plans like any other. A step that finds
+data that its trace was not made for raises OtherData: the run is thrown away, and the call is observed again.
 """
 
 from __future__ import annotations
 
+import builtins
 import functools
 import math
-from collections.abc import Callable
+import struct
+import threading
+import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
+
+from magpy import _C
+from magpy.aten_graph import Unsupported, tensors_of
 
 _library = torch.library.Library("magpy", "FRAGMENT")
 _library.define("number(Tensor[] leaves, str source, bool is_float) -> Tensor")
+_library.define("check(Tensor[] leaves, str source, str seen, bool value) -> ()")
+_library.define("sized(Tensor[] tensors, str source, str metas) -> Tensor[]")
+
+# As they were when magpy was imported: what a program puts in their place later is no part of an expression.
+_NAMES = {
+    "__builtins__": {},
+    "math": types.SimpleNamespace(**{name: getattr(math, name) for name in dir(math)}),
+    "aten": torch.ops.aten,
+    "torch": torch,
+    **{name: getattr(builtins, name) for name in "abs round pow min max sum float int bool".split()},
+}
 
 
 @functools.lru_cache(maxsize=4096)
 def _function(source: str) -> Callable[..., Any]:
     """The function of an expression that the recorder has written."""
-    return eval(source, {"math": math})
+    return eval(source, _NAMES)
+
+
+# -- Numbers ----------------------------------------------------------------------------------------------------------
 
 
 def evaluate(source: str, *leaves: torch.Tensor) -> Any:
@@ -35,7 +58,7 @@ def compute(source: str, is_float: bool, *leaves: torch.Tensor) -> torch.Tensor:
 def _number(leaves: list[torch.Tensor], source: str, is_float: bool) -> torch.Tensor:
     number = evaluate(source, *leaves)
     if type(number) is not (float if is_float else int):
-        raise TypeError(f"{source} gave a {type(number).__name__}")
+        raise _C.OtherData(False)
     return torch.tensor(number, dtype=torch.float64 if is_float else torch.int64)
 
 
@@ -43,5 +66,168 @@ def _number_meta(leaves: list[torch.Tensor], source: str, is_float: bool) -> tor
     return torch.empty((), dtype=torch.float64 if is_float else torch.int64)
 
 
-_library.impl("number", _number, "CompositeExplicitAutograd")
-torch.library.register_fake("magpy::number", _number_meta, lib=_library)
+# -- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def _text(answer: float) -> str:
+    """A bool, int or float as text that is the same for the same type and bits."""
+    if isinstance(answer, float):
+        return struct.pack("<d", answer).hex()
+    return repr(answer)
+
+
+def check(seen: float, value: bool, args: Sequence[Any]) -> None:
+    """The recorded check that evaluate(*args) is `seen`. value: it is one of very many that there may be."""
+    source, *leaves = args
+    torch.ops.magpy.check(leaves, source, _text(seen), value)
+
+
+def _check(leaves: list[torch.Tensor], source: str, seen: str, value: bool) -> None:
+    if _text(evaluate(source, *leaves)) != seen:
+        raise _C.OtherData(value)
+
+
+def _check_meta(leaves: list[torch.Tensor], source: str, seen: str, value: bool) -> None:
+    return None
+
+
+# -- Sizes that are data ----------------------------------------------------------------------------------------------
+
+Meta = tuple[tuple[int, ...], tuple[int, ...]]  # sizes, strides
+
+
+class _Replayed(threading.local):
+    """The recorded operator that this thread replays: its results' metas, its arguments."""
+
+    metas: Sequence[Meta] = ()
+    args: Sequence[Any] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012
+
+
+_replayed = _Replayed()
+
+
+def sized(func: Any, metas: Sequence[Meta], args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
+    """Replay an operator whose results' sizes are data, with results as they were when it was recorded."""
+    kwargs = kwargs or {}
+    if func is torch._C._nn.one_hot:
+        x = args[0] if args else kwargs["tensor"]
+        n = metas[0][0][-1]
+        torch.ops.magpy.check([x.max().detach()], "lambda v: v + 1", _text(n), False)
+        return torch.zeros(metas[0][0], dtype=torch.int64).scatter(-1, x.unsqueeze(-1), 1)
+    before = _replayed.__dict__.copy()
+    _replayed.metas, _replayed.args, _replayed.kwargs = metas, args, kwargs
+    try:
+        return func(*args, **kwargs)
+    finally:
+        _replayed.__dict__.clear()
+        _replayed.__dict__.update(before)
+
+
+def is_sized(target: Any, args: Sequence[Any]) -> bool:
+    """Do the sizes of this operator's results follow from data, while an operator is replayed by `sized`?"""
+    if not _replayed.metas or torch.Tag.dynamic_output_shape not in target.tags:
+        return False
+    if target is torch.ops.aten.index.Tensor:
+        return any(isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in args[1])
+    return True
+
+
+def record_sized(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The operator as a step that has the recorded sizes or raises."""
+    tensors: list[torch.Tensor] = []
+
+    def text(arg: Any) -> str:
+        if isinstance(arg, torch.Tensor):
+            tensors.append(arg)
+            return f"t[{len(tensors) - 1}]"
+        if isinstance(arg, (list, tuple)):
+            return f"[{', '.join(map(text, arg))}]"
+        if arg is None or isinstance(arg, (bool, int, float)):
+            return repr(arg)
+        raise Unsupported(f"an argument of {target}")
+
+    metas = _metas_of(target, args, kwargs)
+    parts = [*map(text, args), *[f"{name}={text(arg)}" for name, arg in kwargs.items()]]
+    outs = torch.ops.magpy.sized(tensors, f"lambda t: {target}({', '.join(parts)})", repr(metas))
+    return outs[0] if len(target._schema.returns) == 1 else tuple(outs)
+
+
+def _dense(sizes: Sequence[int]) -> Meta:
+    strides, n = [], 1
+    for size in reversed(sizes):
+        strides.append(n)
+        n *= max(size, 1)
+    return tuple(sizes), tuple(reversed(strides))
+
+
+def _metas_of(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple]:
+    """Sizes, strides and dtype of the operator's results, from those of the recorded operator that it is part of. A
+    result that nobody asked for has no elements."""
+    name, x = target._schema.name.removeprefix("aten::"), args[0]
+    first = tuple(_replayed.metas[0][0])
+    long = torch.int64
+    if name in ("nonzero", "argwhere"):
+        n, dims = first[0], x.dim()
+        if first == (n, dims):
+            return [(*_replayed.metas[0], long)]
+        return [((n, dims), (1, max(n, 1)), long)]
+    if name in ("masked_select", "index"):
+        return [(*_replayed.metas[0], x.dtype)]
+    if name == "bincount":
+        weights = args[1] if len(args) > 1 else kwargs.get("weights")
+        return [(*_dense(first), long if weights is None else torch.result_type(weights, 1.0))]
+    if name == "repeat_interleave":
+        given = _replayed.args[2:3] or [_replayed.kwargs.get("dim")]
+        return [(*_dense(first[given[0] or 0 : (given[0] or 0) + 1 or None]), long)]
+    if name in ("_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "_unique"):
+        return _metas_of_unique(target, name, [*args], kwargs, first)
+    raise Unsupported(f"{target}: a size that depends on data")
+
+
+def _metas_of_unique(target: Any, name: str, args: list[Any], kwargs: dict[str, Any], first: tuple) -> list[tuple]:
+    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    given.update(zip([a.name for a in target._schema.arguments], args, strict=False))
+    given.update(kwargs)
+    x, dim = given["self"], given.get("dim")
+    n = first[0] if dim is None else first[dim]
+    metas = [(*_dense(first), x.dtype)]
+    whole = x.shape if dim is None else (x.shape[dim],)
+    metas.append((*_dense(whole if given["return_inverse"] else (0,)), torch.int64))
+    if len(target._schema.returns) == 3:
+        metas.append((*_dense((n,) if given["return_counts"] else (0,)), torch.int64))
+    return metas
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(metas: str) -> list[tuple]:
+    return eval(metas, _NAMES)
+
+
+def _sized(tensors: list[torch.Tensor], source: str, metas: str) -> list[torch.Tensor]:
+    results: list[torch.Tensor] = []
+    for out, (sizes, strides, dtype) in zip(tensors_of(_function(source)(tensors)), _parsed(metas), strict=True):
+        if sizes == (0,) and results:  # nobody asked for it
+            results.append(torch.empty(0, dtype=dtype))
+            continue
+        if out is None or tuple(out.shape) != sizes or out.dtype != dtype:
+            raise _C.OtherData(True)
+        if out.stride() != strides:
+            out = torch.empty_strided(sizes, strides, dtype=dtype, device=out.device).copy_(out)
+        results.append(out)
+    return results
+
+
+def _sized_meta(tensors: list[torch.Tensor], source: str, metas: str) -> list[torch.Tensor]:
+    device = tensors[0].device
+    return [torch.empty_strided(sizes, strides, dtype=dtype, device=device) for sizes, strides, dtype in _parsed(metas)]
+
+
+# -- Registration -----------------------------------------------------------------------------------------------------
+
+for _name, _run, _meta in (
+    ("number", _number, _number_meta), ("check", _check, _check_meta), ("sized", _sized, _sized_meta),
+):  # fmt: skip
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"magpy::{_name}", _meta, lib=_library)
+torch.fx.node.has_side_effect(torch.ops.magpy.check.default)

@@ -291,7 +291,7 @@ def register() -> None:
     """Tell the recorder. Numbers read from tensors stay open from then on."""
     from magpy import steps
 
-    _C._number_tables(FUNCTIONS, CARRIERS, _PLACES, steps.evaluate, steps.compute)
+    _C._number_tables(FUNCTIONS, CARRIERS, _PLACES, steps.evaluate, steps.compute, steps.check, steps.sized)
 
 
 register()

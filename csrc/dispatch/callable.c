@@ -8,7 +8,7 @@
 #define ON_STACK 256 /* wanted objects of a trace kept on the C stack during a call; more are allocated */
 
 PyTypeObject *mp_callable_type;
-PyObject *mp_fullgraph_error, *mp_verification_error;
+PyObject *mp_fullgraph_error, *mp_verification_error, *mp_other_data;
 
 /* All callables of the process, for reset. */
 static mp_callable *ring;

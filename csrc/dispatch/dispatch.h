@@ -25,6 +25,7 @@ typedef struct {       /* data that the program looked at: func(*args, **kwargs)
     PyObject *kwargs;  /* owned dict, or NULL */
     PyObject *result;  /* owned: number or list, as in mp_check */
     PyObject *site;    /* owned str, for people */
+    bool in_graph;     /* a step of the graph makes the check; here only for people */
     uint32_t *outputs; /* owned [size of args]: the graph output that is this argument, or MP_NO_VALUE */
 } mp_trace_check;
 
@@ -45,7 +46,7 @@ typedef struct {
     uint32_t *mutated;      /* owned [n_mutated]: input numbers */
     bool *uncounted;        /* owned [n_mutated]: as x.data.copy_, of which x's version counter does not know */
     PyObject **kept;        /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
-    bool values;            /* some check is of a float or a list (mp_answer_is_value) */
+    bool values;            /* some check is of a float or a list (mp_answer_is_value), or of an operator's sizes */
     bool random;            /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
     uint32_t n_ops;         /* operators as recorded */
     uint32_t failures;      /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
@@ -155,6 +156,8 @@ typedef struct mp_callable {
 
 extern PyTypeObject *mp_callable_type;
 extern PyObject *mp_fullgraph_error, *mp_verification_error;
+/* Raised by steps of a graph, with a bool: data is other than the trace was made for. True: one of very many values (mp_answer_is_value). */
+extern PyObject *mp_other_data;
 
 /* Call self with a target of its own. The way of every call: stance, traces, miss. */
 PyObject *mp_callable_call(mp_callable *self, const mp_call *call);

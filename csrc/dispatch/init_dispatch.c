@@ -49,6 +49,8 @@ int mp_dispatch_module_init(PyObject *module)
         "place in the program. The call was observed while it ran: its effects have happened.");
     mp_verification_error =
         add_error(module, "VerificationError", "Option verify found a compiled call that differs from the eager one.");
-    if (!mp_fullgraph_error || !mp_verification_error) return -1;
+    mp_other_data = add_error(module, "OtherData",
+                              "A step of a graph found data that the trace was not made for; never seen by programs.");
+    if (!mp_fullgraph_error || !mp_verification_error || !mp_other_data) return -1;
     return mp_optimized_module_init(module) < 0 ? -1 : PyModule_AddFunctions(module, methods);
 }

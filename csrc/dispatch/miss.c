@@ -99,22 +99,45 @@ static PyObject *import_attribute(const char *module_name, const char *name)
     return object;
 }
 
-/* Owned tuple of (func, args, kwargs, out, state, site), or NULL with an exception. */
+/* Append a row (func, args, kwargs, out, state, site) to the list *rows, which is cleared where that fails. Steals `row`; NULL: it failed. */
+static void add_row(PyObject **rows, PyObject *row)
+{
+    if (*rows && (!row || PyList_Append(*rows, row) < 0)) Py_CLEAR(*rows);
+    Py_XDECREF(row);
+}
+
+static void add_op(const mp_recording *recording, PyObject **rows, const mp_op *op)
+{
+    PyObject *site = *rows ? mp_recording_site(recording, op->site) : NULL;
+    add_row(rows, site ? Py_BuildValue("(OOOOOO)", op->func, op->args, op->kwargs ? op->kwargs : Py_None, op->out,
+                                       op->state ? Py_True : Py_False, site)
+                       : NULL);
+    Py_XDECREF(site);
+}
+
+static void add_check(const mp_recording *recording, PyObject **rows, const mp_check *check)
+{
+    PyObject *step = mp_check_step(check), *site = *rows && step ? mp_recording_site(recording, check->site) : NULL;
+    PyObject *value = mp_answer_is_value(check->result) ? Py_True : Py_False;
+    if (step)
+        add_row(rows, site ? Py_BuildValue("(O(OOO)OOOO)", step, check->result, value, check->args, Py_None, Py_None,
+                                           Py_True, site)
+                           : NULL);
+    Py_XDECREF(site);
+}
+
+/* The operators, and between them the checks that are steps of the graph. Owned tuple of rows, or NULL with an exception. */
 static PyObject *ops_tuple(const mp_recording *recording)
 {
-    PyObject *ops = PyTuple_New(recording->n_ops);
-    for (uint32_t i = 0; ops && i < recording->n_ops; i++) {
-        const mp_op *op = &recording->ops[i];
-        PyObject *site = mp_recording_site(recording, op->site);
-        PyObject *row = site ? Py_BuildValue("(OOOOOO)", op->func, op->args, op->kwargs ? op->kwargs : Py_None, op->out,
-                                             op->state ? Py_True : Py_False, site)
-                             : NULL;
-        Py_XDECREF(site);
-        if (!row)
-            Py_CLEAR(ops);
-        else
-            PyTuple_SET_ITEM(ops, i, row);
+    PyObject *rows = PyList_New(0);
+    uint32_t next = 0; /* check */
+    for (uint32_t i = 0; i <= recording->n_ops; i++) {
+        for (; next < recording->n_checks && recording->checks[next].op <= i; next++)
+            add_check(recording, &rows, &recording->checks[next]);
+        if (i < recording->n_ops) add_op(recording, &rows, &recording->ops[i]);
     }
+    PyObject *ops = rows ? PyList_AsTuple(rows) : NULL;
+    Py_XDECREF(rows);
     return ops;
 }
 
@@ -248,6 +271,7 @@ static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *w
                   const mp_value_id *values)
 {
     if (*n) memcpy(wanted, values, *n * sizeof *wanted);
+    for (uint32_t i = 0; i < recording->n_ops; i++) trace->values = trace->values || mp_op_is_sized(&recording->ops[i]);
     if (!recording->n_checks) return 0;
     if (!(trace->checks = PyMem_Calloc(recording->n_checks, sizeof *trace->checks))) return -1;
     for (uint32_t i = 0; i < recording->n_checks; i++) {
@@ -259,6 +283,7 @@ static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *w
         check->kwargs = Py_XNewRef(from->kwargs);
         check->result = Py_NewRef(from->result);
         trace->values = trace->values || mp_answer_is_value(check->result);
+        check->in_graph = mp_check_step(from) != NULL;
         check->args = PyTuple_New(n_args);
         check->outputs = PyMem_Calloc((size_t)n_args + 1, sizeof *check->outputs);
         check->site = mp_recording_site(recording, from->site);
@@ -267,7 +292,9 @@ static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *w
             PyObject *item = PyTuple_GET_ITEM(from->args, a);
             mp_value_id value = mp_value_check(item) ? mp_index_of(item) : MP_NO_VALUE;
             check->outputs[a] = MP_NO_VALUE;
-            if (value != MP_NO_VALUE) {
+            if (value != MP_NO_VALUE && check->in_graph) {
+                item = Py_None;
+            } else if (value != MP_NO_VALUE) {
                 check->outputs[a] = (uint32_t)*n; /* n_mutated is added when it is known */
                 wanted[(*n)++] = value;
                 item = Py_None;

@@ -53,8 +53,8 @@ static PyObject *checks_describe(const mp_trace *trace)
         const mp_trace_check *check = &trace->checks[i];
         PyObject *name = PyObject_GetAttrString(check->func, "__qualname__");
         if (!name) mp_error_clear();
-        PyObject *text =
-            PyUnicode_FromFormat("%S gives %R (%U)", name ? name : check->func, check->result, check->site);
+        PyObject *shown = check->in_graph ? PyTuple_GET_ITEM(check->args, 0) : name ? name : check->func;
+        PyObject *text = PyUnicode_FromFormat("%S gives %R (%U)", shown, check->result, check->site);
         Py_XDECREF(name);
         if (!text || PyList_Append(list, text) < 0) Py_CLEAR(list);
         Py_XDECREF(text);
@@ -129,6 +129,23 @@ static int compute(mp_trace *trace, PyObject *const *inputs, PyObject **outputs)
     return 0;
 }
 
+/* How a run ended that raised: stopped by a step that found other data (its exception is cleared), or FAILED. */
+static mp_run_end other_data(void)
+{
+    if (!PyErr_Occurred() || !PyErr_ExceptionMatches(mp_other_data)) return MP_RUN_FAILED;
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    PyObject *args = error ? PyObject_GetAttrString(error, "args") : NULL;
+    bool value = args && PyTuple_Check(args) && PyTuple_GET_SIZE(args) && PyTuple_GET_ITEM(args, 0) == Py_True;
+    Py_XDECREF(args);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    PyErr_Clear();
+    return value ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
+}
+
 /* -- Checks on data ---------------------------------------------------------------------------------------------- */
 
 /* 1 the data is as the program saw it, 0 it is not, -1 an exception. */
@@ -153,6 +170,7 @@ static int check_holds(const mp_trace_check *check, PyObject *const *outputs)
 static mp_run_end checks_hold(const mp_trace *trace, PyObject *const *outputs)
 {
     for (uint32_t i = 0; i < trace->n_checks; i++) {
+        if (trace->checks[i].in_graph) continue;
         int holds = check_holds(&trace->checks[i], outputs);
         if (holds < 0) return MP_RUN_FAILED;
         if (!holds) return mp_answer_is_value(trace->checks[i].result) ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
@@ -283,8 +301,8 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
         return MP_RUN_FAILED;
     }
     mp_run_end end = MP_RUN_FAILED;
-    if ((!trace->random || (random = random_state(trace))) && compute(trace, bound, outputs) == 0)
-        end = checks_hold(trace, outputs);
+    if (!trace->random || (random = random_state(trace)))
+        end = compute(trace, bound, outputs) == 0 ? checks_hold(trace, outputs) : other_data();
     if (end == MP_RUN_FAILED) {
         end = failed();
     } else if (end == MP_RUN_DONE) {
@@ -335,7 +353,7 @@ mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_cal
     mp_mock_run *run = NULL;
     mp_run_end end = MP_RUN_FAILED;
     mp_state_busy++;
-    if (random && compute(trace, bound, outputs) == 0) end = checks_hold(trace, outputs);
+    if (random) end = compute(trace, bound, outputs) == 0 ? checks_hold(trace, outputs) : other_data();
     if (end == MP_RUN_DONE && (pairs = mutated_pairs(trace, bound, outputs)))
         run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
     mp_state_busy--;

@@ -43,6 +43,13 @@ static bool arg_on_cpu(const mp_graph *graph, const mp_arg *arg)
     return true;
 }
 
+/* One of magpy/steps.py, written in Python. */
+static bool is_own_step(const char *name)
+{
+    return !strncmp(name, "magpy.number.", 13) || !strncmp(name, "magpy.check.", 12) ||
+           !strncmp(name, "magpy.sized.", 12);
+}
+
 int mp_op_resolve(mp_op *op, const mp_graph *graph, const mp_gnode *node, mp_words *words, mp_store *store,
                   mp_reason *why)
 {
@@ -52,6 +59,7 @@ int mp_op_resolve(mp_op *op, const mp_graph *graph, const mp_gnode *node, mp_wor
         return -1;
     }
     if (mp_python_resolve(op, graph, store, why) < 0) return -1;
+    if (is_own_step(node->op)) return 0; /* keeps nothing */
     bool cpu = true;
     for (uint32_t i = 0; i < node->n_args; i++) cpu = cpu && arg_on_cpu(graph, &node->args[i]);
     int taken = cpu ? mp_shim_resolve(op, graph, words, store, why) : 0;

@@ -31,10 +31,10 @@ struct mp_numbers {
 static struct {          /* from magpy.symbols, owned by the process */
     PyObject *functions; /* dict: C callable -> its name in expressions */
     PyObject *carriers;  /* dict: C callable -> number of its first argument that it looks at, or None */
-    PyObject *
-        operators; /* dict: torch function -> tuple of positions and names that may be numbers; True among them: in lists, too */
-    PyObject *evaluate,
-        *compute; /* Python functions: evaluate(source, *leaves), and the same as an operator's result */
+    PyObject *operators; /* dict: torch function -> tuple of positions and names that may be numbers; True: in lists */
+    PyObject *evaluate;  /* Python functions of magpy.steps: evaluate(source, *leaves), */
+    PyObject *compute;   /* the same as an operator's result, */
+    PyObject *check, *sized; /* and mp_check_step, mp_number_sized */
 } tables;
 
 bool mp_numbers_ready(void) { return tables.functions != NULL; }
@@ -226,6 +226,19 @@ mp_value_id mp_number_value(mp_recorder *rec, PyObject *object)
     Py_XDECREF(value);
     mp_restore(kept);
     return rec->numbers->list[index].value;
+}
+
+PyObject *mp_check_step(const mp_check *check)
+{ return tables.check && check->func == tables.evaluate && !check->kwargs ? tables.check : NULL; }
+
+PyObject *mp_number_sized(void) { return tables.sized; }
+bool mp_op_is_sized(const mp_op *op) { return tables.sized && op->func == tables.sized; }
+
+void mp_number_look(mp_recorder *rec, mp_value_id value, const char *how, PyObject *seen)
+{
+    PyObject *name = name_of_value(value);
+    check(rec, name ? PyUnicode_FromFormat("%s(%U)", how, name) : NULL, leaf(value), seen);
+    Py_XDECREF(name);
 }
 
 bool mp_number_read(mp_recorder *rec, PyObject **object, mp_value_id value, const char *how)
@@ -698,21 +711,23 @@ bool mp_number_arguments(mp_recorder *rec, PyObject *func, PyObject *args, PyObj
 
 static PyObject *set_tables(PyObject *module, PyObject *args)
 {
-    PyObject *functions, *carriers, *operators, *evaluate, *compute;
-    if (!PyArg_ParseTuple(args, "O!O!O!OO", &PyDict_Type, &functions, &PyDict_Type, &carriers, &PyDict_Type, &operators,
-                          &evaluate, &compute))
+    PyObject *functions, *carriers, *operators, *evaluate, *compute, *check_step, *sized;
+    if (!PyArg_ParseTuple(args, "O!O!O!OOOO", &PyDict_Type, &functions, &PyDict_Type, &carriers, &PyDict_Type,
+                          &operators, &evaluate, &compute, &check_step, &sized))
         return NULL;
     Py_XSETREF(tables.functions, Py_NewRef(functions));
     Py_XSETREF(tables.carriers, Py_NewRef(carriers));
     Py_XSETREF(tables.operators, Py_NewRef(operators));
     Py_XSETREF(tables.evaluate, Py_NewRef(evaluate));
     Py_XSETREF(tables.compute, Py_NewRef(compute));
+    Py_XSETREF(tables.check, Py_NewRef(check_step));
+    Py_XSETREF(tables.sized, Py_NewRef(sized));
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"_number_tables", set_tables, METH_VARARGS,
-     "_number_tables(functions, carriers, operators, evaluate, compute): what magpy.symbols knows of numbers."},
+     "_number_tables(functions, carriers, operators, evaluate, compute, check, sized): what magpy.symbols knows."},
     {NULL},
 };
 

@@ -21,6 +21,9 @@ bool mp_number_read(mp_recorder *rec, PyObject **number, mp_value_id value, cons
 /* Can numbers be read at all (the tables of magpy.symbols are there)? */
 bool mp_numbers_ready(void);
 
+/* The program has looked at the only element of the tensor whose snapshot is `value`: how(element) gave `seen` (how "": itself). */
+void mp_number_look(mp_recorder *rec, mp_value_id value, const char *how, PyObject *seen);
+
 /* Something looks at the value: it becomes a check. inside: at whatever can be reached from `object`. */
 void mp_number_settle(mp_recorder *rec, PyObject *object);
 void mp_number_settle_inside(mp_recorder *rec, PyObject *object);
@@ -37,6 +40,9 @@ bool mp_number_arguments(mp_recorder *rec, PyObject *func, PyObject *args, PyObj
 
 /* The value of the graph that is this number, a tensor without dimensions of double or int64; MP_NO_VALUE: it is no such number. */
 mp_value_id mp_number_value(mp_recorder *rec, PyObject *object);
+
+/* The Python function that replays an operator whose results' sizes are data: sized(func, sizes, args, kwargs). Borrowed. */
+PyObject *mp_number_sized(void);
 
 void mp_numbers_free(mp_recorder *rec);
 int mp_numbers_module_init(PyObject *module);

@@ -16,6 +16,7 @@ typedef struct {                               /* a torch function between op_be
     mp_effect_class effect;
     bool constant; /* all tensors given are constants of the trace */
     bool check;    /* DATA that becomes a check */
+    bool sized;    /* its results' sizes are data, and the recording holds where they are the same */
     bool numbers;  /* there are numbers that are data among the arguments */
     bool draws;    /* from a generator that the call made */
     int tensors;   /* how many there are */
@@ -220,9 +221,32 @@ void mp_rec_check(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *se
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "check");
 }
 
+/* Is it a look at the only element of one tensor? By which Python function, or NULL. */
+static const char *looks_at_element(const running_op *op, PyObject *out)
+{
+    static const struct {
+        const char *method, *how;
+    } looks[] = {{"item", ""}, {"__bool__", "bool"}, {"is_nonzero", "bool"}, {"__int__", "int"}, {"__index__", "int"}};
+    PyObject *name = Py_IS_TYPE(op->func, &PyMethodDescr_Type) || Py_IS_TYPE(op->func, &PyWrapperDescr_Type)
+                         ? PyDescr_NAME(op->func)
+                         : NULL;
+    bool number = PyFloat_CheckExact(out) || PyLong_CheckExact(out) || PyBool_Check(out);
+    if (!number || !name || !mp_numbers_ready() || op->kwargs || PyTuple_GET_SIZE(op->real_args) != 1) return NULL;
+    for (size_t i = 0; i < sizeof looks / sizeof *looks; i++)
+        if (PyUnicode_CompareWithASCIIString(name, looks[i].method) == 0) return looks[i].how;
+    return NULL;
+}
+
 /* The program saw `out`: the recording holds where it is so again. */
 static void add_check(mp_recorder *rec, running_op *op, PyObject *out)
 {
+    const char *how = looks_at_element(op, out);
+    if (how && (!mp_answer_is_value(out) || rec->op_state->accept_values)) {
+        PyObject *value = mp_rec_snapshot(rec, PyTuple_GET_ITEM(op->real_args, 0));
+        if (value) mp_number_look(rec, mp_index_of(value), how, out);
+        Py_XDECREF(value);
+        return;
+    }
     bool nested = op->kwargs && mp_has_tensor(op->kwargs);
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(op->real_args); i++) {
         PyObject *item = PyTuple_GET_ITEM(op->real_args, i);
@@ -407,6 +431,73 @@ static bool numbers_are_tensors(PyObject *args, PyObject *kwargs, Py_ssize_t fro
     return false;
 }
 
+/* The object with every tensor of data in it, as far as tuples and lists go, replaced by the number that is its only element, which the program
+** has thereby read. Owned, or NULL with an exception. */
+static PyObject *as_numbers(mp_recorder *rec, PyObject *object, int depth)
+{
+    if (mp_is_tensor(object)) {
+        mp_facts *facts = mp_rec_facts(rec, mp_rec_find_value(rec, object));
+        if (facts && facts->constant) return Py_NewRef(object);
+        PyObject *item = tensor_method("item"), *number = item ? PyObject_CallOneArg(item, object) : NULL;
+        Py_XDECREF(item);
+        if (!number || !(PyLong_CheckExact(number) || PyFloat_CheckExact(number))) {
+            Py_XDECREF(number);
+            return NULL;
+        }
+        PyObject *value = mp_rec_snapshot(rec, object);
+        if (value) mp_number_read(rec, &number, mp_index_of(value), NULL);
+        Py_XDECREF(value);
+        return number;
+    }
+    bool list = PyList_CheckExact(object);
+    if ((!list && !PyTuple_CheckExact(object)) || depth > 4 || !mp_has_tensor(object)) return Py_NewRef(object);
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
+    PyObject *copy = list ? PyList_New(n) : PyTuple_New(n);
+    for (Py_ssize_t i = 0; copy && i < n; i++) {
+        PyObject *item = as_numbers(rec, PySequence_Fast_GET_ITEM(object, i), depth + 1);
+        if (!item)
+            Py_CLEAR(copy);
+        else if (list)
+            PyList_SET_ITEM(copy, i, item);
+        else
+            PyTuple_SET_ITEM(copy, i, item);
+    }
+    return copy;
+}
+
+/* Where an operator takes sizes and fill values from tensors, the program reads numbers of them. */
+static void settle_numbers(mp_recorder *rec, running_op *op)
+{
+    Py_ssize_t from = op->effect == MP_EFFECT_FACTORY ? 0 : 1;
+    bool numbers = op->effect == MP_EFFECT_FACTORY || op->effect == MP_EFFECT_SHAPES || op->effect == MP_EFFECT_LIKE;
+    if (!numbers || !rec->op_state->accept_checks || !mp_numbers_ready()) return;
+    if (!numbers_are_tensors(op->real_args, op->kwargs, from)) return;
+    if (!mp_rec_check_tensors(rec, op->real_args, NULL, &op->tensors)) return;
+    op->tensors = 0; /* counted later */
+    Py_ssize_t n = PyTuple_GET_SIZE(op->real_args);
+    PyObject *args = PyTuple_New(n), *kwargs = op->kwargs ? PyDict_Copy(op->kwargs) : NULL, *key, *value;
+    for (Py_ssize_t i = 0; args && i < n; i++) {
+        PyObject *item = PyTuple_GET_ITEM(op->real_args, i);
+        item = i < from ? Py_NewRef(item) : as_numbers(rec, item, 0);
+        if (item)
+            PyTuple_SET_ITEM(args, i, item);
+        else
+            Py_CLEAR(args);
+    }
+    for (Py_ssize_t i = 0; args && kwargs && PyDict_Next(op->kwargs, &i, &key, &value);) {
+        bool tensor = !PyUnicode_CompareWithASCIIString(key, "input") || !PyUnicode_CompareWithASCIIString(key, "out");
+        PyObject *item = tensor ? Py_NewRef(value) : as_numbers(rec, value, 0);
+        if (!item || PyDict_SetItem(kwargs, key, item) < 0) Py_CLEAR(args);
+        Py_XDECREF(item);
+    }
+    if (args) {
+        Py_SETREF(op->real_args, args);
+        if (kwargs) Py_SETREF(op->kwargs, Py_NewRef(kwargs));
+    }
+    Py_XDECREF(kwargs);
+    PyErr_Clear(); /* no numbers: the operator looks at data in another way */
+}
+
 static bool size_is_data(mp_recorder *rec, mp_effect_class effect, PyObject *func, PyObject *args, PyObject *kwargs)
 {
     if (effect == MP_EFFECT_FACTORY) return numbers_are_tensors(args, kwargs, 0);
@@ -441,7 +532,10 @@ static bool admit(mp_recorder *rec, running_op *op)
     bool data = op->effect == MP_EFFECT_DATA || op->effect == MP_EFFECT_SIZED ||
                 size_is_data(rec, op->effect, op->func, op->real_args, op->kwargs);
     op->check = op->effect == MP_EFFECT_DATA && !op->constant && rec->op_state->accept_checks && !rec->op_state->muted;
-    if (data && !op->check && !(op->constant && op->tensors)) {
+    bool sized = op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_OP;
+    op->sized =
+        data && sized && !op->constant && rec->op_state->accept_values && !rec->op_state->muted && mp_number_sized();
+    if (data && !op->check && !op->sized && !(op->constant && op->tensors)) {
         abandon_func(rec, MP_REASON_DATA_READ, op->func, NULL);
         return false;
     }
@@ -483,6 +577,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     settle_store(op);
     op->effect = class_of(op->func);
     if (!state->muted) settle_slices(rec, op);
+    if (!state->muted) settle_numbers(rec, op);
     op->constant = true;
     op->numbers = mp_number_arguments(rec, func, op->real_args, op->kwargs);
     bool known = true;
@@ -527,6 +622,38 @@ static void end_attr(mp_recorder *rec, running_op *op, PyObject *out)
     PyErr_Clear();
 }
 
+static bool visit_size(mp_recorder *rec, PyObject *tensor, void *list)
+{
+    PyObject *size = mp_tensor_ask(mp_names.shape, tensor),
+             *stride = size ? mp_tensor_ask(mp_names.stride, tensor) : NULL;
+    PyObject *plain = stride ? PyTuple_GetSlice(size, 0, PY_SSIZE_T_MAX) : NULL;
+    PyObject *pair = plain ? PyTuple_Pack(2, plain, stride) : NULL;
+    int failed = !pair || PyList_Append(list, pair) < 0;
+    Py_XDECREF(size);
+    Py_XDECREF(stride);
+    Py_XDECREF(plain);
+    Py_XDECREF(pair);
+    return !failed;
+}
+
+/* An operator whose results' sizes are data: it is replayed by a function that knows the sizes that they had. */
+static void append_sized(mp_recorder *rec, running_op *op, PyObject *out)
+{
+    PyObject *quiet = mp_quiet_begin(), *sizes = PyList_New(0), *args = NULL;
+    bool known = sizes && mp_each_tensor(rec, out, visit_size, sizes);
+    mp_quiet_end(quiet);
+    PyObject *tuple = known ? PyList_AsTuple(sizes) : NULL;
+    if (tuple)
+        args = op->kwargs_template ? PyTuple_Pack(4, op->func, tuple, op->args_template, op->kwargs_template)
+                                   : PyTuple_Pack(3, op->func, tuple, op->args_template);
+    Py_XDECREF(sizes);
+    Py_XDECREF(tuple);
+    if (args)
+        append_op(rec, mp_number_sized(), args, NULL, out, false, false);
+    else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "sizes");
+}
+
 static void end_op(mp_recorder *rec, running_op *op, PyObject *out)
 {
     bool derived = op->tensors > 0 && op->constant &&
@@ -551,6 +678,10 @@ static void end_op(mp_recorder *rec, running_op *op, PyObject *out)
         return;
     }
     if (!op->args_template || (op->kwargs && !op->kwargs_template)) return; /* abandoned */
+    if (op->sized) {
+        append_sized(rec, op, out);
+        return;
+    }
     append_op(rec, op->func, Py_NewRef(op->args_template), Py_XNewRef(op->kwargs_template), out, state, constant);
 }
 

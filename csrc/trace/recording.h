@@ -166,6 +166,9 @@ typedef struct {
     uint32_t site;
 } mp_op;
 
+/* Are the sizes of its results data? Then they are among its arguments, and its replay sees to it that they are the same. */
+bool mp_op_is_sized(const mp_op *op);
+
 /* Data that the program looked at: func(*args, **kwargs) gave `result` at that place, and the rest of the recording holds only if it
 ** does again. The tensors in the templates are values of their own that no operator changes: make them outputs of the graph, run it, call
 ** `func` with them before anything is committed, and take another result (mp_answer_same) as a miss. */
@@ -184,6 +187,10 @@ typedef struct {
 bool mp_answer_same(PyObject *seen, PyObject *now);
 /* Is it one of very many that there may be (a float, complex, list), and no bool or int? */
 bool mp_answer_is_value(PyObject *seen);
+
+/* The Python function that makes the check as a step of the graph, step(result, mp_answer_is_value(result), args), and raises OtherData where
+** it fails. Borrowed; NULL: it is made after the run. */
+PyObject *mp_check_step(const mp_check *check);
 
 typedef struct {
     mp_obj_id input; /* the external tensor, or MP_NO_OBJ for an operator's result */

@@ -218,7 +218,7 @@ def test_wrong_arguments_raise_eagers_error():
 
 def test_fullgraph_error_names_reason_and_line():
     def program(x):
-        return x + 1 if len(x.nonzero()) else x  # the line
+        return x + 1 if repr(x) else x  # the line
 
     fast = torch.compile(program, backend="magpy", fullgraph=True)
     with pytest.raises(magpy.FullgraphError, match=r"test_calls\.py:\d+") as caught:
@@ -378,7 +378,7 @@ def test_explain_tells_guards_and_steps():
 
 def test_explain_tells_fallbacks():
     def program(x):
-        return x + 1 if len(x.nonzero()) else x
+        return x + 1 if repr(x) else x
 
     report = magpy.explain(program, torch.ones(1))
     assert (
@@ -456,7 +456,7 @@ def test_a_run_thrown_away_by_a_check_leaves_no_mark():
 def test_data_that_is_always_different_is_given_up():
     def program(x):
         n = int(x.sum())
-        return x + n
+        return x + len(range(n))
 
     fast = compiled(program)
     with Counted() as counted:

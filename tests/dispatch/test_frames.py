@@ -1,5 +1,7 @@
 """Fallback by frame: what cannot be traced runs plainly, and the functions it calls are compiled by themselves."""
 
+import sys
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ class Outer(nn.Module):
 
     def forward(self, x):
         y = self.first(x)
-        count = len(y.nonzero())  # cannot be traced
+        count = len(repr(y))  # cannot be traced
         return self.second(y, 1, 2, scale=count, shift=3)
 
 
@@ -55,7 +57,7 @@ def test_functions_without_tensors_are_left_alone():
         return len(values) + 1
 
     def program(x):
-        return x * count(x.nonzero().tolist())
+        return x * count([sys.getrefcount(x)])
 
     compiled, x = torch.compile(program, backend="magpy"), torch.ones(3)
     for _ in range(8):
@@ -69,7 +71,7 @@ def test_exceptions_of_callees_pass_through():
 
     def program(x):
         try:
-            x.nonzero()
+            repr(x)
             return inner(x)
         except KeyError:
             return x + 1

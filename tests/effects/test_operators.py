@@ -385,8 +385,8 @@ def test_bools_and_ints_of_data_become_checks_where_they_are_accepted(checks):
     out, about = observe(f, torch.ones(2))
     assert torch.equal(out, torch.full((2,), 2.0))
     (first, second) = about["checks"]
-    assert first[0] is torch.Tensor.__bool__ and first[3] is True
-    assert second[0] is torch.Tensor.__index__ and second[3] == 2 and type(second[3]) is int
+    assert "bool(" in first[1][0] and first[3] is True
+    assert "int(" in second[1][0] and second[3] == 2 and type(second[3]) is int
 
 
 def test_a_check_looks_at_a_snapshot(checks):
@@ -400,9 +400,10 @@ def test_a_check_looks_at_a_snapshot(checks):
 
     _, about = observe(f, torch.ones(2))
     for _, args, _, _ in about["checks"]:
-        (made,) = [op for op in about["ops"] if op[3] == args[0]]
+        _, value = args
+        (made,) = [op for op in about["ops"] if op[3] == value]
         assert made[0] is torch.Tensor.clone
-        assert args[0] not in [v for op in about["ops"] for v in op[1]]
+        assert value not in [v for op in about["ops"] for v in op[1]]
 
 
 @pytest.mark.parametrize(
