@@ -32,7 +32,8 @@ class Joint:
     wanted: for each wanted output ("input", i), ("result", k), ("view", v) or ("none", 0);
     views: ("input" or "result", its number, sizes, strides, offset from its own);
     leaves: numbers of the results that are leaves made by the program: further inputs of the autograd function;
-    differentiable: numbers of the results that have a tangent, in order; kept_inputs, grad_inputs: input numbers.
+    differentiable: numbers of the results that have a tangent, in order; kept_inputs, grad_inputs: input numbers;
+    groups: these numbers by what a backward pass lets go in eager, see _groups.
 
     `backward` is for calls with all tangents; `partial` makes the graph for calls where some are absent."""
 
@@ -44,6 +45,7 @@ class Joint:
         self.n_results = 0
         self.leaves: list[int] = []
         self.differentiable: list[int] = []
+        self.groups: list[tuple[list[int], bool]] = []
         self.tangents: list[tuple] = []  # meta of each tangent
         self.kept: list[int] = []  # positions among the forward graph's outputs
         self.kept_inputs: list[int] = []
@@ -69,6 +71,7 @@ def trace_joint(
             raise Unsupported("an input becomes differentiable by an in-place change")
         results = _results(new, joint, outs)
         values += [_fresh(new, t) for t in results]
+        joint.groups = _groups({k: results[k] for k in joint.differentiable})
         reverse = _Reverse(new, [results[k] for k in joint.differentiable], [results[k] for k in joint.leaves])
         joint.tangents = [v.meta for v in reverse.tangent_values]
         several = len(joint.differentiable) > 1
@@ -158,6 +161,51 @@ def _results(new: Session, joint: Joint, outs: list[Any]) -> list[torch.Tensor]:
     if not joint.differentiable and not joint.leaves:
         raise NeedsWrappers("no computed output is differentiable")
     return results
+
+
+MOST_GROUPS = 8
+
+
+def _groups(results: dict[int, torch.Tensor]) -> list[tuple[list[int], bool]]:
+    """Results by what autograd has saved for them: (numbers, is anything saved at all).
+
+    A backward pass from some results frees what was saved for them; from results of another group one can still go
+    backward after it, and from those for which nothing is saved any number of times."""
+    groups: list[tuple[list[int], set[Any]]] = []
+    free: list[int] = []
+    for k, result in results.items():
+        saving = _saving_nodes(result.grad_fn)
+        if not saving:
+            free.append(k)
+            continue
+        joined, apart = [k], []
+        for numbers, nodes in groups:
+            if nodes.isdisjoint(saving):
+                apart.append((numbers, nodes))
+            else:
+                joined, saving = numbers + joined, saving | nodes
+        groups = [*apart, (joined, saving)]
+    if len(groups) > MOST_GROUPS:  # a backward graph for each costs more than it is worth
+        groups = [(sorted(k for numbers, _ in groups for k in numbers), set())]
+    found = [(sorted(numbers), True) for numbers, _ in groups]
+    return [*found, (free, False)] if free else found
+
+
+def _saving_nodes(root: Any) -> set[Any]:
+    """The nodes behind `root` that keep tensors for the backward pass."""
+    saving, seen, stack = set(), {root}, [root]
+    while stack:
+        node = stack.pop()
+        names = [name for name in dir(node) if name.startswith("_raw_saved_")]
+        if isinstance(node, torch.autograd.function.BackwardCFunction) or any(
+            getattr(node, name.replace("_raw", "", 1), None) is not None for name in names
+        ):
+            saving.add(node)
+        for next_node, _ in node.next_functions:
+            if next_node is not None and next_node not in seen:
+                seen.add(next_node)
+                stack.append(next_node)
+    return saving
 
 
 def _storages_of_several(outs: list[Any]) -> set[int]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from magpy import aten_trace
-from magpy.aten_graph import Unsupported
+from magpy.aten_graph import Graph, Unsupported, each_val
 from magpy.joint import Joint, NeedsWrappers, trace_joint
 from magpy.lower import Lowered, Runner, _Log, compile_graph
 from magpy.results import made_leaf
@@ -49,6 +49,26 @@ def _recurrent_without_mkldnn(program: Any) -> Any:
 # -- Running ----------------------------------------------------------------------------------------------------------
 
 
+class _Backward(NamedTuple):
+    """The backward pass from some of the tangents."""
+
+    runner: Runner  # some of (kept values, kept inputs, tangents) -> gradients
+    taken: Sequence[int]  # numbers of the tangents
+    uses: Sequence[int]  # numbers of those that the runner wants
+    numbers: Sequence[int]  # inputs that the gradients are of
+
+
+def _without_unused_inputs(graph: Graph) -> list[int]:
+    """Take inputs that nothing uses out of the graph; the numbers of those that stay."""
+    n = len(graph.constants)
+    used = {val.node for node in graph.nodes for val in each_val(node.args)}
+    used |= {val.node for val in graph.outputs if val is not None}
+    inputs = graph.placeholders[n:]
+    stay = [i for i, node in enumerate(inputs) if node in used]
+    graph.placeholders[n:] = [inputs[i] for i in stay]
+    return stay
+
+
 class Compiled:
     """The runner: list of inputs -> new data of mutated inputs, wanted outputs.
 
@@ -58,7 +78,7 @@ class Compiled:
         self.joint = joint
         self.log = log
         self.forward: Runner = compile_graph(joint.forward, log)
-        self._backward: dict[tuple[int, ...], tuple[Runner, Sequence[int], Sequence[int]]] = {}  # by present tangents
+        self._backward: dict[tuple[int, ...], _Backward] = {}  # by present tangents
         first = len(joint.mutated)
         self.n_forward = first + joint.n_results
         self.silent = [
@@ -69,11 +89,12 @@ class Compiled:
         # Does the autograd function see all that it depends on among its inputs, in the grad mode that it needs?
         self.alone = differentiable_inputs and not joint.leaves and torch.is_grad_enabled()
         self.tangents = [(first + k, meta) for k, meta in zip(joint.differentiable, joint.tangents, strict=True)]
+        self.groups = [({first + k for k in numbers}, saves) for numbers, saves in joint.groups]
+        self.groups = self.groups or [(set(), True)]
         self.plain = joint.wanted == [("result", k) for k in range(joint.n_results)]
 
-    def backward_from(self, present: tuple[int, ...]) -> tuple[Runner, Sequence[int], Sequence[int]]:
-        """For a call with the tangents `present`: kept values, tangents -> gradients; which tangents it takes; and
-        which inputs' gradients it gives."""
+    def backward_from(self, present: tuple[int, ...]) -> _Backward:
+        """The backward pass of a call with the tangents `present`."""
         known = self._backward.get(present)
         if known is not None:
             return known
@@ -86,12 +107,13 @@ class Compiled:
                 taken = present
             except Exception as error:  # zeros for the absent ones: right unless a derivative is infinite
                 logging.getLogger("magpy").warning("backward pass from some of the results: %s", error)
-        made = self._backward[present] = compile_graph(graph, self.log), taken, numbers
+        uses = _without_unused_inputs(graph)
+        made = self._backward[present] = _Backward(compile_graph(graph, self.log), taken, uses, numbers)
         return made
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
-        if self.alone:
-            outs = _Function.apply(self, None, *inputs)
+        if self.alone and len(self.groups) == 1:
+            outs = _Function.apply(self, None, 0, *inputs)
         else:
             outs = self._with_leaves(inputs)
         if self.plain:
@@ -121,9 +143,12 @@ class Compiled:
         leaves = [made[k] for k in self.leaves]
         if not self.joint.differentiable:
             return made[: self.n_forward]
-        unseen = [] if leaves else [torch.empty(0, requires_grad=True)]
+        unseen = [] if leaves or self.alone else [torch.empty(0, requires_grad=True)]
+        outs: list[Any] = [None] * self.n_forward
         with torch.enable_grad():
-            outs = list(_Function.apply(self, made, *inputs, *leaves, *unseen))
+            for number in range(len(self.groups)):
+                given = _Function.apply(self, made, number, *inputs, *leaves, *unseen)
+                outs = [new if new is not None else old for old, new in zip(outs, given, strict=True)]
         for k, leaf in zip(self.leaves, leaves, strict=True):
             outs[k] = leaf
         return outs
@@ -136,37 +161,42 @@ DOUBLE_BACKWARD = (
 
 
 class _Function(torch.autograd.Function):
-    """apply(compiled, what its forward plan made or None, *inputs, *leaves) -> new data of mutated inputs, results."""
+    """apply(compiled, what its forward plan made or None, number of a group, *inputs, *leaves) -> the results of the
+    group, in their places; for the first group also the new data of mutated inputs and what is not differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, made: Any, *inputs: torch.Tensor) -> tuple:  # type: ignore[override]
-        joint = compiled.joint
+    def forward(  # type: ignore[override]
+        ctx: Any, compiled: Compiled, made: Any, number: int, *inputs: torch.Tensor
+    ) -> tuple:
+        joint, (own, ctx.saves) = compiled.joint, compiled.groups[number]
         outs = [t.data if t._is_view() else t for t in (compiled.forward(inputs) if made is None else made)]
         ctx.compiled = compiled
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*[outs[k] for k in compiled.silent])
-        ctx.save_for_backward(*[outs[k] for k in joint.kept], *[inputs[i] for i in joint.kept_inputs])
+        silent = [] if number else compiled.silent
+        ctx.mark_non_differentiable(*[outs[k] for k in silent])
+        kept = [outs[k] if k in own or k in silent or k >= compiled.n_forward else outs[k].detach() for k in joint.kept]
+        ctx.save_for_backward(*kept, *[inputs[i] for i in joint.kept_inputs])
         ctx.n_inputs = len(inputs)
-        for k in compiled.leaves:
-            outs[k] = None  # type: ignore[call-overload]
-        return tuple(outs[: compiled.n_forward])
+        return tuple([outs[k] if k in own or k in silent else None for k in range(compiled.n_forward)])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple:
         compiled = ctx.compiled
-        result: list[torch.Tensor | None] = [None] * (ctx.n_inputs + 2)
+        result: list[torch.Tensor | None] = [None] * (ctx.n_inputs + 3)
         present = tuple([i for i, (k, _) in enumerate(compiled.tangents) if grads[k] is not None])
         if not present:
             return tuple(result)
-        runner, taken, numbers = compiled.backward_from(present)
-        tangents = [compiled.tangents[i] for i in taken]
-        values = [*ctx.saved_tensors, *[_laid_out(grads[k], meta) for k, meta in tangents]]
+        reverse = compiled.backward_from(present)
+        n_saved = len(compiled.joint.kept) + len(compiled.joint.kept_inputs)
+        needed = ctx.saves or any(i < n_saved for i in reverse.uses)
+        values: list[Any] = [*ctx.saved_tensors] if needed else [None] * n_saved  # raises if they were freed
+        values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
         with torch.no_grad():
-            outs = runner(values)
+            outs = reverse.runner([values[i] for i in reverse.uses])
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
             outs = _refusing_double_backward(ctx, [g for g in grads if g is not None and g.requires_grad], outs)
-        for i, grad in zip(numbers, outs, strict=True):
-            result[i + 2] = grad
+        for i, grad in zip(reverse.numbers, outs, strict=True):
+            result[i + 3] = grad
         return tuple(result)
 
 
