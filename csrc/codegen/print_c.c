@@ -26,6 +26,7 @@ typedef struct {
     int64_t n_tiles;
     bool *row_kept; /* [n_exprs]: has a row array */
     mp_turn turn;   /* of a kernel without reductions */
+    uint32_t inner; /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
 } c_kernel;
 
 static const char *type_of(const c_kernel *k, mp_kid kid)
@@ -390,11 +391,11 @@ static void print_tiles(c_kernel *k)
 {
     mp_printer *p = &k->p;
     const mp_kir *kir = k->kir;
-    uint32_t v = (uint32_t)kir->vector, bit = 1u << v, outer = mp_kir_kept(kir) & ~bit;
+    uint32_t v = (uint32_t)kir->vector, bit = 1u << v, outer = mp_kir_kept(kir) & ~bit & ~k->inner;
     const mp_turn *turn = &k->turn;
     const char *number = "w"; /* of the outer loops' iteration */
     p->lane = mp_pool_printf(p->out->pool, "i%u - c0", v);
-    bool flat = !outer && !kir->reduced; /* one loop: a range of iterations is one run */
+    bool flat = !outer && !kir->reduced && !k->inner; /* one loop: a range of iterations is one run */
     mp_turn_print_arrays(p, turn);
     if (flat) {
         mp_print_line(p, "const int64_t c0 = begin * %lld;", (long long)k->tile);
@@ -428,6 +429,8 @@ static void print_tiles(c_kernel *k)
         mp_print_line(p, "for (int64_t i%d = j0; i%d < j1; i%d++) {", turn->loop, turn->loop, turn->loop);
         p->indent++;
     }
+    for (uint32_t i = 0; i < kir->n_loops; i++)
+        if (k->inner >> i & 1) open_loop(k, i);
     for (int pass = 0; pass <= kir->n_passes; pass++) {
         print_tile_values(k, pass);
         print_tile_pass(k, pass);
@@ -445,6 +448,8 @@ static void print_tiles(c_kernel *k)
         close_block(k);
     }
     if (turn->loop >= 0) close_block(k);
+    for (uint32_t i = 0; i < kir->n_loops; i++)
+        if (k->inner >> i & 1) close_block(k);
     close_block(k);
 }
 
@@ -461,13 +466,27 @@ static int64_t work_of(const mp_kir *kir)
     return work * inner;
 }
 
+/* With a short vector loop an outer iteration takes more than one run of it: finding the loops' places again and again would cost as
+** much as the work. */
+static void choose_inner(c_kernel *k)
+{
+    const mp_kir *kir = k->kir;
+    int64_t n = kir->extent[kir->vector];
+    for (uint32_t i = kir->n_loops; i-- > 0;) {
+        if ((int)i == kir->vector) continue;
+        if (n * kir->extent[i] > TILE_POINT) return;
+        n *= kir->extent[i];
+        k->inner |= 1u << i;
+    }
+}
+
 void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_launch *launch)
 {
     c_kernel k = {.kir = kir};
     mp_print_init(&k.p, kir, &mp_target_c, out);
     k.row_kept = MP_NEW(out->pool, bool, kir->n_exprs + 1);
     bool lanes = kir->vector >= 0 && !(kir->reduced >> kir->vector & 1);
-    int64_t outer = 1;
+    int64_t outer = 1, inner = 1;
     k.n_tiles = 1;
     k.turn = mp_turn_choose(kir, out->pool);
     k.p.array = k.turn.array;
@@ -478,12 +497,13 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
         bool whole = extent <= tile + (turned ? 0 : tile / 2) && (kir->reduced || kir->n_loops > 1);
         k.tile = whole ? extent : tile;
         k.n_tiles = (extent + k.tile - 1) / k.tile;
+        if (k.n_tiles == 1 && !turned && !kir->reduced) choose_inner(&k);
     }
     for (uint32_t i = 0; i < kir->n_loops; i++)
         if (!(kir->reduced >> i & 1) && !(lanes && (int)i == kir->vector) && (int)i != k.turn.loop)
-            outer *= kir->extent[i];
+            *(k.inner >> i & 1 ? &inner : &outer) *= kir->extent[i];
     launch->extent = outer * k.n_tiles * (turned ? k.turn.n_tiles : 1);
-    int64_t work = work_of(kir) * (lanes ? k.tile : 1) * (turned ? k.turn.rows : 1);
+    int64_t work = work_of(kir) * (lanes ? k.tile : 1) * (turned ? k.turn.rows : inner);
     launch->grain = work >= GRAIN_WORK ? 1 : GRAIN_WORK / (work > 0 ? work : 1);
     mp_text_add(out, "\nvoid %s(void *const *restrict buffers, int64_t begin, int64_t end)\n{\n", kir->name);
     k.p.indent = 1;

@@ -99,5 +99,7 @@ mp_kid mp_build_eval(mp_builder *b, mp_val value, const mp_index *index);
 mp_kid mp_build_eval_value(mp_builder *b, mp_val value, const mp_index *index);
 mp_kid mp_build_eval_point(mp_builder *b, const mp_gnode *gnode, const mp_op *op, const mp_index *index);
 mp_kid mp_build_eval_gather(mp_builder *b, const mp_gnode *gnode, const mp_index *index);
+mp_kid mp_build_eval_scatter(mp_builder *b, const mp_gnode *gnode, const mp_index *index);
+mp_kid mp_build_eval_roll(mp_builder *b, const mp_gnode *gnode, const mp_index *index);
 
 #endif

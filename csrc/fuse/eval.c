@@ -208,6 +208,8 @@ mp_kid mp_build_eval(mp_builder *b, mp_val value, const mp_index *index)
     case MP_OP_VAR: x = eval_var(b, gnode, index, b->graph->nodes[node].n_values == 2 ? which : 0); break;
     case MP_OP_ARG: x = eval_arg(b, gnode, op, index, gnode->n_values == 2 ? which : 1); break;
     case MP_OP_GATHER: x = mp_build_eval_gather(b, gnode, index); break;
+    case MP_OP_SCATTER: x = mp_build_eval_scatter(b, gnode, index); break;
+    case MP_OP_ROLL: x = mp_build_eval_roll(b, gnode, index); break;
     case MP_OP_FLIP: x = eval_flip(b, gnode, index); break;
     case MP_OP_CAT: x = eval_cat(b, gnode, index); break;
     case MP_OP_PAD: x = eval_pad(b, gnode, index); break;

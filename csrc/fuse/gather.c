@@ -1,4 +1,5 @@
-/* Elements at places that are data: embedding, index_select, gather, index.
+/* Elements at places that are no affine functions of the loops: embedding, index_select, gather, index, roll; and
+** elements that are replaced at such a place.
 **
 ** The source is always read from memory; the places may be computed in the kernel. Each place is checked against the size of its dim
 ** (MP_K_CHECK), but for those that are known from the loops. Kernels read nothing out of range, and the plan learns of it.
@@ -105,21 +106,30 @@ static void take_dims(gather *g, const mp_arg *const *of, const mp_index *index)
     }
 }
 
-mp_kid mp_build_eval_gather(mp_builder *b, const mp_gnode *gnode, const mp_index *index)
+/* A gather from tensor `value`. False if it is not read from memory. */
+static bool start(gather *g, mp_builder *b, mp_val value)
 {
-    mp_val value = gnode->args[0].value, owner = b->region->owner[value];
+    mp_val owner = b->region->owner[value];
     uint32_t maker = b->graph->node_of[owner];
     const mp_meta *source = &b->graph->metas[value], *base = &b->graph->metas[owner];
-    if (mp_build_member(b, maker) || b->region->constant[maker] || source->dtype != base->dtype)
-        return mp_build_fail(b);
+    if (mp_build_member(b, maker) || b->region->constant[maker] || source->dtype != base->dtype) return false;
     int64_t reach = 0;
     for (int d = 0; d < source->ndim; d++) reach += (source->size[d] - 1) * source->stride[d];
-    gather g = {.b = b,
-                .source = source,
-                .at = mp_affine_const(source->offset - base->offset),
-                .offset = MP_NO_KID,
-                .type = reach < INT32_MAX ? MP_I32 : MP_I64,
-                .wrap = strstr(gnode->op, "index.Tensor") != NULL};
+    *g = (gather){.b = b,
+                  .source = source,
+                  .at = mp_affine_const(source->offset - base->offset),
+                  .offset = MP_NO_KID,
+                  .type = reach < INT32_MAX / 2 ? MP_I32 : MP_I64};
+    return true;
+}
+
+mp_kid mp_build_eval_gather(mp_builder *b, const mp_gnode *gnode, const mp_index *index)
+{
+    mp_val value = gnode->args[0].value;
+    const mp_meta *source = &b->graph->metas[value];
+    gather g;
+    if (!start(&g, b, value)) return mp_build_fail(b);
+    g.wrap = strstr(gnode->op, "index.Tensor") != NULL;
     const mp_arg *of[MP_MAX_DIMS] = {NULL};
     if (strcmp(gnode->op, "aten.gather.default") == 0) {
         take_along(&g, gnode, index);
@@ -141,5 +151,57 @@ mp_kid mp_build_eval_gather(mp_builder *b, const mp_gnode *gnode, const mp_index
         take_place(&g, (int)dim, eval_place(&g, gnode->args[2].value, index, (int)dim, 1));
     }
     if (b->failed) return 0;
-    return mp_expr_load(b, owner, &g.at, g.offset);
+    return mp_expr_load(b, b->region->owner[value], &g.at, g.offset);
+}
+
+/* scatter(self, dim, index, value or src) with one index along dim: a choice between self and what replaces it. */
+mp_kid mp_build_eval_scatter(mp_builder *b, const mp_gnode *gnode, const mp_index *index)
+{
+    const mp_meta *meta = &b->graph->metas[gnode->first];
+    const mp_arg *with = &gnode->args[3];
+    int64_t dim = gnode->args[1].i < 0 ? gnode->args[1].i + meta->ndim : gnode->args[1].i;
+    mp_dtype dtype = mp_dtype_register(meta->dtype);
+    mp_index at = *index;
+    at.dim[dim] = mp_affine_const(0);
+    mp_kid place = mp_expr_check(b, eval_at(b, gnode->args[2].value, &at), meta->size[dim], false);
+    if (b->failed) return 0;
+    mp_dtype type = b->kir->exprs[place].dtype;
+    mp_kid here = mp_expr_op2(b, MP_K_EQ, mp_expr_index(b, &index->dim[dim], type), place);
+    mp_kid x = with->kind == MP_ARG_VALUE ? mp_expr_cast(b, eval_at(b, with->value, &at), dtype)
+                                          : mp_expr_number(b, dtype, with);
+    mp_kid self = mp_expr_cast(b, eval_at(b, gnode->args[0].value, index), dtype);
+    return b->failed ? 0 : mp_expr_op(b, MP_K_WHERE, dtype, (mp_kid[]){here, x, self});
+}
+
+/* roll(self, shifts, dims): each shifted dim is read in two runs. */
+mp_kid mp_build_eval_roll(mp_builder *b, const mp_gnode *gnode, const mp_index *index)
+{
+    const mp_arg *shifts = &gnode->args[1], *dims = &gnode->args[2];
+    gather g;
+    if (gnode->args[0].kind != MP_ARG_VALUE || shifts->kind != MP_ARG_LIST || dims->kind != MP_ARG_LIST ||
+        shifts->list.n != dims->list.n || !start(&g, b, gnode->args[0].value))
+        return mp_build_fail(b);
+    int64_t shift[MP_MAX_DIMS] = {0};
+    for (uint32_t i = 0; i < dims->list.n; i++) {
+        int64_t dim = dims->list.items[i].i;
+        if (dim < 0) dim += g.source->ndim;
+        if (dim < 0 || dim >= g.source->ndim || shifts->list.items[i].kind != MP_ARG_INT) return mp_build_fail(b);
+        int64_t size = g.source->size[dim], by = shifts->list.items[i].i % size;
+        shift[dim] = (shift[dim] + by + size) % size;
+    }
+    for (int d = 0; d < g.source->ndim; d++) {
+        int64_t stride = g.source->stride[d];
+        take_dim(&g, d, &index->dim[d]);
+        if (shift[d] == 0) continue;
+        if (stride == 1) return mp_build_fail(b); /* torch copies whole runs; lanes that jump would be slower */
+        mp_dtype type = g.source->size[d] < INT32_MAX ? MP_I32 : MP_I64;
+        mp_kid wraps =
+            mp_expr_op2(b, MP_K_LT, mp_expr_index(b, &index->dim[d], type), mp_expr_const(b, type, 0, shift[d]));
+        mp_kid both[3] = {wraps, mp_expr_const(b, g.type, 0, (g.source->size[d] - shift[d]) * stride),
+                          mp_expr_const(b, g.type, 0, -shift[d] * stride)};
+        if (b->failed) return 0;
+        mp_kid x = mp_expr_op(b, MP_K_WHERE, g.type, both);
+        g.offset = g.offset == MP_NO_KID ? x : mp_expr_op2(b, MP_K_ADD, g.offset, x);
+    }
+    return b->failed ? 0 : mp_expr_load(b, b->region->owner[gnode->args[0].value], &g.at, g.offset);
 }

@@ -211,6 +211,9 @@ static const mp_op table[] = {
     {"aten._unsafe_index.Tensor", MP_OP_GATHER, 0, NULL, 0, false},
     /* pieces */
     {"aten.flip.default", MP_OP_FLIP, 0, NULL, 0, false},
+    {"aten.scatter.value", MP_OP_SCATTER, 0, NULL, 0, false},
+    {"aten.scatter.src", MP_OP_SCATTER, 0, NULL, 0, false},
+    {"aten.roll.default", MP_OP_ROLL, 0, NULL, 0, false},
     {"aten.cat.default", MP_OP_CAT, 0, NULL, 0, false},
     {"aten.constant_pad_nd.default", MP_OP_PAD, 0, NULL, 0, false},
     {"aten.convolution.default", MP_OP_CONV, 0, NULL, 0, false},
@@ -364,6 +367,21 @@ static bool gather_covered(const mp_graph *graph, const mp_gnode *node)
     return found > 0 && graph->metas[node->args[0].value].ndim > 0;
 }
 
+/* scatter(self, dim, index, value or src): does it replace one element along dim everywhere? */
+static bool scatter_covered(const mp_graph *graph, const mp_gnode *node)
+{
+    if (node->n_args < 4 || node->args[0].kind != MP_ARG_VALUE || node->args[1].kind != MP_ARG_INT ||
+        node->args[2].kind != MP_ARG_VALUE || (node->args[3].kind != MP_ARG_VALUE && !mp_arg_number(&node->args[3])))
+        return false;
+    const mp_meta *self = &graph->metas[node->args[0].value], *index = &graph->metas[node->args[2].value];
+    int64_t dim = node->args[1].i < 0 ? node->args[1].i + self->ndim : node->args[1].i;
+    if (dim < 0 || dim >= self->ndim || index->ndim != self->ndim) return false;
+    if (index->dtype != MP_I64 && index->dtype != MP_I32) return false;
+    for (int d = 0; d < self->ndim; d++)
+        if (index->size[d] != (d == dim ? 1 : self->size[d])) return false;
+    return node->args[3].kind != MP_ARG_VALUE || graph->metas[node->args[3].value].ndim == self->ndim;
+}
+
 const mp_op *mp_op_find(const mp_graph *graph, const mp_gnode *node)
 {
     const mp_op *row = NULL;
@@ -388,6 +406,7 @@ const mp_op *mp_op_find(const mp_graph *graph, const mp_gnode *node)
     if (row->class_ == MP_OP_CONV) return mp_conv_describe(graph, node, &conv) ? row : &external;
     if (row->class_ == MP_OP_POINT) return point_covered(graph, node, row) ? row : &external;
     if (row->class_ == MP_OP_PAD || row->class_ == MP_OP_CAT) return row;
+    if (row->class_ == MP_OP_SCATTER) return scatter_covered(graph, node) ? row : &external;
     if (row->class_ == MP_OP_GATHER) return gather_covered(graph, node) ? row : &external;
     if (node->args[0].kind != MP_ARG_VALUE) return &external;
     if (row->class_ == MP_OP_VAR && !mp_dtype_float(first->dtype)) return &external;

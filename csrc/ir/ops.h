@@ -4,18 +4,20 @@
 #include "ir/kernel_ir.h"
 
 typedef enum {
-    MP_OP_EXTERN, /* anything not in the table: run by torch */
-    MP_OP_INPUT,  /* a placeholder */
-    MP_OP_VIEW,   /* other metadata over its first argument's storage: index arithmetic */
-    MP_OP_POINT,  /* element by element, by formula */
-    MP_OP_REDUCE, /* over the dims in argument 1 */
-    MP_OP_VAR,    /* variance, and variance with mean, by two passes */
-    MP_OP_ARG,    /* place of the greatest or least element, alone or behind the element itself */
-    MP_OP_GATHER, /* elements at places that are data */
-    MP_OP_FLIP,   /* backwards along the dims in argument 1 */
-    MP_OP_CAT,    /* pieces along a dim */
-    MP_OP_PAD,    /* a constant around */
-    MP_OP_CONV,   /* a convolution of which node->form says that a kernel computes it */
+    MP_OP_EXTERN,  /* anything not in the table: run by torch */
+    MP_OP_INPUT,   /* a placeholder */
+    MP_OP_VIEW,    /* other metadata over its first argument's storage: index arithmetic */
+    MP_OP_POINT,   /* element by element, by formula */
+    MP_OP_REDUCE,  /* over the dims in argument 1 */
+    MP_OP_VAR,     /* variance, and variance with mean, by two passes */
+    MP_OP_ARG,     /* place of the greatest or least element, alone or behind the element itself */
+    MP_OP_GATHER,  /* elements at places that are data */
+    MP_OP_SCATTER, /* one element along a dim replaced, at a place that is data (one_hot, the gradient of a gather) */
+    MP_OP_ROLL,    /* moved around along the dims in argument 2 */
+    MP_OP_FLIP,    /* backwards along the dims in argument 1 */
+    MP_OP_CAT,     /* pieces along a dim */
+    MP_OP_PAD,     /* a constant around */
+    MP_OP_CONV,    /* a convolution of which node->form says that a kernel computes it */
 } mp_op_class;
 
 typedef struct {

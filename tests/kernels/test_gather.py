@@ -10,6 +10,8 @@ import torch.nn.functional as F
 sys.path.insert(0, os.path.dirname(__file__))
 from harness import Compiled, trace  # noqa: E402
 
+import magpy  # noqa: E402
+
 DTYPES = (
     torch.float32,
     torch.float64,
@@ -159,6 +161,7 @@ OUT = [
     ("gather", lambda x, i: x.gather(0, i[:, None]), (7, -1)),
     ("index", lambda x, i: x[i], (7, -8)),
     ("index_last", lambda x, i: x.t()[:, i], (7, -8)),
+    ("scatter", lambda x, i: x[:5].scatter(1, i[:, None], 1.0), (9, -1)),
     ("far", lambda x, i: x[i], (2**62, -(2**62))),
 ]
 
@@ -290,3 +293,63 @@ def test_flips_equal_eager(dtype):
 def test_flips_of_sums():
     for shape in ((1, 1), (5, 1), (6, 37), (3, 300)):
         equal(all_of(FLIPS), data(shape, torch.float32), kernels=None, bound=1e-4)
+
+
+def test_rolls_equal_eager():
+    table = {
+        "one": lambda x: x.roll(2, 0) * 2,
+        "two": lambda x: x.roll((3, -1), (0, 1)) + 1,
+        "around": lambda x: x.roll((8, -15), (0, 1)) + x,
+        "twice_in_one_dim": lambda x: x.roll((3, 2), (1, 1)) + 1,
+        "not_at_all": lambda x: x.roll((7, 0), (0, 1)) + 1,
+        "of_a_view": lambda x: x.permute(1, 2, 0).roll(1, 0) + 1,
+        "windows": lambda x: x[:6, :4].roll((-1, -2), (0, 1)).view(3, 2, 2, 2, 9).transpose(1, 2) * 3,
+        "of_computed": lambda x: (x * 2).roll(1, 0) + 1,
+    }
+    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.uint8):
+        equal(all_of(table), data((7, 5, 9), dtype), kernels=None)
+
+
+def test_rolls_along_memory_stay_operators():
+    equal(lambda x: x.roll(1, -1) * 2, data((7, 9), torch.float32), operators=("aten.roll.default",))
+    equal(lambda x: x.roll(1) * 2, data((7, 9), torch.float32), operators=("aten.roll.default",))
+
+
+# -- Replaced elements -------------------------------------------------------------------------------------------------
+
+SCATTERS = {
+    "value": lambda x, i: x.scatter(1, i[:, :1], 3),
+    "value_0": lambda x, i: x.scatter(0, i[:1], 2),
+    "source": lambda x, i: x.scatter(1, i[:, :1], x[:, 2:4]),
+    "source_0": lambda x, i: x.scatter(0, i[:1], x[1:2]),
+    "one_hot": lambda x, i: torch.zeros(7, 7, dtype=x.dtype).scatter(-1, i[:, 1:2], 1) + 0,
+    "of_computed": lambda x, i: (x * 2).scatter(1, i[:, :1], 1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:-1], ids=str)
+def test_scatters_of_one_element_equal_eager(dtype):
+    equal(all_of(SCATTERS), data((7, 7), dtype), places(7, (7, 7)), kernels=None)
+
+
+def test_each_scatter_is_one_kernel():
+    for fn in SCATTERS.values():
+        equal(fn, data((7, 7), torch.float32), places(7, (7, 7)))
+
+
+def test_scatters_of_several_elements_stay_operators():
+    x, i = data((7, 9), torch.float32), places(7, (7, 2))
+    equal(lambda x, i: x.scatter(1, i, 1), x, i, kernels=0, operators=("aten.scatter.value",))
+    equal(lambda x, i: x.scatter(1, i[:3, :1], 1), x, i, kernels=0, operators=("aten.scatter.value",))
+
+
+def test_one_hot_is_a_kernel_that_checks():
+    compiled = torch.compile(lambda i: F.one_hot(i, 7) * 2, backend="magpy", fullgraph=True)
+    i = places(7, (3, 5))
+    for _ in range(2):
+        assert torch.equal(compiled(i), F.one_hot(i, 7) * 2)
+    assert set(magpy.explain(compiled).traces[0].tiers) <= {"kernel", "alloc", "view", "release"}
+    for wrong in (7, -1):
+        i[2, 3] = wrong
+        with pytest.raises(RuntimeError, match="Class values must be"):
+            compiled(i)
