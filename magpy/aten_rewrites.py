@@ -40,7 +40,7 @@ class Builder:
         (out,) = tensors_of(call(target, map_vals(_stand_in, node.args)))
         assert out is not None
         dtype, _, *rest = meta_of(out)
-        device = next(v.meta[1] for v in each_val(node.args))
+        device = next((v.meta[1] for v in each_val(node.args)), out.device)
         node.vals = [Val(node, 0, (dtype, device, *rest))]
         self.nodes.append(node)
         return node.val

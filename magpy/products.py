@@ -19,6 +19,8 @@ aten = torch.ops.aten
 
 MIN_ONEDNN = 1 << 18  # multiplications from which oneDNN can be faster than its call is slow
 MAX_BATCH = 6  # dims; csrc/gemm/gemm.h
+MAX_BETWEEN = 60  # nodes looked at between the two products of an attention
+SAMPLE_ROWS = 96  # of each of many matrices are measured
 
 # -- The operator -----------------------------------------------------------------------------------------------------
 
@@ -276,7 +278,13 @@ def _text(sizes: Sequence[int], strides: Sequence[int]) -> str:
     return "/".join(str(s) for n, s in zip(sizes, strides, strict=True) if n != 1)
 
 
-def _plain(val: Val) -> bool:
+def _sample(sizes: Sequence[int]) -> list[int]:
+    """Sizes of many matrices, cut down to what is measured: two of them along each dim, some rows. What a product
+    costs is the same for each row, and results that leave the cache would hide it."""
+    return [*(min(n, 2) for n in sizes[:-2]), min(sizes[-2], SAMPLE_ROWS), sizes[-1]] if len(sizes) > 2 else list(sizes)
+
+
+def plain(val: Val) -> bool:
     return val.meta[0] is torch.float32 and val.meta[1].type == "cpu" and 0 not in val.meta[2]
 
 
@@ -294,7 +302,7 @@ class _Product:
             self.bias = bias
         else:
             x, w = node.args[:2]
-        if not all(_plain(v) for v in each_val(node.args)) or not _plain(node.val):
+        if not all(plain(v) for v in each_val(node.args)) or not plain(node.val):
             raise _Keep
         self.x, self.w = x, w
         (self.m, self.k), self.n = x.meta[2][-2:], w.meta[2][-1]
@@ -361,11 +369,17 @@ class _Product:
         build.nodes.append(made)
         return made.val
 
-    def candidates(self, own: Node | None) -> dict[str, Callable[[], Any]]:
-        """Calls on tensors like the operands. `own` is the own product's node, if there can be one."""
-        x, w = (_filled(*v.meta[2:4]) for v in (self.x, self.w))
+    def candidates(self, own: Node | None, chained: bool) -> dict[str, Callable[[], Any]]:
+        """Calls on tensors like the operands. `own` is the own product's node, if there can be one; it comes first,
+        and stays without a clear loss, where the product is part of an attention (`chained`)."""
+        sizes = _sample(self.node.val.meta[2])
+        if own is not None and len(sizes) > 2:
+            own_sizes = _sample(own.val.meta[2])
+            sizes = [math.prod(own_sizes[:-2]), *own_sizes[-2:]]
+        x_sizes, w_sizes = ([*sizes[:-2], rows, n] for rows, n in ((sizes[-2], self.k), (self.k, sizes[-1])))
+        x, w = (_filled(s, v.meta[3]) for s, v in ((x_sizes, self.x), (w_sizes, self.w)))
         bias = None if self.bias is None else _filled(*self.bias.meta[2:4])
-        out = torch.empty(self.node.val.meta[2], device="cpu")
+        out = torch.empty(sizes, device="cpu")
         calls: dict[str, Callable[[], Any]] = {}
         if self.node.target is aten.addmm.default:
             calls["blas"] = lambda: aten.addmm.out(bias, x, w, out=out)
@@ -377,13 +391,18 @@ class _Product:
             turned = w.t()
             calls["onednn"] = lambda: LINEAR(x, turned, bias, "none", [], "")
         if own is not None:
-            a, b = (_filled(*v.meta[2:4]) for v in own.args[:2])
+            a, b = (_filled(s, v.meta[3]) for s, v in self._own_samples(own))
             calls["own"] = _plan(a, b, bias, own.args[3])
-        return calls
+        return dict(sorted(calls.items(), key=lambda row: row[0] != "own")) if chained else calls
 
-    def name(self, own: Node | None) -> str:
+    def _own_samples(self, own: Node) -> list[tuple[list[int], Val]]:
+        *batch, rows, columns = _sample(own.val.meta[2])
+        return [([*batch, rows, self.k], own.args[0]), ([*batch, self.k, columns], own.args[1])]
+
+    def name(self, own: Node | None, chained: bool) -> str:
         """Names the choice."""
-        text = f"{math.prod(self.x.meta[2][:-2])}*{self.m}x{self.k}x{self.n}"
+        many = _sample((own or self.node).val.meta[2])
+        text = f"{math.prod(many[:-2])}*{many[-2]}x{self.k}x{self.n}{' chained' if chained else ''}"
         for val in (self.x, self.w):
             text += " " + _text(*val.meta[2:4])
         if own is not None:
@@ -399,8 +418,12 @@ PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default)
 
 
 def rewrite(graph: Graph) -> None:
-    """Choose for every matrix product, in place."""
+    """Choose for every attention and every matrix product, in place."""
+    from magpy import attention  # made of products
+
+    attention.rewrite(graph)
     users, outputs = _users_of(graph), {v for v in graph.outputs if v is not None}
+    chained = _chained(graph)
     new: dict[Val, Val] = {}
     gone: set[Node] = set()
     kept: list[Node] = []
@@ -412,7 +435,7 @@ def rewrite(graph: Graph) -> None:
         if node.target in PRODUCTS:
             build = Builder()
             try:
-                made = _choose(node, build, users, outputs)
+                made = _choose(node, build, users, outputs, node in chained)
             except _Keep:
                 made = None
         if made is None:
@@ -426,7 +449,30 @@ def rewrite(graph: Graph) -> None:
     graph.outputs = [new.get(v, v) if v is not None else None for v in graph.outputs]
 
 
-def _choose(node: Node, build: Builder, users: Users, outputs: set[Val]) -> tuple[Val, list[Node]] | None:
+def _chained(graph: Graph) -> set[Node]:
+    """Products whose rows become the left side of another product (attention), and those others."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.target is not aten.bmm.default:
+            continue
+        todo = [node.args[0].node]
+        seen: set[Node] = set()
+        while todo and len(seen) < MAX_BETWEEN:
+            before = todo.pop()
+            if before in seen or before.target is None:
+                continue
+            seen.add(before)
+            if before.target is aten.bmm.default:
+                if before.val.meta[2] == node.args[0].meta[2]:
+                    found |= {before, node}
+                continue
+            todo += [v.node for v in each_val(before.args)]
+    return found
+
+
+def _choose(
+    node: Node, build: Builder, users: Users, outputs: set[Val], chained: bool
+) -> tuple[Val, list[Node]] | None:
     product = _Product(node)
     own: tuple[Val, list[Node]] | None = None
     trial = Builder()
@@ -435,7 +481,7 @@ def _choose(node: Node, build: Builder, users: Users, outputs: set[Val]) -> tupl
     except _Keep:
         own = None
     made = next((n for n in trial.nodes if n.target is MATMUL), None)
-    name = choices.choose(product.name(made), lambda: product.candidates(made))
+    name = choices.choose(product.name(made, chained), lambda: product.candidates(made, chained))
     if name == "own" and own is not None:
         build.nodes = trial.nodes
         return own

@@ -40,6 +40,14 @@ static void find_last_uses(planner *p)
         if (step.kind == MP_STEP_KERNEL) {
             const mp_kernel *kernel = &p->schedule->kernels[step.index];
             for (uint32_t k = 0; k < kernel->n_buffers; k++) touch(p, kernel->values[k], i);
+        } else if (step.kind == MP_STEP_CHAIN) {
+            const mp_chain *chain = &p->schedule->chains[step.index];
+            const mp_kernel *kernel = &p->schedule->kernels[chain->kernel];
+            const mp_gnode *first = &graph->nodes[chain->first], *second = &graph->nodes[chain->second];
+            for (uint32_t k = 0; k < kernel->n_buffers; k++) touch(p, kernel->values[k], i);
+            touch_args(p, first->args, first->n_args, i);
+            touch_args(p, second->args, second->n_args, i);
+            touch(p, second->first, i);
         } else if (step.kind == MP_STEP_OP) {
             const mp_gnode *node = &graph->nodes[step.index];
             touch_args(p, node->args, node->n_args, i);
@@ -126,6 +134,8 @@ void mp_fuse_place(mp_schedule *schedule, const mp_region *region, mp_kernel *ke
             const mp_kernel *kernel = &schedule->kernels[step.index];
             for (uint32_t k = 0; k < kernel->n_buffers; k++)
                 if (kernel->written[k]) give_place(&p, schedule, kernel->values[k], list, &n_list);
+        } else if (step.kind == MP_STEP_CHAIN) {
+            give_place(&p, schedule, graph->nodes[schedule->chains[step.index].second].first, list, &n_list);
         } else if (step.kind == MP_STEP_OP) {
             const mp_gnode *node = &graph->nodes[step.index];
             for (uint32_t k = 0; k < node->n_values; k++) give_place(&p, schedule, node->first + k, list, &n_list);

@@ -35,6 +35,13 @@ mp_kir *mp_fuse_build(mp_region *region, const uint32_t *nodes, uint32_t n, mp_p
 /* Put every node that kernels cover into a group, so that groups can run one after another. Returns the number of groups. */
 uint32_t mp_fuse_group(mp_region *region);
 
+/* Elements r of which iteration i of a kernel that has a row in its vector lanes touches exactly [i * r, (i + 1) * r) in the buffer; 0 if
+** there is no such r. */
+int64_t mp_fuse_row(const mp_kir *kir, uint32_t buffer);
+
+/* Let products and the kernel between them run together where that is possible: changes steps and places. */
+void mp_fuse_chain(mp_schedule *schedule, const mp_region *region, mp_place *places, mp_pool *pool);
+
 /* Order the loops of a finished kernel, join loops that run through memory together, choose the vector loop. */
 void mp_fuse_order_loops(mp_kir *kir);
 

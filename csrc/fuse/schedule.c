@@ -261,10 +261,12 @@ static void emit_kernel(scheduler *s, uint32_t group)
     kir->name = mp_pool_printf(pool, kir->conv ? "mp_c%u" : "mp_k%u", s->own->schedule.n_kernels);
     mp_val *values = MP_NEW(pool, mp_val, kir->n_buffers + 1);
     bool *written = MP_NEW(pool, bool, kir->n_buffers + 1);
+    int64_t *row = MP_NEW(pool, int64_t, kir->n_buffers + 1);
     for (uint32_t i = 0; i < kir->n_buffers; i++) {
         mp_val value = kir->buffers[i].value;
         values[i] = value;
         written[i] = kir->buffers[i].written;
+        row[i] = mp_fuse_row(kir, i);
         if (!written[i]) continue;
         s->places[value] = (mp_place){.home = region->is_output[value] ? MP_HOME_OUTPUT : MP_HOME_ARENA,
                                       .index = UINT32_MAX,
@@ -287,6 +289,7 @@ static void emit_kernel(scheduler *s, uint32_t group)
                                                          .n_buffers = kir->n_buffers,
                                                          .values = values,
                                                          .written = written,
+                                                         .row = row,
                                                          .checks = kir->checks,
                                                          .extent = launch.extent,
                                                          .grain = launch.grain,
@@ -383,6 +386,7 @@ static void schedule_all(owner *own, const mp_fuse_options *options)
     schedule->steps = s.steps;
     schedule->n_steps = s.n_steps;
     schedule->places = s.places;
+    mp_fuse_chain(schedule, region, s.places, pool);
     mp_fuse_place(schedule, region, s.kernels, s.places, pool);
 }
 

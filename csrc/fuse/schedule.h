@@ -36,10 +36,11 @@ typedef struct {
     uint32_t n_buffers;
     const mp_val *values; /* [n_buffers] */
     const bool *written;  /* [n_buffers] */
-    bool checks;          /* may find an index out of range */
-    int64_t extent;       /* outer iterations */
-    int64_t grain;        /* fewest outer iterations worth a thread */
-    const mp_conv *conv;  /* NULL, or: the library's convolution of values 0 and 1, which calls FUNCTION (an
+    const int64_t *row; /* [n_buffers] r > 0: iteration i touches exactly elements [i * r, (i + 1) * r) of the buffer */
+    bool checks;        /* may find an index out of range */
+    int64_t extent;     /* outer iterations */
+    int64_t grain;      /* fewest outer iterations worth a thread */
+    const mp_conv *conv; /* NULL, or: the library's convolution of values 0 and 1, which calls FUNCTION (an
                                ** mp_conv_epilogue) with its sums, or, if that is NULL, stores them to value 2 */
     int64_t workspace, workspace_offset; /* bytes of the arena that are the kernel's own while it runs */
     const char *const *ops;              /* NULL-terminated: names of the operators in it, for people */
@@ -49,18 +50,27 @@ typedef struct {
     int cuda_block;          /* threads in a block */
 } mp_kernel;
 
-typedef enum { MP_STEP_KERNEL, MP_STEP_OP, MP_STEP_VIEW, MP_STEP_RELEASE } mp_step_kind;
+/* Product, kernel, product: done by blocks of rows, so that what lies between exists for one block at a time (attention). The first
+** product's result is buffer `in` of the kernel and nothing else, the kernel's result is its buffer `out` and the left side of the second. */
+typedef struct {
+    uint32_t first, second; /* nodes */
+    uint32_t kernel;        /* its iterations are the rows of both products, in order */
+    uint32_t in, out;       /* its buffers */
+} mp_chain;
+
+typedef enum { MP_STEP_KERNEL, MP_STEP_OP, MP_STEP_CHAIN, MP_STEP_VIEW, MP_STEP_RELEASE } mp_step_kind;
 
 typedef struct {
     mp_step_kind kind;
-    uint32_t index; /* KERNEL: kernel number. OP: node number. VIEW, RELEASE: value number */
+    uint32_t index; /* KERNEL: kernel number. OP: node number. CHAIN: chain number. VIEW, RELEASE: value number */
 } mp_step;
 
 typedef struct {
     const mp_graph *graph; /* borrowed; outlives the schedule */
     const char *source;    /* one C translation unit with all kernels, no #include; "" if there are no kernels */
-    uint32_t n_kernels, n_steps;
+    uint32_t n_kernels, n_steps, n_chains;
     const mp_kernel *kernels;
+    const mp_chain *chains;
     const mp_step *steps;
     const mp_place *places; /* [graph->n_values] */
     int64_t arena_bytes;

@@ -101,21 +101,45 @@ static int64_t rounded(int64_t n, int64_t to) { return pieces(n, to) * to; }
 static bool is_direct(const mp_gemm_tiles *tiles, const sides *s)
 { return s->x_lane == 1 && s->n_numbers <= 2 * tiles->numbers; }
 
-int mp_gemm_prepare(mp_gemm *g, int bits)
+/* Are sizes and strides covered? Sets bits and *batches. */
+static bool check(mp_gemm *g, int bits, int64_t *batches)
 {
     const int64_t limit = (int64_t)1 << 31, strides = (int64_t)1 << 40;
     const int64_t given[] = {g->a_row, g->a_col, g->b_row, g->b_col, g->c_row};
-    if (g->m < 0 || g->n < 0 || g->k < 0 || g->m > limit || g->n > limit || g->k > limit) return -1;
+    if (g->m < 0 || g->n < 0 || g->k < 0 || g->m > limit || g->n > limit || g->k > limit) return false;
     for (size_t i = 0; i < sizeof given / sizeof *given; i++)
-        if (given[i] < 0 || given[i] > strides) return -1;
-    if (g->n_batch < 0 || g->n_batch > MP_GEMM_MAX_BATCH) return -1;
-    int64_t batches = 1;
+        if (given[i] < 0 || given[i] > strides) return false;
+    if (g->n_batch < 0 || g->n_batch > MP_GEMM_MAX_BATCH) return false;
+    *batches = 1;
     for (int i = 0; i < g->n_batch; i++) {
-        if (g->batch[i] < 0 || __builtin_mul_overflow(batches, g->batch[i], &batches)) return -1;
-        if (g->a_batch[i] < 0 || g->b_batch[i] < 0 || g->c_batch[i] < 0) return -1;
+        if (g->batch[i] < 0 || __builtin_mul_overflow(*batches, g->batch[i], batches)) return false;
+        if (g->a_batch[i] < 0 || g->b_batch[i] < 0 || g->c_batch[i] < 0) return false;
     }
     int cpu = cpu_bits();
     g->bits = bits && bits < cpu ? bits : cpu;
+    return true;
+}
+
+int mp_gemm_prepare_packed(mp_gemm *g, int bits)
+{
+    int64_t batches;
+    if (!check(g, bits, &batches)) return -1;
+    int64_t width = 2 * tiles_of(g->bits)->lanes;
+    g->form = MP_GEMM_COLUMNS;
+    g->depth = pieces(g->k, most(pieces(g->k, DEPTH), 1));
+    g->block = rounded(g->n, width);
+    g->chunk = most(g->m, 1);
+    g->blocks = g->chunks = 1;
+    g->scratch = (size_t)(g->block * g->k) * sizeof(float);
+    g->extent = batches;
+    g->grain = 1;
+    return 0;
+}
+
+int mp_gemm_prepare(mp_gemm *g, int bits)
+{
+    int64_t batches;
+    if (!check(g, bits, &batches)) return -1;
     const mp_gemm_tiles *tiles = tiles_of(g->bits);
     g->form = form_of(g, tiles->lanes);
     int64_t per_task;
@@ -153,6 +177,7 @@ typedef struct {
     sides s;
     const float *x, *y, *bias; /* x of the side in lanes */
     float *c;
+    int64_t from;  /* COLUMNS: the row that y and c begin with */
     float *packed; /* [panel][k][width]: panel p starts at lane p * 2 * lanes */
     bool direct;
 } block_state;
@@ -189,12 +214,12 @@ static void run_group(const block_state *b, int64_t first, int64_t lane, int64_t
     for (int64_t done = 0; done < n;) {
         int64_t left = n - done;
         int size = left >= tiles->numbers ? 0 : left >= 3 ? 1 : 2;
-        const float *y = b->y + (j + done) * b->s.y_j + k0 * b->s.y_k;
+        const float *y = b->y + (j - b->from + done) * b->s.y_j + k0 * b->s.y_k;
         tiles->tile[width > tiles->lanes][size](k, x, x_step, y, b->s.y_j, b->s.y_k, out + done * width);
         done += size == 0 ? tiles->numbers : size == 1 ? 3 : 1;
     }
     bool rows = b->g->form == MP_GEMM_ROWS, add = k0 > 0;
-    float *c = b->c + (rows ? lane * b->g->c_row + j : j * b->g->c_row + lane);
+    float *c = b->c + (rows ? lane * b->g->c_row + j : (j - b->from) * b->g->c_row + lane);
     const float *bias = b->bias && !add ? b->bias + (rows ? j : lane) : NULL;
     if (rows)
         tiles->put_turned(out, width, used, n, c, b->g->c_row, bias, add);
@@ -202,11 +227,11 @@ static void run_group(const block_state *b, int64_t first, int64_t lane, int64_t
         tiles->put(out, width, n, used, c, b->g->c_row, bias, add);
 }
 
-static void run_block(const block_state *b, int64_t block, int64_t chunk)
+/* All lanes of a block against numbers [start, end). */
+static void run_block(const block_state *b, int64_t block, int64_t start, int64_t end)
 {
     const mp_gemm *g = b->g;
     int64_t first = block * g->block, last = least(first + g->block, b->s.n_lanes);
-    int64_t start = chunk * g->chunk, end = least(start + g->chunk, b->s.n_numbers);
     int64_t group = GROUP * b->tiles->numbers, width = 2 * b->tiles->lanes;
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += most(g->depth, 1))
         for (int64_t j = start; j < end; j += group)
@@ -260,12 +285,16 @@ static void go_to_batch(block_state *b, const mp_gemm_call *call, int64_t batch)
     const mp_gemm *g = call->gemm;
     const float *a = call->a, *right = call->b;
     b->c = call->c;
+    int64_t a_offset = 0, b_offset = 0, c_offset = 0;
     for (int d = g->n_batch; d-- > 0; batch /= g->batch[d]) {
         int64_t i = batch % g->batch[d];
-        a += i * g->a_batch[d];
-        right += i * g->b_batch[d];
-        b->c += i * g->c_batch[d];
+        a_offset += i * g->a_batch[d];
+        b_offset += i * g->b_batch[d];
+        c_offset += i * g->c_batch[d];
     }
+    if (a) a += a_offset; /* a chain has no A or no C of its own */
+    if (b->c) b->c += c_offset;
+    right += b_offset;
     bool columns = g->form == MP_GEMM_COLUMNS;
     b->x = columns ? right : a;
     b->y = columns ? a : right;
@@ -291,7 +320,28 @@ void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end)
             int64_t first = block % g->blocks * g->block;
             if (packed != block) pack_block(&b, first, least(first + g->block, b.s.n_lanes));
             packed = block;
-            run_block(&b, block % g->blocks, chunk);
+            int64_t start = chunk * g->chunk;
+            run_block(&b, block % g->blocks, start, least(start + g->chunk, b.s.n_numbers));
         }
     }
+}
+
+void mp_gemm_pack(const mp_gemm_call *call, int64_t batch, float *packed)
+{
+    block_state b = {.g = call->gemm, .tiles = tiles_of(call->gemm->bits), .s = sides_of(call->gemm), .packed = packed};
+    go_to_batch(&b, call, batch);
+    pack_block(&b, 0, b.s.n_lanes);
+}
+
+void mp_gemm_rows(const mp_gemm_call *call, int64_t batch, const float *packed, int64_t row, int64_t rows,
+                  const float *a, float *c)
+{
+    const mp_gemm *g = call->gemm;
+    block_state b = {.g = g, .tiles = tiles_of(g->bits), .s = sides_of(g), .bias = call->bias};
+    b.packed = (float *)packed; /* only read */
+    b.from = row;
+    go_to_batch(&b, call, batch);
+    b.y = a ? a : b.y + row * g->a_row;
+    b.c = c ? c : b.c + row * g->c_row;
+    run_block(&b, 0, row, row + rows);
 }

@@ -49,6 +49,19 @@ typedef struct {
 ** computes slowly. */
 void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end);
 
+/* -- One side kept packed: for callers that walk over the rows of C themselves ------------------------------------------ */
+
+/* Prepare for the two functions below: form COLUMNS, `scratch` is the bytes of a packed B. Returns as mp_gemm_prepare. */
+int mp_gemm_prepare_packed(mp_gemm *gemm, int bits);
+
+/* Copy B of matrix number `batch` into `packed`. */
+void mp_gemm_pack(const mp_gemm_call *call, int64_t batch, float *packed);
+
+/* Rows [row, row + rows) of C of matrix `batch`, from its packed B. `a` and `c` are where these rows of A and C begin, or NULL for their
+** places in the call. */
+void mp_gemm_rows(const mp_gemm_call *call, int64_t batch, const float *packed, int64_t row, int64_t rows,
+                  const float *a, float *c);
+
 /* Memory of this thread of at least `bytes`, aligned to 64, kept until the thread ends or asks for more; NULL on no memory. Two
 ** `slot`s (0 is mp_gemm_run's own). */
 void *mp_gemm_scratch(int slot, size_t bytes);

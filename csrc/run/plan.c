@@ -201,6 +201,11 @@ static inline int run_insn(run *r, const mp_insn *insn)
     switch (insn->kind) {
     case MP_INSN_KERNEL: return run_kernel(r, &plan->calls[insn->index]);
     case MP_INSN_PRODUCT: mp_product_run(&plan->products[insn->index], frame->pointers); break;
+    case MP_INSN_CHAIN:
+        if (!mp_chain_run(&plan->chains[insn->index], frame->pointers)) break;
+        gil_take(r);
+        PyErr_NoMemory();
+        return -1;
     case MP_INSN_OP: return run_op(r, &plan->ops[insn->index]);
     case MP_INSN_ALLOC: return run_alloc(r, insn->index) ? run_failed(r) : 0;
     case MP_INSN_VIEW:

@@ -71,6 +71,19 @@ static bool is_product(const mp_plan *plan, const mp_gnode *node)
 static void need_pointer(mp_plan *plan, mp_val v, void *context)
 { plan->needs[plan->roots[v]] |= MP_NEED_POINTER | MP_NEED_USED; }
 
+/* All values of a chain that exist as a whole. */
+static void visit_chain(mp_plan *plan, const mp_chain *chain, visit_value visit, void *context)
+{
+    const mp_kernel *kernel = &plan->schedule->kernels[chain->kernel];
+    const mp_gnode *first = &plan->graph->nodes[chain->first], *second = &plan->graph->nodes[chain->second];
+    visit_node(plan, first, visit, context);
+    visit_arg(plan, &second->args[1], visit, context);
+    visit_arg(plan, &second->args[2], visit, context);
+    visit(plan, second->first, context);
+    for (uint32_t k = 0; k < kernel->n_buffers; k++)
+        if (k != chain->in && k != chain->out) visit(plan, kernel->values[k], context);
+}
+
 static int find_needs(build *b)
 {
     mp_plan *plan = b->plan;
@@ -89,6 +102,9 @@ static int find_needs(build *b)
             for (uint32_t k = 0; k < node->n_values; k++) plan->needs[node->first + k] |= MP_NEED_HANDLE;
             plan->has_operators = true;
             plan->n_ops++;
+        } else if (step->kind == MP_STEP_CHAIN) {
+            visit_chain(plan, &schedule->chains[step->index], need_pointer, NULL);
+            plan->n_chains++;
         } else if (step->kind == MP_STEP_KERNEL) {
             const mp_kernel *kernel = &schedule->kernels[step->index];
             for (uint32_t k = 0; k < kernel->n_buffers; k++)
@@ -188,20 +204,50 @@ static int locate(build *b, mp_val v, mp_product_operand *operand)
     return 0;
 }
 
-static int emit_product(build *b, const mp_gnode *node)
+/* Fill `product`; without its left side or its result where a chain keeps these. Returns 0, or -1 with b->why set. */
+static int resolve_product(build *b, const mp_gnode *node, mp_product *product, bool left, bool result)
 {
-    mp_plan *plan = b->plan;
-    mp_product *product = &plan->products[plan->n_products];
-    *product = (mp_product){.node = node, .has_bias = node->args[2].kind == MP_ARG_VALUE};
-    if (mp_gemm_from_node(&product->gemm, plan->graph, node) < 0) {
+    const mp_product_operand none = {.root = MP_NO_VAL};
+    *product = (mp_product){.node = node, .a = none, .c = none, .has_bias = node->args[2].kind == MP_ARG_VALUE};
+    if (mp_gemm_from_node(&product->gemm, b->plan->graph, node) < 0) {
         mp_reason_set(b->why, MP_REASON_INTERNAL, "%s is no product", node->op);
         return -1;
     }
-    if (locate(b, node->args[0].value, &product->a) < 0 || locate(b, node->args[1].value, &product->b) < 0 ||
-        locate(b, node->first, &product->c) < 0 ||
-        (product->has_bias && locate(b, node->args[2].value, &product->bias) < 0) ||
-        emit_storage(b, product->c.root) < 0)
+    if (left && locate(b, node->args[0].value, &product->a) < 0) return -1;
+    if (result && (locate(b, node->first, &product->c) < 0 || emit_storage(b, product->c.root) < 0)) return -1;
+    if (product->has_bias && locate(b, node->args[2].value, &product->bias) < 0) return -1;
+    return locate(b, node->args[1].value, &product->b);
+}
+
+static int emit_chain(build *b, uint32_t number)
+{
+    mp_plan *plan = b->plan;
+    const mp_chain *chain = &plan->schedule->chains[number];
+    const mp_kernel *kernel = &plan->schedule->kernels[chain->kernel];
+    mp_chain_call *call = &plan->chains[plan->n_chains];
+    *call =
+        (mp_chain_call){.kernel = chain->kernel, .n_buffers = kernel->n_buffers, .in = chain->in, .out = chain->out};
+    call->buffers = mp_store_alloc(&plan->store, (kernel->n_buffers + 1) * sizeof *call->buffers);
+    if (!call->buffers) return no_memory(b);
+    if (resolve_product(b, &plan->graph->nodes[chain->first], &call->first, true, false) < 0 ||
+        resolve_product(b, &plan->graph->nodes[chain->second], &call->second, false, true) < 0)
         return -1;
+    for (uint32_t k = 0; k < kernel->n_buffers; k++)
+        if (k != chain->in && k != chain->out && locate(b, kernel->values[k], &call->buffers[k]) < 0) return -1;
+    void *function = kernel->function ? mp_code_symbol(plan->code, kernel->function) : NULL;
+    if (!function || mp_chain_prepare(call) < 0) {
+        mp_reason_set(b->why, MP_REASON_COMPILE_FAILED, "kernel %s is missing", kernel->name);
+        return -1;
+    }
+    memcpy(&call->function, &function, sizeof function);
+    plan->n_chains++;
+    return emit(b, MP_INSN_CHAIN, plan->n_chains - 1);
+}
+
+static int emit_product(build *b, const mp_gnode *node)
+{
+    mp_plan *plan = b->plan;
+    if (resolve_product(b, node, &plan->products[plan->n_products], true, true) < 0) return -1;
     plan->n_products++;
     return emit(b, MP_INSN_PRODUCT, plan->n_products - 1);
 }
@@ -265,8 +311,9 @@ static int emit_steps(build *b)
     plan->ops = mp_store_alloc(&plan->store, (plan->n_ops + 1) * sizeof *plan->ops);
     plan->calls = mp_store_alloc(&plan->store, (plan->n_calls + 1) * sizeof *plan->calls);
     plan->products = mp_store_alloc(&plan->store, (plan->n_products + 1) * sizeof *plan->products);
-    if (!plan->ops || !plan->calls || !plan->products) return no_memory(b);
-    plan->n_ops = plan->n_calls = plan->n_products = 0; /* from here on: how many are made */
+    plan->chains = mp_store_alloc(&plan->store, (plan->n_chains + 1) * sizeof *plan->chains);
+    if (!plan->ops || !plan->calls || !plan->products || !plan->chains) return no_memory(b);
+    plan->n_ops = plan->n_calls = plan->n_products = plan->n_chains = 0; /* from here on: how many are made */
     for (uint32_t i = 0; i < schedule->n_steps; i++) {
         const mp_step *step = &schedule->steps[i];
         int failed = 0;
@@ -277,6 +324,7 @@ static int emit_steps(build *b)
             failed = is_product(plan, node) ? emit_product(b, node) : emit_op(b, step->index);
             break;
         }
+        case MP_STEP_CHAIN: failed = emit_chain(b, step->index); break;
         case MP_STEP_VIEW: failed = emit_view(b, step->index); break;
         case MP_STEP_RELEASE: break; /* lifetimes are found below, from the instructions themselves */
         }
@@ -306,6 +354,9 @@ static void touch_insn(mp_plan *plan, const mp_insn *insn, lifetimes *life)
         const mp_gnode *node = plan->ops[insn->index].node;
         visit_node(plan, node, touch, life);
         for (uint32_t k = 0; k < node->n_values; k++) touch(plan, node->first + k, life);
+    } else if (insn->kind == MP_INSN_CHAIN) {
+        visit_chain(plan, &plan->schedule->chains[insn->index], touch,
+                    life); /* chains are made in the schedule's order */
     } else if (insn->kind == MP_INSN_PRODUCT) {
         const mp_gnode *node = plan->products[insn->index].node;
         visit_node(plan, node, touch, life);

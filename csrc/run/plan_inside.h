@@ -1,6 +1,7 @@
 /* The plan's inside, shared by the files that compile, run and show it. */
 #ifndef MP_RUN_PLAN_INSIDE_H
 #define MP_RUN_PLAN_INSIDE_H
+#include "run/chain.h"
 #include "run/code.h"
 #include "run/op.h"
 #include "run/parallel.h"
@@ -27,11 +28,19 @@ typedef struct {
     int64_t prepare_extent, workspace;
 } mp_kernel_call;
 
-typedef enum { MP_INSN_KERNEL, MP_INSN_PRODUCT, MP_INSN_OP, MP_INSN_ALLOC, MP_INSN_VIEW, MP_INSN_RELEASE } mp_insn_kind;
+typedef enum {
+    MP_INSN_KERNEL,
+    MP_INSN_PRODUCT,
+    MP_INSN_CHAIN,
+    MP_INSN_OP,
+    MP_INSN_ALLOC,
+    MP_INSN_VIEW,
+    MP_INSN_RELEASE
+} mp_insn_kind;
 
 typedef struct {
     mp_insn_kind kind;
-    uint32_t index; /* KERNEL: of calls; PRODUCT: of products; OP: of ops; others: value number */
+    uint32_t index; /* KERNEL: of calls; PRODUCT: of products; CHAIN: of chains; OP: of ops; others: value number */
 } mp_insn;
 
 enum {
@@ -49,8 +58,9 @@ struct mp_plan {
     mp_op *ops;
     mp_kernel_call *calls;
     mp_product *products;
+    mp_chain_call *chains;
     mp_insn *insns;
-    uint32_t n_ops, n_calls, n_products, n_insns;
+    uint32_t n_ops, n_calls, n_products, n_chains, n_insns;
     uint8_t *needs;     /* [n_values] MP_NEED_* */
     mp_val *roots;      /* [n_values] the value whose storage it lives in: itself, but for views */
     mp_val *run_values; /* values whose handles a run may own, deleted at its end */

@@ -124,6 +124,15 @@ static PyObject *describe(const mp_plan *plan, const mp_insn *insn)
         const char *detail = op->tier == MP_TIER_SHIM ? op->symbol : op->tier == MP_TIER_DISPATCHER ? op->name : "";
         return Py_BuildValue("(sss)", tiers[op->tier], op->node->op, detail);
     }
+    if (insn->kind == MP_INSN_CHAIN) {
+        const mp_chain_call *chain = &plan->chains[insn->index];
+        const mp_gemm *first = &chain->first.gemm, *second = &chain->second.gemm;
+        const char *name = plan->schedule->kernels[chain->kernel].name;
+        return Py_BuildValue("(ssN)", "kernel", "magpy.chain",
+                             PyUnicode_FromFormat("%lldx%lldx%lld, %s, %lldx%lldx%lld", (long long)first->m,
+                                                  (long long)first->k, (long long)first->n, name, (long long)second->m,
+                                                  (long long)second->k, (long long)second->n));
+    }
     if (insn->kind == MP_INSN_PRODUCT) {
         static const char *const forms[] = {
             [MP_GEMM_ROWS] = "rows", [MP_GEMM_COLUMNS] = "columns", [MP_GEMM_DOTS] = "dots"};

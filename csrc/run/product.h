@@ -16,6 +16,9 @@ typedef struct {
     bool has_bias;
 } mp_product;
 
+/* The product with its addresses. A side that a chain keeps in scratch memory has the root MP_NO_VAL, and NULL here. */
+void mp_product_call(const mp_product *product, char *const *pointers, mp_gemm_call *call);
+
 /* Compute. `pointers` are the addresses of all values' storage. Never fails. */
 void mp_product_run(const mp_product *product, char *const *pointers);
 
