@@ -5,7 +5,8 @@
     model = torch.compile(model, backend="magpy")
 
 No import of magpy is needed for that. This package holds what looks inside: ``stats``, ``explain``, ``reset``, and
-``pure`` and ``effect``, which classify functions for the recorder. It logs through the logger ``"magpy"``.
+``pure``,
+``effect`` and ``opaque``, which classify functions for the recorder. It logs through the logger ``"magpy"``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
     from magpy.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["FullgraphError", "VerificationError", "__version__", "effect", "explain", "pure", "reset", "stats"]
+__all__ = [
+    "FullgraphError",
+    "VerificationError",
+    "__version__",
+    "effect",
+    "explain",
+    "opaque",
+    "pure",
+    "reset",
+    "stats",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -75,4 +86,18 @@ def effect(fn: F) -> F:
     from magpy import _C
 
     _C.declare(fn, "effect")
+    return fn
+
+
+def opaque(fn: F) -> F:
+    """Declare that the function `fn`, in C or in Python, gives another number each time: a sensor, a random generator.
+    Usable as a decorator.
+
+    Every run calls it again, with the same arguments (constants, or the very same objects), before anything else and
+    perhaps more often than eager would; what it does inside is not compiled. An int or float that it gives may flow
+    into tensors and decide branches, anything else must be what it was.
+    """
+    from magpy import _C
+
+    _C.declare(fn, "opaque")
     return fn

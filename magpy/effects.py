@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -47,3 +49,31 @@ def warning_action(text: str, category: type[Warning], module: str, line: int) -
 def warning_raises(text: str, category: type[Warning], module: str, line: int) -> bool:
     """Would this warning be an exception?"""
     return warning_action(text, category, module, line) == "error"
+
+
+def keeper(function: Any, first: Any) -> Any:
+    """What puts back the state that a call of `function`, whose first argument is `first`, moves: (get, set), or a
+    random.Random, whose state is known in C; None if nothing is to be put back."""
+    if isinstance(first, random.SystemRandom):
+        return None
+    if isinstance(first, random.Random):
+        return first
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return None
+    if function is numpy_random.seed:
+        first = numpy_random.mtrand._rand
+    if isinstance(first, numpy_random.RandomState):
+        return partial(first.get_state, legacy=False), first.set_state
+    if isinstance(first, numpy_random.Generator):
+        bits = first.bit_generator
+        return partial(getattr, bits, "state"), partial(setattr, bits, "state")
+    return None
+
+
+def number_tensor(number: int | float) -> Any:
+    """The number as an input of a graph: a tensor without dimensions, of double or int64."""
+    import torch
+
+    kind = torch.float64 if isinstance(number, float) else torch.int64
+    return torch.scalar_tensor(number, dtype=kind, device="cpu")

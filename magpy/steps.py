@@ -11,6 +11,7 @@ import functools
 import math
 import struct
 import threading
+import time
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from magpy.aten_graph import Unsupported, tensors_of
 
 _library = torch.library.Library("magpy", "FRAGMENT")
 _library.define("number(Tensor[] leaves, str source, bool is_float) -> Tensor")
+_library.define("clock(str name) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))  # stays in its place
 _library.define("check(Tensor[] leaves, str source, str seen, bool value) -> ()")
 _library.define("sized(Tensor[] tensors, str source, str metas) -> Tensor[]")
 
@@ -223,10 +225,31 @@ def _sized_meta(tensors: list[torch.Tensor], source: str, metas: str) -> list[to
     return [torch.empty_strided(sizes, strides, dtype=dtype, device=device) for sizes, strides, dtype in _parsed(metas)]
 
 
+# -- The time ---------------------------------------------------------------------------------------------------------
+
+
+def clock(name: str) -> torch.Tensor:
+    """The time by the function `name` of the module time, as a tensor without dimensions: the recorded operator."""
+    return torch.ops.magpy.clock(name)
+
+
+def _clock(name: str) -> torch.Tensor:
+    return torch.tensor(getattr(time, name)(), dtype=_clock_type(name))
+
+
+def _clock_meta(name: str) -> torch.Tensor:
+    return torch.empty((), dtype=_clock_type(name))
+
+
+def _clock_type(name: str) -> torch.dtype:
+    return torch.int64 if name.endswith("_ns") else torch.float64
+
+
 # -- Registration -----------------------------------------------------------------------------------------------------
 
 for _name, _run, _meta in (
     ("number", _number, _number_meta), ("check", _check, _check_meta), ("sized", _sized, _sized_meta),
+    ("clock", _clock, _clock_meta),
 ):  # fmt: skip
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"magpy::{_name}", _meta, lib=_library)

@@ -4,7 +4,7 @@
 ** writes are committed; on a miss the call is observed (its result is the user's result) and a trace is added. Nothing of a compiled run is
 ** visible before commit, so a run that fails earlier is thrown away and the call made again in plain Python.
 **
-** Files: callable.c the type and the way of a call; miss.c observation to trace; trace.c one trace's life and run; frames.c fallback by frame;
+** Files: callable.c the type and the way of a call; miss.c observation to trace; trace.c one trace's life and run; draws.c what a run draws anew; frames.c fallback by frame;
 ** state.c stance and reset, read on every call; stats.c counters and fallbacks; optimized.c the base of compiled modules.
 */
 #ifndef MP_DISPATCH_H
@@ -27,7 +27,18 @@ typedef struct {       /* data that the program looked at: func(*args, **kwargs)
     PyObject *site;    /* owned str, for people */
     bool in_graph;     /* a step of the graph makes the check; here only for people */
     uint32_t *outputs; /* owned [size of args]: the graph output that is this argument, or MP_NO_VALUE */
+    bool
+        early; /* all of them are draws: `outputs` numbers the drawn inputs, and it is evaluated before the graph runs */
 } mp_trace_check;
+
+typedef struct {        /* a call that every run makes before the graph, as in mp_draw */
+    PyObject *func;     /* owned, like the others */
+    PyObject *args;     /* tuple */
+    PyObject *kwargs;   /* dict */
+    PyObject *keeper;   /* (get, set), a random.Random, or None */
+    PyObject *result;   /* must be given again; NULL: it is a graph input, a number of `type` */
+    PyTypeObject *type; /* borrowed: float or int */
+} mp_trace_draw;
 
 /* One trace. Shared by its callable and the runs in progress (`refs`). */
 typedef struct {
@@ -43,13 +54,16 @@ typedef struct {
         n_outputs; /* graph outputs; those after n_mutated are the mocks' values, in their order, then the checks' */
     uint32_t n_checks;
     mp_trace_check *checks; /* owned [n_checks], evaluated in order between run and commit */
-    uint32_t *mutated;      /* owned [n_mutated]: input numbers */
-    bool *uncounted;        /* owned [n_mutated]: as x.data.copy_, of which x's version counter does not know */
-    PyObject **kept;        /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
-    bool values;            /* some check is of a float or a list (mp_answer_is_value), or of an operator's sizes */
-    bool random;            /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
-    uint32_t n_ops;         /* operators as recorded */
-    uint32_t failures;      /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
+    uint32_t n_draws;
+    mp_trace_draw *draws; /* owned [n_draws], in order */
+    uint32_t n_drawn;     /* those that are graph inputs, which come after the n_inputs */
+    uint32_t *mutated;    /* owned [n_mutated]: input numbers */
+    bool *uncounted;      /* owned [n_mutated]: as x.data.copy_, of which x's version counter does not know */
+    PyObject **kept;      /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
+    bool values;          /* some check is of a float or a list (mp_answer_is_value), or of an operator's sizes */
+    bool random;          /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
+    uint32_t n_ops;       /* operators as recorded */
+    uint32_t failures;    /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
     uint64_t hits;
     PyObject *info; /* owned dict for explain: fx code, aten code, timings, sources */
 } mp_trace;
@@ -71,6 +85,25 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
 /* Option verify: run without committing, make the call in plain Python (it is *the* call) and compare. DONE, OTHER, OTHER_VALUE, or RAISED with
 ** VerificationError or the program's exception. */
 mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_call *call, PyObject **result);
+
+/* -- Draws (draws.c) -------------------------------------------------------------------------------------------------- */
+
+typedef struct mp_saved mp_saved;
+typedef struct {             /* the draws of one run */
+    PyObject *const *inputs; /* of the graph: the bound ones, then what was drawn */
+    PyObject **made;         /* owned array of them, or NULL: nothing was drawn */
+    mp_saved *saved;         /* owned: states of generators as they were */
+    uint32_t n_bound, n_made, n_saved;
+} mp_drawn;
+
+/* Make the draws of a run. 1 done; 0 a result is not the recorded one; 2 nor is it one of few; -1 an exception. mp_drawn_end is due in each case, after mp_drawn_undo if the
+** run is thrown away. */
+int mp_draw_all(const mp_trace *trace, PyObject *const *bound, mp_drawn *drawn);
+void mp_drawn_undo(mp_drawn *drawn); /* put all states back; keeps a pending exception */
+void mp_drawn_end(mp_drawn *drawn);
+/* A tensor without dimensions of a drawn number: owned, or NULL with an exception. */
+PyObject *mp_draw_tensor(PyObject *number);
+void mp_draws_free(mp_trace *trace);
 
 /* -- Fallbacks and statistics (stats.c) --------------------------------------------------------------------------- */
 

@@ -115,9 +115,34 @@ static void add_op(const mp_recording *recording, PyObject **rows, const mp_op *
     Py_XDECREF(site);
 }
 
+/* Which of the drawn graph inputs the value is, or MP_NO_VALUE. */
+static uint32_t drawn_number(const mp_recording *recording, mp_value_id value)
+{
+    uint32_t number = 0;
+    for (uint32_t i = 0; i < recording->n_draws; i++) {
+        if (recording->draws[i].value == value) return number;
+        number += recording->draws[i].value != MP_NO_VALUE;
+    }
+    return MP_NO_VALUE;
+}
+
+/* Is it a check of nothing but draws? */
+static bool is_early(const mp_recording *recording, const mp_check *check)
+{
+    uint32_t n = 0;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(check->args); i++) {
+        PyObject *item = PyTuple_GET_ITEM(check->args, i);
+        if (!mp_value_check(item)) continue;
+        if (drawn_number(recording, mp_index_of(item)) == MP_NO_VALUE) return false;
+        n++;
+    }
+    return n > 0;
+}
+
 static void add_check(const mp_recording *recording, PyObject **rows, const mp_check *check)
 {
-    PyObject *step = mp_check_step(check), *site = *rows && step ? mp_recording_site(recording, check->site) : NULL;
+    PyObject *step = is_early(recording, check) ? NULL : mp_check_step(check);
+    PyObject *site = *rows && step ? mp_recording_site(recording, check->site) : NULL;
     PyObject *value = mp_answer_is_value(check->result) ? Py_True : Py_False;
     if (step)
         add_row(rows, site ? Py_BuildValue("(O(OOO)OOOO)", step, check->result, value, check->args, Py_None, Py_None,
@@ -205,7 +230,7 @@ static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject
     trace->n_mutated = (uint32_t)PyTuple_GET_SIZE(numbers);
     trace->n_outputs += trace->n_mutated;
     for (uint32_t i = 0; i < trace->n_checks; i++)
-        for (Py_ssize_t a = 0; a < PyTuple_GET_SIZE(trace->checks[i].args); a++)
+        for (Py_ssize_t a = 0; !trace->checks[i].early && a < PyTuple_GET_SIZE(trace->checks[i].args); a++)
             if (trace->checks[i].outputs[a] != MP_NO_VALUE) trace->checks[i].outputs[a] += trace->n_mutated;
     trace->mutated = PyMem_Calloc(trace->n_mutated + 1, sizeof *trace->mutated);
     trace->uncounted = PyMem_Calloc(trace->n_mutated + 1, sizeof *trace->uncounted);
@@ -222,10 +247,11 @@ static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject
     }
     Py_DECREF(numbers);
     if (ok) return -1;
-    if (trace->plan &&
-        (mp_plan_n_inputs(trace->plan) != trace->n_inputs || mp_plan_n_outputs(trace->plan) != trace->n_outputs)) {
+    if (trace->plan && (mp_plan_n_inputs(trace->plan) != trace->n_inputs + trace->n_drawn ||
+                        mp_plan_n_outputs(trace->plan) != trace->n_outputs)) {
         PyErr_Format(PyExc_RuntimeError, "the plan takes %u inputs and gives %u outputs instead of %u and %u",
-                     mp_plan_n_inputs(trace->plan), mp_plan_n_outputs(trace->plan), trace->n_inputs, trace->n_outputs);
+                     mp_plan_n_inputs(trace->plan), mp_plan_n_outputs(trace->plan), trace->n_inputs + trace->n_drawn,
+                     trace->n_outputs);
         return -1;
     }
     if (PyDict_Check(trace->info)) {
@@ -265,6 +291,58 @@ static size_t n_check_values(const mp_recording *recording)
     return n;
 }
 
+/* Take the recording's draws over. Returns 0, or -1 with an exception. */
+static int draws(const mp_recording *recording, mp_trace *trace)
+{
+    if (!recording->n_draws) return 0;
+    if (!(trace->draws = PyMem_Calloc(recording->n_draws, sizeof *trace->draws))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (uint32_t i = 0; i < recording->n_draws; i++) {
+        const mp_draw *from = &recording->draws[i];
+        bool number = from->value != MP_NO_VALUE;
+        trace->draws[i] = (mp_trace_draw){Py_NewRef(from->func),
+                                          Py_NewRef(from->args),
+                                          Py_NewRef(from->kwargs),
+                                          Py_NewRef(from->keeper),
+                                          number ? NULL : Py_NewRef(from->result),
+                                          PyFloat_CheckExact(from->result) ? &PyFloat_Type : &PyLong_Type};
+        trace->n_draws = i + 1;
+        trace->n_drawn += number;
+        trace->values = trace->values || (!number && from->result != Py_None && !PyBool_Check(from->result));
+    }
+    return 0;
+}
+
+/* The graph's inputs as they were: owned list, or NULL with an exception. */
+static PyObject *graph_inputs(const mp_recording *recording)
+{
+    PyObject *inputs = PyList_New(0);
+    for (uint32_t i = 0; inputs && i < recording->n_inputs + recording->n_draws; i++) {
+        const mp_draw *draw = i < recording->n_inputs ? NULL : &recording->draws[i - recording->n_inputs];
+        if (draw && draw->value == MP_NO_VALUE) continue;
+        PyObject *tensor = draw ? mp_draw_tensor(draw->result)
+                                : input_tensor(recording, recording->values[recording->inputs[i]].input);
+        if (!tensor || PyList_Append(inputs, tensor) < 0) Py_CLEAR(inputs);
+        Py_XDECREF(tensor);
+    }
+    return inputs;
+}
+
+/* Their values: owned list of numbers, or NULL with an exception. */
+static PyObject *graph_input_values(const mp_recording *recording)
+{
+    PyObject *list = number_list(recording->inputs, recording->n_inputs);
+    for (uint32_t i = 0; list && i < recording->n_draws; i++) {
+        if (recording->draws[i].value == MP_NO_VALUE) continue;
+        PyObject *number = PyLong_FromUnsignedLong(recording->draws[i].value);
+        if (!number || PyList_Append(list, number) < 0) Py_CLEAR(list);
+        Py_XDECREF(number);
+    }
+    return list;
+}
+
 /* Take the recording's checks over. wanted: filled with the graph values that the mocks need (values[*n]), then those of the checks; *n
 ** becomes their number. Returns 0, or -1 with an exception. */
 static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *wanted, size_t *n,
@@ -283,11 +361,12 @@ static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *w
         check->kwargs = Py_XNewRef(from->kwargs);
         check->result = Py_NewRef(from->result);
         trace->values = trace->values || mp_answer_is_value(check->result);
-        check->in_graph = mp_check_step(from) != NULL;
+        check->in_graph = !is_early(recording, from) && mp_check_step(from) != NULL;
         check->args = PyTuple_New(n_args);
         check->outputs = PyMem_Calloc((size_t)n_args + 1, sizeof *check->outputs);
         check->site = mp_recording_site(recording, from->site);
         if (!check->args || !check->outputs || !check->site) return -1;
+        check->early = is_early(recording, from);
         for (Py_ssize_t a = 0; a < n_args; a++) {
             PyObject *item = PyTuple_GET_ITEM(from->args, a);
             mp_value_id value = mp_value_check(item) ? mp_index_of(item) : MP_NO_VALUE;
@@ -295,8 +374,8 @@ static int checks(const mp_recording *recording, mp_trace *trace, mp_value_id *w
             if (value != MP_NO_VALUE && check->in_graph) {
                 item = Py_None;
             } else if (value != MP_NO_VALUE) {
-                check->outputs[a] = (uint32_t)*n; /* n_mutated is added when it is known */
-                wanted[(*n)++] = value;
+                check->outputs[a] = check->early ? drawn_number(recording, value) : (uint32_t)*n;
+                if (!check->early) wanted[(*n)++] = value; /* n_mutated is added when it is known */
                 item = Py_None;
             }
             PyTuple_SET_ITEM(check->args, a, Py_NewRef(item));
@@ -311,7 +390,7 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     const mp_value_id *values;
     size_t n_values = mp_mock_values(trace->mocks, &values);
     mp_value_id *wanted = PyMem_Malloc((n_values + n_check_values(recording) + 1) * sizeof *wanted);
-    if (!wanted || checks(recording, trace, wanted, &n_values, values) < 0) {
+    if (!wanted || draws(recording, trace) < 0 || checks(recording, trace, wanted, &n_values, values) < 0) {
         PyMem_Free(wanted);
         mp_reason_set(why, MP_REASON_NO_MEMORY, "%s", "");
         mp_error_clear();
@@ -324,17 +403,12 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     }
     double start = now(), compiling = mp_stats.seconds_compiling;
     int ok = -1;
-    PyObject *inputs = PyList_New(recording->n_inputs), *ops = inputs ? ops_tuple(recording) : NULL;
-    PyObject *input_values = ops ? number_list(recording->inputs, recording->n_inputs) : NULL;
+    PyObject *inputs = graph_inputs(recording), *ops = inputs ? ops_tuple(recording) : NULL;
+    PyObject *input_values = ops ? graph_input_values(recording) : NULL;
     PyObject *output_values = input_values ? number_list(wanted, n_values) : NULL;
     PyMem_Free(wanted);
     PyObject *function = NULL, *lowered = NULL;
     if (!output_values) goto done;
-    for (uint32_t i = 0; i < recording->n_inputs; i++) {
-        PyObject *tensor = input_tensor(recording, recording->values[recording->inputs[i]].input);
-        if (!tensor) goto done;
-        PyList_SET_ITEM(inputs, i, tensor);
-    }
     if (!(function = import_attribute("magpy.lower", "lower"))) goto done;
     mp_state_busy++;
     PyObject *looks = mp_mock_looks(trace->mocks);
@@ -377,14 +451,7 @@ static int guards(const mp_recording *recording, const mp_call *call, mp_trace *
 static int keep_outputs(const mp_recording *recording, mp_trace *trace, mp_reason *why)
 {
     if (!trace->runner) return 0;
-    PyObject *inputs = PyList_New(recording->n_inputs), *outputs = NULL;
-    for (uint32_t i = 0; inputs && i < recording->n_inputs; i++) {
-        PyObject *tensor = input_tensor(recording, recording->values[recording->inputs[i]].input);
-        if (!tensor)
-            Py_CLEAR(inputs);
-        else
-            PyList_SET_ITEM(inputs, i, tensor);
-    }
+    PyObject *inputs = graph_inputs(recording), *outputs = NULL;
     PyObject *answer = inputs ? PyObject_CallOneArg(trace->runner, inputs) : NULL;
     if (answer) outputs = PySequence_Tuple(answer);
     Py_XDECREF(answer);

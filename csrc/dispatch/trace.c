@@ -24,6 +24,7 @@ void mp_trace_release(mp_trace *trace)
         Py_XDECREF(check->site);
         PyMem_Free(check->outputs);
     }
+    mp_draws_free(trace);
     PyMem_Free(trace->checks);
     PyMem_Free(trace->kept);
     PyMem_Free(trace->mutated);
@@ -40,6 +41,12 @@ int mp_trace_traverse(mp_trace *trace, visitproc visit, void *arg)
         Py_VISIT(trace->checks[i].func);
         Py_VISIT(trace->checks[i].args);
         Py_VISIT(trace->checks[i].kwargs);
+    }
+    for (uint32_t i = 0; i < trace->n_draws; i++) {
+        Py_VISIT(trace->draws[i].func);
+        Py_VISIT(trace->draws[i].args);
+        Py_VISIT(trace->draws[i].kwargs);
+        Py_VISIT(trace->draws[i].keeper);
     }
     int stop = trace->guards ? mp_guard_traverse(trace->guards, visit, arg) : 0;
     return stop || !trace->mocks ? stop : mp_mock_traverse(trace->mocks, visit, arg);
@@ -107,9 +114,10 @@ static int compute(mp_trace *trace, PyObject *const *inputs, PyObject **outputs)
     }
     if (!trace->runner) return 0;
     if (trace->plan) return mp_plan_run(trace->plan, inputs, outputs);
-    PyObject *list = PyList_New(trace->n_inputs);
+    uint32_t n = trace->n_inputs + trace->n_drawn;
+    PyObject *list = PyList_New(n);
     if (!list) return -1;
-    for (uint32_t i = 0; i < trace->n_inputs; i++) PyList_SET_ITEM(list, i, Py_NewRef(inputs[i]));
+    for (uint32_t i = 0; i < n; i++) PyList_SET_ITEM(list, i, Py_NewRef(inputs[i]));
     PyObject *answer = PyObject_CallOneArg(trace->runner, list);
     Py_DECREF(list);
     PyObject *items = answer ? PySequence_Fast(answer, "a graph's runner must return a sequence") : NULL;
@@ -166,16 +174,26 @@ static int check_holds(const mp_trace_check *check, PyObject *const *outputs)
     return holds;
 }
 
-/* DONE: all hold; OTHER, OTHER_VALUE, or FAILED with an exception. */
-static mp_run_end checks_hold(const mp_trace *trace, PyObject *const *outputs)
+/* DONE: all hold; OTHER, OTHER_VALUE, or FAILED with an exception. early: those of what was drawn, with `outputs` the drawn inputs. */
+static mp_run_end checks_hold(const mp_trace *trace, PyObject *const *outputs, bool early)
 {
     for (uint32_t i = 0; i < trace->n_checks; i++) {
-        if (trace->checks[i].in_graph) continue;
+        if (trace->checks[i].in_graph || trace->checks[i].early != early) continue;
         int holds = check_holds(&trace->checks[i], outputs);
         if (holds < 0) return MP_RUN_FAILED;
         if (!holds) return mp_answer_is_value(trace->checks[i].result) ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
     }
     return MP_RUN_DONE;
+}
+
+/* Draw, look at what was drawn, compute, look at what was computed: as checks_hold. */
+static mp_run_end draw_and_compute(mp_trace *trace, PyObject *const *bound, mp_drawn *drawn, PyObject **outputs)
+{
+    int drew = mp_draw_all(trace, bound, drawn);
+    if (drew != 1) return drew < 0 ? MP_RUN_FAILED : drew ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
+    mp_run_end end = trace->n_drawn ? checks_hold(trace, drawn->inputs + trace->n_inputs, true) : MP_RUN_DONE;
+    if (end != MP_RUN_DONE) return end;
+    return compute(trace, drawn->inputs, outputs) == 0 ? checks_hold(trace, outputs, false) : other_data();
 }
 
 /* -- Commit of tensors -------------------------------------------------------------------------------------------- */
@@ -300,9 +318,9 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
         PyErr_NoMemory();
         return MP_RUN_FAILED;
     }
+    mp_drawn drawn = {0};
     mp_run_end end = MP_RUN_FAILED;
-    if (!trace->random || (random = random_state(trace)))
-        end = compute(trace, bound, outputs) == 0 ? checks_hold(trace, outputs) : other_data();
+    if (!trace->random || (random = random_state(trace))) end = draw_and_compute(trace, bound, &drawn, outputs);
     if (end == MP_RUN_FAILED) {
         end = failed();
     } else if (end == MP_RUN_DONE) {
@@ -320,7 +338,11 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
             end = *result ? MP_RUN_DONE : MP_RUN_RAISED;
         }
     }
-    if (end != MP_RUN_DONE && end != MP_RUN_RAISED && random) random_restore(random);
+    if (end != MP_RUN_DONE && end != MP_RUN_RAISED) {
+        if (random) random_restore(random);
+        mp_drawn_undo(&drawn);
+    }
+    mp_drawn_end(&drawn);
     Py_XDECREF(random);
     release_outputs(trace, outputs);
     if (outputs != stack) PyMem_Free(outputs);
@@ -353,13 +375,16 @@ mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_cal
     mp_mock_run *run = NULL;
     mp_run_end end = MP_RUN_FAILED;
     mp_state_busy++;
-    if (random) end = compute(trace, bound, outputs) == 0 ? checks_hold(trace, outputs) : other_data();
+    mp_drawn drawn = {0};
+    if (random) end = draw_and_compute(trace, bound, &drawn, outputs);
     if (end == MP_RUN_DONE && (pairs = mutated_pairs(trace, bound, outputs)))
         run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
     mp_state_busy--;
     if (run) compiled = Py_XNewRef(mp_mock_result(run));
     mp_mock_discard(run);
     if (random) random_restore(random);
+    mp_drawn_undo(&drawn);
+    mp_drawn_end(&drawn);
     if (end == MP_RUN_OTHER || end == MP_RUN_OTHER_VALUE) goto done;
     end = MP_RUN_RAISED;
     PyObject *error_type, *error, *traceback;

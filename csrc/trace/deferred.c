@@ -29,9 +29,10 @@ typedef struct {
 } mp_touched;
 
 struct mp_deferred {
-    void *frame; /* the frame whose running instruction is a deferred call, or NULL */
-    bool plain;  /* its arguments are constants: so is a scalar result */
-    bool text, warned;
+    void *frame;          /* the frame whose running instruction is a deferred call, or NULL */
+    bool early;           /* that call is a draw */
+    bool plain;           /* its arguments are constants: so is a scalar result */
+    bool effects, warned; /* was there any effect, a warning? */
     mp_touched *places;
     uint32_t n_places;
     mp_map index; /* address -> first place */
@@ -77,6 +78,13 @@ static void touch(mp_recorder *rec, PyObject *object, PyObject *key, uint8_t how
     mp_deferred *state = rec->deferred;
     if (!object || mp_is_scalar(object) || mp_is_tensor(object)) return;
     if (key && !PyUnicode_CheckExact(key)) key = NULL;
+    if (state->early && how & LOOKED) { /* a later run makes this call before the program's stores */
+        mp_obj_id id = mp_rec_find(rec, object);
+        if (id != MP_NO_OBJ && rec->object_state[id] & (MP_STATE_OWNED | MP_STATE_APPENDED | MP_STATE_WROTE_KEYS |
+                                                        MP_STATE_DELETED | MP_STATE_WROTE_ATTRS))
+            mp_rec_abandon(rec, MP_REASON_EFFECT, "a call that is made again each time looks at a %s that was changed",
+                           Py_TYPE(object)->tp_name);
+    }
     uint32_t first = mp_map_get(&state->index, object);
     for (uint32_t i = first; i != MP_MAP_NONE; i = state->places[i].next) {
         mp_touched *place = &state->places[i];
@@ -365,13 +373,21 @@ static PyObject *calling_frames(mp_recorder *rec)
 
 /* -- Deferring --------------------------------------------------------------------------------------------------------------- */
 
+void mp_deferred_begin(mp_recorder *rec, const mp_frame *frame, bool early)
+{
+    mp_deferred *state = deferred(rec);
+    if (!state) return;
+    state->frame = frame->id;
+    state->early = early;
+}
+
 bool mp_rec_deferring(const mp_recorder *rec) { return rec->deferred && rec->deferred->frame && !rec->why.code; }
 
 void mp_deferred_ended(mp_recorder *rec, void *frame, bool raised)
 {
     if (!rec->deferred || rec->deferred->frame != frame) return;
     rec->deferred->frame = NULL;
-    if (raised) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "an effect that is put off until the end raised");
+    if (raised) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "a call that is not watched raised");
 }
 
 /* What the effect gave: nothing, or as constant as its arguments (how many characters were written). */
@@ -411,11 +427,11 @@ void mp_defer(mp_call *call, bool text, bool at_frames)
     if (packed) name = mp_callable_name(call->callable);
     if (PyFunction_Check(call->callable)) mp_function_code(rec, call->callable);
     if (packed && name) {
-        state->text = true;
+        state->effects = true;
         state->plain = c.plain;
         mp_rec_effect(rec, call->callable, packed);
         mp_rec_pend(rec, call->frame, done, name);
-        state->frame = call->frame->id;
+        mp_deferred_begin(rec, call->frame, false);
     } else {
         Py_XDECREF(name);
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "deferred effects"); /* unless there is a reason already */
@@ -478,7 +494,7 @@ void mp_rec_finish_deferred(mp_recorder *rec)
 {
     mp_deferred *state = rec->deferred;
     if (!state || !rec->recording || rec->why.code) return;
-    if (stored(rec, "sys", "stdout") || stored(rec, "sys", "stderr"))
+    if (state->effects && (stored(rec, "sys", "stdout") || stored(rec, "sys", "stderr")))
         mp_rec_abandon(rec, MP_REASON_EFFECT, "output, while sys.stdout or sys.stderr is replaced");
     if (state->warned && replaced(rec, "warnings", "filters"))
         mp_rec_abandon(rec, MP_REASON_EFFECT, "warnings, and new filters for them");

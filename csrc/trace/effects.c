@@ -33,6 +33,7 @@ static const void *function_address(PyObject *callable)
     if (type == &PyWrapperDescr_Type) return ((PyWrapperDescrObject *)callable)->d_wrapped;
     if (type == &_PyMethodWrapper_Type) return ((method_wrapper *)callable)->descr->d_wrapped;
     if (type == &PyFunction_Type) return ((PyFunctionObject *)callable)->func_code; /* known as a whole by its code */
+    if (strstr(type->tp_name, "cython_function_or_method")) return callable;
     return NULL;
 }
 
@@ -703,9 +704,8 @@ void mp_effect_apply(mp_call *call, const mp_effect *effect)
     case MP_EFFECT_STATE_WRITE: pend_packed(call, state_write_done); return;
     case MP_EFFECT_OUTPUT: mp_defer(call, true, false); return;
     case MP_EFFECT_EFFECT: mp_defer(call, false, true); return;
-    case MP_EFFECT_OPAQUE:
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another result each time");
-        return;
+    case MP_EFFECT_CLOCK: mp_clock_call(call); return;
+    case MP_EFFECT_OPAQUE: mp_draw_call(call); return;
     case MP_EFFECT_REFUSED: mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "cannot be traced"); return;
     default: mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, NULL);
     }

@@ -26,7 +26,8 @@
     X(STATE_WRITE, "changes a torch mode: an operator of the graph")                                                   \
     X(OUTPUT, "shows its arguments as text: put off until the commit")                                                 \
     X(EFFECT, "an effect outside that the program does not look at: put off until the commit")                         \
-    X(OPAQUE, "another result each time: time, random numbers, files, numpy")                                          \
+    X(CLOCK, "the time: every run asks for it at that place of its graph")                                             \
+    X(OPAQUE, "another result each time: random numbers, files, numpy")                                                \
     X(REFUSED, "known, and not traceable")                                                                             \
     X(SPECIAL, "has a handler of its own")                                                                             \
     /* torch functions as the mode shows them */                                                                       \
@@ -125,6 +126,9 @@ void mp_call_any(mp_call *call);
 /* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the
 ** frames of its callers. */
 void mp_defer(mp_call *call, bool text, bool at_frames);
+/* The call gives another result each time: every run makes it again (draws.c). */
+void mp_draw_call(mp_call *call);
+void mp_clock_call(mp_call *call);
 /* What the call looks at of numbers that are data (numbers.c). True: it computes a number from numbers, and nothing is left to record. */
 bool mp_number_call(mp_call *call);
 

@@ -214,6 +214,9 @@ mp_value_id mp_number_value(mp_recorder *rec, PyObject *object)
     number *entry = find(rec, object);
     if (!entry) return MP_NO_VALUE;
     if (entry->value != MP_NO_VALUE) return entry->value;
+    PyObject *leaf = PyDict_GET_SIZE(entry->leaves) == 1 ? PyDict_GetItemWithError(entry->leaves, entry->text) : NULL;
+    if (leaf && mp_recording_is_draw(rec->recording, mp_index_of(leaf))) /* an input of the type that it needs */
+        return entry->value = mp_index_of(leaf);
     uint32_t index = (uint32_t)(entry - rec->numbers->list);
     mp_kept kept = mp_keep();
     PyObject *is_float = PyFloat_CheckExact(object) ? Py_True : Py_False;

@@ -385,7 +385,9 @@ static void fill_read(mp_recorder *rec, uint32_t index, PyObject *value)
 void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key, PyObject *value)
 {
     if (rec->why.code) return;
-    if (MP_UNLIKELY(rec->deferred != NULL) && kind != MP_READ_TYPE) mp_deferred_conflict(rec, owner, key, false);
+    if (MP_UNLIKELY(rec->deferred != NULL) && kind != MP_READ_TYPE && kind != MP_READ_DICT &&
+        kind != MP_READ_TYPE_DUNDERS)
+        mp_deferred_conflict(rec, owner, key, false);
     mp_obj_id id = mp_rec_ensure(rec, owner);
     uint16_t bit = read_bit(kind);
     if (id == MP_NO_OBJ || rec->object_state[id] & bit || hidden_by_changes(rec, id, owner, kind, value)) return;

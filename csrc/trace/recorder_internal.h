@@ -166,6 +166,8 @@ void mp_oracle_free(mp_recorder *rec);
 
 /* -- Deferred effects (deferred.c) -------------------------------------------------------------------------------------------- */
 
+/* The instruction of `frame` is a call whose inside is no part of the recording. early: later runs make it before everything else. */
+void mp_deferred_begin(mp_recorder *rec, const mp_frame *frame, bool early);
 /* The instruction of this frame has ended, or the frame has: so has the deferred call that it made, if it made one. */
 void mp_deferred_ended(mp_recorder *rec, void *frame, bool raised);
 /* The program is about to read or write (owner, key), key NULL for all of it: abandons if that shows that an effect is late. Only to be called

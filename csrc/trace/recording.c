@@ -110,6 +110,13 @@ void mp_recording_free(mp_recording *recording)
         Py_XDECREF(recording->checks[i].kwargs);
         Py_XDECREF(recording->checks[i].result);
     }
+    for (uint32_t i = 0; i < recording->n_draws; i++) {
+        Py_XDECREF(recording->draws[i].func);
+        Py_XDECREF(recording->draws[i].args);
+        Py_XDECREF(recording->draws[i].kwargs);
+        Py_XDECREF(recording->draws[i].keeper);
+        Py_XDECREF(recording->draws[i].result);
+    }
     for (uint32_t i = 0; i < recording->n_sites; i++) Py_XDECREF(recording->sites[i].code);
     Py_XDECREF(recording->result);
     Py_XDECREF(recording->torch_state);
@@ -118,6 +125,7 @@ void mp_recording_free(mp_recording *recording)
     PyMem_RawFree(recording->writes);
     PyMem_RawFree(recording->ops);
     PyMem_RawFree(recording->checks);
+    PyMem_RawFree(recording->draws);
     PyMem_RawFree(recording->values);
     PyMem_RawFree(recording->sites);
     PyMem_RawFree(recording->inputs);

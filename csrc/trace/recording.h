@@ -182,6 +182,18 @@ typedef struct {
     uint32_t site;
 } mp_check;
 
+/* A call that gives another result each time: func(*args, **kwargs) is made by every run, in order, before the graph. */
+typedef struct {
+    PyObject *func;   /* owned */
+    PyObject *args;   /* owned tuple of constants and of the recording's own objects, whose identity is guarded */
+    PyObject *kwargs; /* owned dict of the same */
+    PyObject *keeper; /* owned: (get, set) of the state that it moves, a random.Random, or None */
+    PyObject *result; /* owned: what the program was given */
+    mp_value_id
+        value; /* the graph input that the result is, a tensor without dimensions; MP_NO_VALUE: `result` must be given again */
+    uint32_t site;
+} mp_draw;
+
 #define MP_ANSWER_DEPTH 64 /* of lists in lists: as many as a tensor has dimensions */
 /* Is what the function answers `now` what the program has `seen` (a check's result)? By type and bits, lists item by item. */
 bool mp_answer_same(PyObject *seen, PyObject *now);
@@ -222,6 +234,8 @@ typedef struct {
     uint32_t n_ops;
     mp_check *checks;
     uint32_t n_checks; /* none unless mp_rec_accept_checks was called */
+    mp_draw *draws;
+    uint32_t n_draws; /* likewise */
     mp_value *values;
     uint32_t n_values;
     mp_site *sites;
@@ -245,6 +259,8 @@ mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *ten
 /* The graph value (a tensor without dimensions) of an int or float that is data, which may add an operator to the recording; MP_NO_VALUE: a
 ** constant of the trace. */
 mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object);
+/* Is this value what a draw gave? */
+bool mp_recording_is_draw(const mp_recording *recording, mp_value_id value);
 /* Did the call make this function, type or module? */
 bool mp_recording_is_internal(const mp_recording *recording, PyObject *object);
 
