@@ -1,8 +1,10 @@
 """The table of effects: every row is about something that exists, and no callable stands in two classes."""
 
 import collections
+import logging
 import math
 import operator
+import random
 import threading
 import time
 
@@ -31,7 +33,11 @@ def test_no_callable_has_two_classes():
         (collections.OrderedDict.move_to_end, "STORES"),
         (operator.add, "PURE"),
         (operator.iadd, "COMPARES"),
-        (time.time, "OPAQUE"),
+        (time.time, "CLOCK"),
+        (random.random, "OPAQUE"),
+        (random.Random.gauss, "OPAQUE"),
+        (print, "OUTPUT"),
+        (logging.Logger.info, "SPECIAL"),
         (int, "SPECIAL"),
         (zip, "ITERATES"),
         (map, "CALLS"),
