@@ -438,6 +438,8 @@ def _finish(new: Session, outs: list[Any]) -> Traced:
             continue
         if source in mutated and not _lies_as(val, new.placeholder(source)):
             raise Unsupported("an output is a view of an input that was changed in place")
+        if source in mutated and new.inputs[source].requires_grad:  # autograd knows which of the two came first
+            raise Unsupported("an output is a view, made without grad, of an input that was changed in place")
         if out.requires_grad and out.grad_fn is not None and torch.is_grad_enabled():
             raise NeedsAutograd
         steps = None if source in mutated else _view_steps(val, new.placeholder(source))

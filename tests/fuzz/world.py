@@ -5,21 +5,36 @@ the changes between their calls can do what they like to its classes and globals
 """
 # ruff: noqa: B006, B008, F401
 
+import bisect
 import collections
 import contextlib
+import contextvars
 import copy
 import dataclasses
+import datetime
+import decimal
 import enum
+import fractions
 import functools
+import heapq
+import inspect
 import itertools
+import json
+import logging
 import math
 import operator
 import os
 import random
+import re
+import sys
+import textwrap
+import threading
 import types
 import typing
+import warnings
 import weakref
 from collections import OrderedDict, defaultdict, deque
+from functools import reduce
 
 import torch
 from torch import nn
@@ -381,6 +396,19 @@ def wrapped(a, n=2):
     return a - n
 
 
+@contextlib.contextmanager
+def var_set(value):
+    token = var.set(value)
+    try:
+        yield
+    finally:
+        var.reset(token)
+
+
+var = contextvars.ContextVar("var", default=1)
+local = threading.local()
+local.value = 1
+counts = itertools.count()
 tick = counter()
 half = functools.partial(step, k=0.5)
 s = State()

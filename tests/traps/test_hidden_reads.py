@@ -285,6 +285,30 @@ def test_written_view_under_autograd():
     same_as_eager(scenario)
 
 
+def test_view_of_a_written_leaf_made_without_grad():
+    """autograd refuses such a view if the leaf was written after the view was made, and not if before."""
+
+    def scenario(wrap):
+        def before(x):
+            x.mul_(2)
+            return x.view(-1)
+
+        def after(x):
+            y = x.view(-1)
+            x.mul_(2)
+            return y
+
+        for program in (before, after):
+            fast = wrap(program)
+            for _ in range(3):
+                x = torch.ones(3, requires_grad=True)
+                with torch.no_grad():
+                    y = fast(x)
+                yield attempt(lambda y=y: y * 2), attempt(lambda y=y: y.is_leaf), x
+
+    same_as_eager(scenario)
+
+
 def test_inputs_that_share_memory_now():
     def scenario(wrap):
         def program(a, b):
