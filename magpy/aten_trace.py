@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import decompositions, random_ops, steps
+from magpy import backward, decompositions, random_ops, steps
 from magpy.aten_graph import (
     Graph,
     Node,
@@ -276,12 +276,14 @@ class Traced:
     """A functional graph whose outputs are [new data of inputs[i] for i in mutated] + the wanted outputs.
 
     views: wanted output number -> View, for outputs that show an input: version counter, base and autograd's eyes are
-    shared with it only if the operators themselves make them, so the caller does and the graph's output is None."""
+    shared with it only if the operators themselves make them, so the caller does and the graph's output is None.
+    spent: wanted outputs whose history a backward pass of the program's has freed."""
 
-    def __init__(self, graph: Graph, mutated: tuple[int, ...], views: dict[int, View]):
+    def __init__(self, graph: Graph, mutated: tuple[int, ...], views: dict[int, View], spent: list[int]):
         self.graph = graph
         self.mutated = mutated
         self.views = views
+        self.spent = spent
 
 
 class Session:
@@ -394,13 +396,14 @@ def trace(
     inputs: Sequence[torch.Tensor],
     *,
     python_dispatcher: bool = False,
+    own_gradients: bool = False,
 ) -> Traced:
     """Trace fn(list of tensors) -> sequence of tensors (or None, or an input's number: that very input).
 
     Raises NeedsAutograd if an output other than a view of an input requires grad, Unsupported for what cannot be put
-    into a graph, and whatever fn raises on fake tensors."""
+    into a graph, and whatever fn raises on fake tensors. own_gradients: fn computes gradients itself."""
     with session(inputs, python_dispatcher) as new:
-        return _finish(new, new.run(fn))
+        return _finish(new, new.run(fn), own_gradients)
 
 
 def _wrap(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -414,13 +417,14 @@ def storage_of(wrapper: torch.Tensor) -> int:
     return wrapper.untyped_storage()._cdata
 
 
-def _finish(new: Session, outs: list[Any]) -> Traced:
+def _finish(new: Session, outs: list[Any], own_gradients: bool) -> Traced:
     """Work out mutations and aliases, and set the graph's outputs."""
     graph = new.graph
     owner = {storage_of(w): i for i, w in enumerate(new.wrapped)}
     mutated, values = new.mutations()
     outputs: list[Val | None] = list(values)
     views: dict[int, View] = {}
+    spent: list[int] = []
     makers: dict[Node, int] = {}  # base node in the graph -> storage in the program
     for position, out in enumerate(outs):
         if out is None or isinstance(out, int):
@@ -430,7 +434,9 @@ def _finish(new: Session, outs: list[Any]) -> Traced:
         val = new.value(out)
         if source is None:
             if out.requires_grad and not out.is_leaf:
-                raise NeedsAutograd
+                if not own_gradients or not is_spent(new, out):
+                    raise NeedsAutograd
+                spent.append(position)
             base = base_of(val).node
             if base.target is None or makers.setdefault(base, storage_of(out)) != storage_of(out):
                 val = clone(graph, val)  # a decomposition gave an alias where the operator gives new memory
@@ -452,7 +458,25 @@ def _finish(new: Session, outs: list[Any]) -> Traced:
         views[position] = View(source, steps, new.inputs[source].requires_grad)
         outputs.append(None)
     graph.outputs = outputs
-    return Traced(graph, mutated, views)
+    return Traced(graph, mutated, views, spent)
+
+
+def is_spent(new: Session, out: torch.Tensor) -> bool:
+    """Has a backward pass freed what this result would be differentiated by?"""
+    n = len(new.graph.nodes)
+    leaves = backward.sources([out], [], [], False)
+    if isinstance(leaves, str):
+        return False
+    leaves += [w for w in new.wrapped if w.requires_grad]
+    if not leaves:
+        return False
+    try:
+        torch.autograd.grad([out], leaves, [torch.ones_like(out)], retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        return "second time" in str(error)
+    finally:
+        del new.graph.nodes[n:]
+    return False
 
 
 def _lies_as(val: Val, source: Val) -> bool:

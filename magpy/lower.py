@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from magpy import _C, aten_passes, aten_rewrites, aten_trace, products, results, symbols
+from magpy import _C, aten_passes, aten_rewrites, aten_trace, backward, products, results, symbols
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
 from magpy.random_ops import generators_of
 from magpy.replay import is_getter, name_of, replayed
@@ -241,6 +241,10 @@ class Program:
         own = set(self.input_values)
         return any(k in marked and k not in own for k in self.output_values)
 
+    @property
+    def computes_gradients(self) -> bool:
+        return any(op[0] in (backward.gradients, backward.accumulated) for op in self.ops)
+
     def is_recurrent(self) -> bool:
         return any(name_of(op[0]) in ("lstm", "lstm_cell") for op in self.ops)
 
@@ -365,9 +369,10 @@ def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
     log = _Log()
     inputs = list(inputs)
     try:
-        if not program.wants_grad(inputs):
+        own_gradients = getattr(program, "computes_gradients", False)
+        if own_gradients or not program.wants_grad(inputs):
             with contextlib.suppress(aten_trace.NeedsAutograd):
-                return _lower_inference(program, inputs, log)
+                return _lower_inference(program, inputs, log, own_gradients)
         from magpy import training
 
         return training.lower_training(program, inputs, log)
@@ -379,15 +384,25 @@ def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
         raise LoweringError(f"{name}: {reason}"[:500].removeprefix(": "), site) from error
 
 
-def _lower_inference(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lowered:
-    try:
-        traced = aten_trace.trace(program.run, inputs)
-    except aten_trace.NeedsPythonDispatcher:
-        traced = aten_trace.trace(program.run, inputs, python_dispatcher=True)
+def _lower_inference(program: Any, inputs: list[torch.Tensor], log: _Log, own_gradients: bool) -> Lowered:
+    with _recurrent_for_gradients(program, own_gradients):
+        try:
+            traced = aten_trace.trace(program.run, inputs, own_gradients=own_gradients)
+        except aten_trace.NeedsPythonDispatcher:
+            traced = aten_trace.trace(program.run, inputs, python_dispatcher=True, own_gradients=own_gradients)
     runner = compile_graph(traced.graph, log)
     if traced.views:
         runner = _with_views(runner, traced)
+    if traced.spent:
+        runner = results.with_spent(runner, [len(traced.mutated) + position for position in traced.spent])
     return Lowered(runner, traced.mutated, log.info("inference", program))
+
+
+def _recurrent_for_gradients(program: Any, own_gradients: bool) -> contextlib.AbstractContextManager:
+    """oneDNN's fused RNN layer cannot be differentiated by a compiled backward pass: its workspace is not a tensor."""
+    if not own_gradients or not program.is_recurrent():
+        return contextlib.nullcontext()
+    return torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)
 
 
 def _with_views(runner: Callable, traced: aten_trace.Traced) -> Callable[[Sequence[torch.Tensor]], list[Any]]:

@@ -55,6 +55,28 @@ def _with_leaves(runner: Callable, leaves: list[tuple[int, type, bool]]) -> Call
     return run
 
 
+SPENT = (
+    b"Trying to backward through the graph a second time (or directly access saved tensors after they have already "
+    b"been freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). "
+    b"Specify retain_graph=True if you need to backward through the graph a second time or if you need to access saved "
+    b"tensors after calling backward."
+)
+
+
+def with_spent(runner: Callable, spent: list[int]) -> Callable[[Sequence[torch.Tensor]], list[Any]]:
+    """Results whose history the program's own backward pass has freed: differentiating them raises, as in eager."""
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[Any]:
+        outs = list(runner(inputs))
+        with torch.enable_grad():
+            for i in spent:
+                made = torch._C._functions.DelayedError(SPENT, 1)(outs[i].detach().requires_grad_())
+                outs[i] = made[0] if isinstance(made, (tuple, list)) else made
+        return outs
+
+    return run
+
+
 def made_leaf(tensor: torch.Tensor, cls: type = torch.Tensor, requires_grad: bool = True) -> torch.Tensor:
     """A leaf of the class over the tensor's memory, unless it is one."""
     if tensor.requires_grad == requires_grad and tensor.is_leaf:

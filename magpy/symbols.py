@@ -149,6 +149,15 @@ def _bounded(func: Any, args: list, kwargs: dict) -> Any:
     return func(x, *[bound(a) for a in args[1:]], **{k: bound(a) for k, a in kwargs.items()})
 
 
+def _weighted(func: Any, args: list, kwargs: dict) -> Any:
+    """addcmul and addcdiv: the number weighs the product or quotient, in the type of the first operand."""
+    kwargs = dict(kwargs)
+    weight = kwargs.pop("value").typed(args[0].dtype)
+    first, second = (*args[1:], *[kwargs[name] for name in ("tensor1", "tensor2") if name in kwargs])
+    product = weight * first / second if "div" in func.__name__ else weight * first * second
+    return args[0].add_(product) if func.__name__.endswith("_") else args[0] + product
+
+
 def _batch_norm(func: Any, args: list, kwargs: dict) -> Any:
     """The statistics of this batch alone, then mixed into the running ones by the momentum."""
     given = inspect.signature(F.batch_norm).bind(*args, **kwargs).arguments
@@ -204,6 +213,8 @@ _allow(_into, (2, "value"), torch.Tensor, "masked_fill masked_fill_ __setitem__"
 _allow(_into, (2, "value"), torch, "masked_fill")
 _allow(_into, (2, "weight"), torch, "lerp")
 _allow(_into, (2, "weight"), torch.Tensor, "lerp lerp_")
+_allow(_weighted, ("value",), torch, "addcmul addcdiv")
+_allow(_weighted, ("value",), torch.Tensor, "addcmul addcdiv addcmul_ addcdiv_")
 _allow(_made, (0, "data", True), torch, "tensor")
 _allow(_bounded, (1, 2, "min", "max"), torch, "clamp clip clamp_min clamp_max")
 _allow(_bounded, (1, 2, "min", "max"), torch.Tensor, "clamp clip clamp_min clamp_max clamp_ clip_")

@@ -143,7 +143,8 @@ static PyObject *text_of_store(const mp_mock_program *prog, const mp_mock_store 
                        : PyUnicode_FromFormat("%U[%U] = %U", owner, key, value);
         break;
     case MP_WRITE_SLOT:
-    case MP_WRITE_ATTR: {
+    case MP_WRITE_ATTR:
+    case MP_WRITE_TENSOR_ATTR: {
         PyObject *constant =
             MP_OPERAND_KIND(store->key) == MP_OPERAND_CONST ? prog->consts[MP_OPERAND_INDEX(store->key)] : NULL;
         PyObject *name = constant && PyUnicode_CheckExact(constant)                      ? constant

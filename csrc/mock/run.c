@@ -434,6 +434,14 @@ static int store_ATTR(pending_store *store)
     return PyObject_GenericSetAttr(owner, store->key, store->value);
 }
 
+/* Through the C descriptor of tensors. */
+static int store_TENSOR_ATTR(pending_store *store)
+{
+    store->old = PyObject_GenericGetAttr(store->owner, store->key);
+    PyErr_Clear();
+    return PyObject_GenericSetAttr(store->owner, store->key, store->value);
+}
+
 static int store_LIST_APPEND(pending_store *store) { return PyList_Append(store->owner, store->value); }
 
 /* The C method `name` of `base`, called on `object` with at most one argument. */
@@ -495,8 +503,8 @@ static int store_CONTEXT_VAR(pending_store *store)
 
 static int (*const storers[MP_WRITE_KIND_COUNT])(pending_store *) = {
 #define STORES(kind) [MP_WRITE_##kind] = store_##kind
-    STORES(KEY),  STORES(ITEM),        STORES(CELL),     STORES(SLOT),
-    STORES(ATTR), STORES(LIST_APPEND), STORES(CONTENTS), STORES(CONTEXT_VAR),
+    STORES(KEY),         STORES(ITEM),     STORES(CELL),        STORES(SLOT),        STORES(ATTR),
+    STORES(LIST_APPEND), STORES(CONTENTS), STORES(CONTEXT_VAR), STORES(TENSOR_ATTR),
 };
 
 /* callable(*args, **kwargs) with `how` (args, kwargs, frames): each frame's function calls the next, the innermost the callable. Owned result,

@@ -5,6 +5,7 @@
 ** identity, and if that does not decide, the trace ends.
 */
 #include "trace/raw.h"
+#include "trace/tensors.h"
 
 #include "observe/observe.h"
 
@@ -118,8 +119,20 @@ bool mp_key_safe(PyObject *key)
     return !python_method(type, "__eq__") && !python_method(type, "__hash__");
 }
 
+/* A tensor's hash is its address: no other key has it but that number. */
+static bool is_address_of(PyObject *number, PyObject *tensor)
+{
+    mp_kept kept = mp_keep();
+    bool same = PyLong_Check(number) && mp_is_exact_tensor(tensor) && PyLong_AsVoidPtr(number) == (void *)tensor;
+    mp_restore(kept);
+    return same;
+}
+
 static bool compares_by_identity(PyObject *key)
-{ return Py_TYPE(key)->tp_richcompare == PyBaseObject_Type.tp_richcompare; }
+{
+    if (mp_is_exact_tensor(key)) return true;
+    return Py_TYPE(key)->tp_richcompare == PyBaseObject_Type.tp_richcompare;
+}
 
 PyObject *mp_raw_dict_item(PyObject *dict, PyObject *key, bool *known)
 {
@@ -131,7 +144,7 @@ PyObject *mp_raw_dict_item(PyObject *dict, PyObject *key, bool *known)
     while (PyDict_Next(dict, &at, &other, &value)) {
         if (other == key)
             found = value;
-        else if (all_safe && !mp_key_safe(other) && !compares_by_identity(other))
+        else if (all_safe && ((!mp_key_safe(other) && !compares_by_identity(other)) || is_address_of(other, key)))
             all_safe = false;
     }
     if (found) return found;

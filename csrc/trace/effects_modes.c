@@ -114,6 +114,13 @@ void mp_handle_seed(mp_call *call)
     call->rec->whole = (PyCodeObject *)((PyFunctionObject *)call->callable)->func_code;
 }
 
+/* Python functions of torch's whose inside is nothing of the program's: marks for profilers. */
+void mp_handle_unwatched(mp_call *call)
+{
+    if (PyFunction_Check(call->callable))
+        call->rec->whole = (PyCodeObject *)((PyFunctionObject *)call->callable)->func_code;
+}
+
 bool mp_rec_is_whole(mp_recorder *rec, PyCodeObject *code)
 {
     if (rec->whole != code) return false;

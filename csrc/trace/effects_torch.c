@@ -80,7 +80,10 @@ void mp_handle_has_torch_function(mp_call *call)
     mp_kept kept = mp_keep();
     PyObject *name = PyDict_GetItemString(call->frame->globals, "__name__");
     const char *module = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
-    bool own = module && (!strncmp(module, "torch.nn.modules", 16) || !strcmp(module, "torch.overrides"));
+    bool own = module && (!strncmp(module, "torch.nn.modules", 16) || !strcmp(module, "torch.overrides") ||
+                          !strcmp(module, "torch.autograd")); /* grad and backward are watched down to the engine */
+    own = own || (module && !strcmp(module, "torch._tensor") && call->frame->code &&
+                  PyUnicode_CompareWithASCIIString(call->frame->code->co_name, "backward") == 0);
     bool outside =
         !module || strncmp(module, "torch", 5) != 0; /* the program itself is told what is so without magpy */
     mp_restore(kept);

@@ -371,7 +371,8 @@ static void call_special(mp_recorder *rec, const mp_frame *frame, PyObject *obje
     if (!key) return;
     mp_rec_type_attr(rec, Py_TYPE(object), key);
     PyObject *method = mp_raw_type_lookup(Py_TYPE(object), key); /* borrowed from the type */
-    if (now && method && !PyFunction_Check(method)) mp_rec_call(rec, frame, method, &object, 1, NULL);
+    if (now && method && (!PyFunction_Check(method) || mp_effect_of_function(method)))
+        mp_rec_call(rec, frame, method, &object, 1, NULL);
     Py_DECREF(key);
 }
 
@@ -394,7 +395,7 @@ static void with_except_start(mp_recorder *rec, const mp_frame *frame, int oparg
     PyObject *exit = TOP(4), *error = TOP(1);
     PyObject *trace = PyException_GetTraceback(error);
     PyObject *args[] = {(PyObject *)Py_TYPE(error), error, trace ? trace : Py_None};
-    if (!PyFunction_Check(exit)) mp_rec_call(rec, frame, exit, args, 3, NULL);
+    if (!PyFunction_Check(exit) || mp_effect_of_function(exit)) mp_rec_call(rec, frame, exit, args, 3, NULL);
     Py_XDECREF(trace);
 }
 
@@ -766,4 +767,4 @@ void mp_rec_count(mp_recorder *rec, uint64_t opcodes)
     if (rec->recording) rec->recording->opcodes += opcodes;
 }
 
-bool mp_rec_op_may_run(mp_recorder *rec, PyCodeObject *code) { return mp_is_library_code(code); }
+bool mp_rec_op_may_run(mp_recorder *rec, PyCodeObject *code) { return rec->engine || mp_is_library_code(code); }

@@ -330,6 +330,21 @@ static bool visit_mask(mp_recorder *rec, PyObject *tensor, void *context)
     return kind != 0 && kind != 11;
 }
 
+/* tensor.grad = value, and del tensor.grad. Is it that? */
+static bool store_grad(mp_recorder *rec, running_op *op)
+{
+    const char *name = member_name(op->func);
+    Py_ssize_t n = PyTuple_GET_SIZE(op->real_args);
+    const mp_effect *effect = mp_effect_of_torch(op->func);
+    bool store = effect && effect->effect == MP_EFFECT_REFUSED; /* else a read */
+    if (!name || strcmp(name, "grad") != 0 || !store || n < 1 || n > 2) return false;
+    PyObject *value = n == 2 ? PyTuple_GET_ITEM(op->real_args, 1) : Py_None;
+    if (value != Py_None && !mp_is_tensor(value)) return false;
+    mp_rec_store_grad(rec, PyTuple_GET_ITEM(op->real_args, 0), value);
+    op->effect = MP_EFFECT_META;
+    return true;
+}
+
 /* tensor.requires_grad = flag is tensor.requires_grad_(flag). */
 static void settle_store(running_op *op)
 {
@@ -595,6 +610,10 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     if (op->numbers) op->constant = false;
     if (is_foreign_function(func))
         abandon_func(rec, MP_REASON_UNKNOWN_C_CALLABLE, func, "a torch function of the program's own");
+    if (known && !state->muted && store_grad(rec, op)) {
+        mp_restore(kept);
+        return op;
+    }
     op->draws = known && mp_draws_from_own(rec, op->kwargs);
     if (known && admit(rec, op) && op->effect != MP_EFFECT_ATTR && !state->muted && !op->draws) {
         read_arguments(rec, op->real_args, op->kwargs);
@@ -615,7 +634,6 @@ static void end_attr(mp_recorder *rec, running_op *op, PyObject *out)
     PyObject *key = name ? mp_intern(name) : NULL;
     if (key && tensor && mp_rec_find(rec, tensor) != MP_NO_OBJ) {
         mp_rec_read(rec, tensor, MP_READ_TENSOR_ATTR, key, out);
-        if (mp_is_tensor(out)) mp_rec_touch(rec, out);
     } else if (!key || (mp_is_tensor(out) && mp_rec_has_unknown(rec, out)))
         abandon_func(rec, MP_REASON_UNKNOWN_TENSOR, op->func, NULL);
     Py_XDECREF(key);
@@ -731,6 +749,9 @@ void mp_rec_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwarg
     Py_XDECREF(kwargs_template);
     mp_restore(kept);
 }
+
+void mp_rec_template_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *out)
+{ append_op(rec, func, args, NULL, out, false, false); }
 
 void mp_rec_constant_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *constant, PyObject *out)
 {

@@ -8,6 +8,7 @@
 
 #include "observe/observe.h"
 #include "trace/raw.h"
+#include "trace/tensors.h"
 
 /* -- Families ---------------------------------------------------------------------------------------------------------- */
 
@@ -22,8 +23,13 @@ static uint8_t family_of_read(mp_read_kind kind)
 }
 
 static const uint8_t family_of_write[MP_WRITE_KIND_COUNT] = {
-    [MP_WRITE_KEY] = MP_READ_KEY,   [MP_WRITE_ITEM] = MP_READ_ITEM,      [MP_WRITE_CELL] = MP_READ_CELL,
-    [MP_WRITE_SLOT] = MP_READ_SLOT, [MP_WRITE_ATTR] = MP_READ_TYPE_ATTR, [MP_WRITE_CONTEXT_VAR] = MP_READ_CONTEXT_VAR,
+    [MP_WRITE_KEY] = MP_READ_KEY,
+    [MP_WRITE_ITEM] = MP_READ_ITEM,
+    [MP_WRITE_CELL] = MP_READ_CELL,
+    [MP_WRITE_SLOT] = MP_READ_SLOT,
+    [MP_WRITE_ATTR] = MP_READ_TYPE_ATTR,
+    [MP_WRITE_TENSOR_ATTR] = MP_READ_TENSOR_ATTR,
+    [MP_WRITE_CONTEXT_VAR] = MP_READ_CONTEXT_VAR,
 };
 
 /* Kinds that read a container's contents: nothing of them is an outside read once the contents are the call's own. */
@@ -109,6 +115,7 @@ static uint32_t add_location(mp_recorder *rec, uint32_t owner, uint8_t family, P
 
 static bool compares_by_identity(PyObject *key)
 {
+    if (mp_is_exact_tensor(key)) return true; /* its hash is its address */
     return Py_TYPE(key)->tp_richcompare == PyBaseObject_Type.tp_richcompare &&
            Py_TYPE(key)->tp_hash == PyBaseObject_Type.tp_hash;
 }

@@ -57,6 +57,7 @@ struct mp_recorder {
     mp_reason why;           /* code NONE: not abandoned */
     bool finished;
     bool given_away; /* `recording` belongs to someone else */
+    bool engine;     /* torch's autograd engine runs: backward passes of the program's own functions are its business */
     int in_op;       /* depth of torch functions now running */
     PyCodeObject
         *whole; /* borrowed: of the Python function that the running instruction calls as one operator, or NULL */

@@ -104,6 +104,16 @@ void mp_rec_draw(mp_recorder *rec, PyObject *func, PyObject *args, int tensors, 
 /* Record func(*args) as an operator that gives `out`, a constant of the trace; `constant`, one of args, is a tensor of nobody's. */
 void mp_rec_constant_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *constant, PyObject *out);
 
+/* tensor.grad = value: a write where the tensor is from outside. */
+void mp_rec_store_grad(mp_recorder *rec, PyObject *tensor, PyObject *value);
+/* A new value of operator `op` that `tensor`, which had none, is from now on; or MP_NO_VALUE after abandoning. Called quietly. */
+mp_value_id mp_rec_bind_new(mp_recorder *rec, PyObject *tensor, uint32_t op);
+/* Has the tensor, whose value is known, the version that was last seen? Called quietly. */
+bool mp_rec_unchanged(mp_recorder *rec, PyObject *tensor);
+
+/* Record func with a template of its arguments (stolen) as an operator that gives `out`. */
+void mp_rec_template_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *out);
+
 /* A value without a tensor of the program's, or MP_NO_VALUE after abandoning. */
 mp_value_id mp_rec_new_value(mp_recorder *rec, uint32_t op);
 /* Bind the unknown tensors in `out` to new values made by operator `op`. */

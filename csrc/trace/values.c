@@ -163,6 +163,16 @@ static mp_value_id new_value(mp_recorder *rec, PyObject *tensor, mp_obj_id input
     return id;
 }
 
+mp_value_id mp_rec_bind_new(mp_recorder *rec, PyObject *tensor, uint32_t op)
+{ return new_value(rec, tensor, MP_NO_OBJ, op, false); }
+
+bool mp_rec_unchanged(mp_recorder *rec, PyObject *tensor)
+{
+    uint32_t version;
+    mp_facts *facts = mp_rec_facts(rec, mp_rec_find_value(rec, tensor));
+    return facts && read_version(tensor, &version) == facts->versioned && version == facts->version;
+}
+
 /* -- Metadata ------------------------------------------------------------------------------------------------------ */
 
 static void free_meta(mp_tensor_meta *meta)

@@ -1,0 +1,76 @@
+"""Gradients that a program computes itself: what the recorder asks about a backward pass, and how one is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def sources(
+    outputs: Sequence[Any], inputs: Sequence[Any], outside: Sequence[torch.Tensor], accumulate: bool
+) -> list[torch.Tensor] | str:
+    """The tensors whose gradients a run of the engine computes: `inputs`, or without any all leaves that it reaches.
+
+    outside: tensors with a history from before the call; if the run goes into it, the answer is the reason why it
+    cannot be traced. accumulate: the gradients go into .grad."""
+    if not all(isinstance(t, torch.Tensor) for t in (*outputs, *inputs)):
+        return "a gradient edge in the place of a tensor"
+    if accumulate and any(not t.is_leaf for t in inputs):
+        return "backward(inputs=...) of tensors that are no leaves"
+    stop = {t.grad_fn for t in inputs}
+    before = {t.grad_fn for t in outside} - stop
+    found: dict[int, torch.Tensor] = {}
+    stack, seen = [], set()
+    for t in outputs:
+        if t.grad_fn is not None:
+            stack.append(t.grad_fn)
+        elif t.requires_grad:
+            found[id(t)] = t
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in before:
+            return "a backward pass into what was computed before the call"
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, torch.Tensor):
+            found[id(leaf)] = leaf
+        stack += [following for following, _ in node.next_functions if following is not None]
+    return list(inputs) if inputs else list(found.values())
+
+
+def gradients(
+    outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    grad_outputs: Sequence[torch.Tensor | None],
+    retain_graph: bool,
+    create_graph: bool,
+) -> Sequence[torch.Tensor | None]:
+    """The engine's run, for a replay on one thread."""
+    with torch.autograd.set_multithreading_enabled(False):
+        return torch.autograd.grad(
+            outputs, inputs, grad_outputs, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+        )
+
+
+def accumulated(
+    outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    grad_outputs: Sequence[torch.Tensor | None],
+    retain_graph: bool,
+    create_graph: bool,
+) -> list[torch.Tensor | None]:
+    """As gradients, each in memory of its own, as leaves that had none keep them."""
+    made: list[torch.Tensor | None] = []
+    taken = {t.untyped_storage()._cdata for t in (*outputs, *inputs, *grad_outputs) if t is not None}
+    for grad in gradients(outputs, inputs, grad_outputs, retain_graph, create_graph):
+        if grad is not None:
+            storage = grad.untyped_storage()._cdata
+            if create_graph or storage in taken or grad._is_view():
+                grad = grad.clone(memory_format=torch.contiguous_format)
+            taken.add(storage)
+        made.append(grad)
+    return made
