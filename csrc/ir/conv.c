@@ -86,7 +86,12 @@ static void divide(mp_conv *c)
     c->panel = min64(c->panel, total);
     c->n_panels = ceil_div(total, c->panel);
     int64_t wide = ceil_div(c->panel, VECTOR) * VECTOR;
-    c->scratch = (c->form == MP_CONV_DIRECT ? 0 : each * (wide + around)) + 12 * wide + 8 * VECTOR;
+    int64_t images = c->merged ? min64(c->n, c->panel / positions + 2) : 1; /* of COLUMNS: planes with zeros around */
+    int64_t rows = min64(c->panel / c->ow + 2, c->oh) * c->sh + c->kh * c->dh;
+    int64_t plane = rows * (c->ow + (c->kw - 1) * c->dw / c->sw) * c->sw;
+    if (c->form == MP_CONV_DIRECT) each = 0;
+    c->scratch = each * (wide + around) + (c->form == MP_CONV_COLUMNS ? images * plane : 0) + 12 * wide + 16 * VECTOR;
+    c->scratch += 2 * c->ci * taps; /* for single positions */
 }
 
 static void divide_depthwise(mp_conv *c)
