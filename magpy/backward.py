@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from magpy.aten_graph import Unsupported
+
 
 def sources(
     outputs: Sequence[Any], inputs: Sequence[Any], outside: Sequence[torch.Tensor], accumulate: bool
@@ -40,6 +42,26 @@ def sources(
             found[id(leaf)] = leaf
         stack += [following for following, _ in node.next_functions if following is not None]
     return list(inputs) if inputs else list(found.values())
+
+
+class _WithData(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return data.view_as(data)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+def with_data(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """What `tensor` is after tensor.data = data."""
+    if not tensor.requires_grad:
+        return data.detach()
+    if tensor.shape != data.shape:
+        raise Unsupported("a tensor that is differentiated gets data of another size")
+    with torch.enable_grad():
+        return _WithData.apply(tensor, data.detach())
 
 
 def gradients(

@@ -49,6 +49,7 @@ class Joint:
         self.tangents: list[tuple] = []  # meta of each tangent
         self.kept: list[int] = []  # positions among the forward graph's outputs
         self.kept_inputs: list[int] = []
+        self.viewed_inputs: list[int] = []  # those of them of which autograd keeps a view, not the tensor itself
         self.grad_inputs: list[int] = []
         self.partial: Partial | None = None  # the backward pass from some of the tangents only
 
@@ -61,11 +62,14 @@ def trace_joint(
     inputs: Sequence[torch.Tensor],
     *,
     python_dispatcher: bool = False,
+    reset: dict[int, torch.Tensor] | None = None,
 ) -> Joint:
-    """Trace fn, as aten_trace.trace does, with its gradients. Raises NeedsWrappers, Unsupported, and what fn raises."""
+    """Trace fn, as aten_trace.trace does, with its gradients. reset: filled by fn, inputs whose .data it sets and what
+    they then stand for. Raises NeedsWrappers, Unsupported, and what fn raises."""
     joint = Joint()
     with session(inputs, python_dispatcher) as new, torch.autograd.set_multithreading_enabled(False):
         outs = new.run(fn)
+        shown = {new.value(t): i for i, t in (reset or {}).items()}
         joint.mutated, values = new.mutations()
         if any(new.wrapped[i].requires_grad and not new.inputs[i].requires_grad for i in joint.mutated):
             raise Unsupported("an input becomes differentiable by an in-place change")
@@ -79,7 +83,9 @@ def trace_joint(
     new.inputs = ()  # a session that lives on keeps no data alive
     graph, mapped = (new.graph, None) if not several else copied(new.graph)
     original = values
+    original_shown = shown
     if mapped is not None:
+        shown = {mapped[v]: i for v, i in shown.items()}
         values, gradients = [mapped[v] for v in values], [mapped[v] for v in gradients]
     n = len(graph.constants) + len(inputs)
     forward = set(graph.nodes[: reverse.n_forward])
@@ -87,12 +93,13 @@ def trace_joint(
     graph.outputs = [*values, *gradients]
     replaced = aten_passes.merge(graph)
     aten_passes.remove_dead(graph)
-    cut = _Cut(joint, graph, len(inputs), forward)
+    cut = _Cut(joint, graph, len(inputs), forward, {replaced.get(val) or val: i for val, i in shown.items()})
     cut.make(values, gradients, tangents)
     if mapped is not None:
         kept = {val: k for k, val in enumerate(cut.kept)}
         now = {old: replaced.get(val, val) for old, val in mapped.items()}
-        joint.partial = Partial(reverse, joint, original, {old: kept[val] for old, val in now.items() if val in kept})
+        places = {old: kept[val] for old, val in now.items() if val in kept}
+        joint.partial = Partial(reverse, joint, original, places, original_shown)
     return joint
 
 
@@ -288,7 +295,7 @@ def _is_cheap(target: Any) -> bool:
 class _Cut:
     """Splits a joint graph."""
 
-    def __init__(self, joint: Joint, graph: Graph, n_inputs: int, forward: set[Node]):
+    def __init__(self, joint: Joint, graph: Graph, n_inputs: int, forward: set[Node], shown: dict[Val, int]):
         self.joint = joint
         self.graph = graph
         self.forward = forward
@@ -299,14 +306,22 @@ class _Cut:
         # Their data is another when the backward pass runs: what follows from it is kept. If the data itself is needed
         # there, autograd says so as it does in eager.
         self.changed = {node for node, i in self.inputs.items() if i in joint.mutated}
+        # Inputs whose .data the program sets, and the values they have from then on. Autograd keeps such a tensor
+        # itself where it needs it, so that the backward pass sees what it holds by then.
+        numbers = {i: node for node, i in self.inputs.items()}
+        self.shown = {val: numbers[i] for val, i in shown.items()}
+        self.reset = set(self.shown.values())
         self.kept: dict[Val, None] = {}
         self.again: set[Node] = set()
+        self.direct: set[Val] = set()  # what the backward pass reads, with the memory that it shows
 
     def make(self, values: list[Val], gradients: list[Val], tangents: list[Val]) -> None:
         later = [node for node in self.graph.nodes if node not in self.forward]
         if any(is_random(node.target) for node in later):
             raise Unsupported("random numbers drawn in the backward pass")
-        self._choose({v for node in later for v in each_val(node.args)})
+        needed = {v for node in later for v in each_val(node.args)}
+        self.direct = needed | {base_of(v) for v in needed}
+        self._choose(needed)
         self._make_forward(values)
         self._make_backward(later, gradients, tangents)
 
@@ -316,8 +331,10 @@ class _Cut:
 
     def _chain(self, val: Val, found: dict[Node, None]) -> bool:
         """Add the operators that compute `val` from what is available to `found`, if they are few and cheap."""
-        if val.node in self.changed:
+        if val.node in self.changed or val.node in self.reset or val in self.shown:
             return False
+        if val.node in self.inputs and val not in self.direct:
+            return False  # eager does not keep it: it may be changed in place until the backward pass
         if self._available(val) or val.node in found:
             return True
         if len(found) >= RECOMPUTE_BUDGET or not _is_cheap(val.node.target):
@@ -328,6 +345,8 @@ class _Cut:
     def _choose(self, needed: set[Val]) -> None:
         """What to keep and what to compute again, in program order: what is kept early serves what is needed later."""
         for val in sorted((v for v in needed if v.node in self.forward), key=lambda v: self.order[v.node]):
+            if val in self.shown:
+                continue
             found: dict[Node, None] = {}
             if self._chain(val, found):
                 self.again.update(found)
@@ -335,6 +354,8 @@ class _Cut:
             while is_view(val.node.target):  # keep the memory, view it again
                 self.again.add(val.node)
                 val = val.node.args[0]
+            if val.node in self.reset:
+                raise Unsupported("a view of a tensor whose .data is set later is needed by the backward pass")
             if not self._available(val):
                 self.kept[val] = None
 
@@ -357,16 +378,32 @@ class _Cut:
     def _make_backward(self, later: list[Node], gradients: list[Val], tangents: list[Val]) -> None:
         nodes = [node for node in self.graph.nodes if node in self.again] + later
         used = {v.node for node in nodes for v in each_val(node.args)}
-        kept_inputs = [node for node in self.inputs if node in used]
+        shown = {v: self.shown[v] for node in nodes for v in each_val(node.args) if v in self.shown}
+        kept_inputs = [node for node in self.inputs if node in used or node in shown.values()]
         graph, mapped = Graph(), dict[Val, Val]()
         self._bind_inputs(graph, mapped, [node for node in self.constants if node in used])
         for val in [*self.kept, *[node.val for node in kept_inputs], *tangents]:
             mapped[val] = graph.add_placeholder(val.meta)
+        for val, node in shown.items():
+            if val.meta != node.val.meta:
+                raise Unsupported("a tensor that is differentiated gets data of another layout")
+            mapped[val] = mapped[node.val]
         _copy(graph, mapped, nodes)
         graph.outputs = [mapped[val] for val in gradients]
         aten_passes.remove_dead(graph)
+        self.joint.viewed_inputs = [self.inputs[node] for node in kept_inputs if not self._needed_itself(node, nodes)]
         self.joint.kept_inputs = [self.inputs[node] for node in kept_inputs]
         self.joint.backward = graph
+
+    def _needed_itself(self, node: Node, nodes: list[Node]) -> bool:
+        """Does the backward pass read the input other than by views that autograd keeps?"""
+        return (
+            any(
+                node.val in each_val(later.args) and not (later in self.again and is_view(later.target))
+                for later in nodes
+            )
+            or node in self.reset
+        )
 
     def _bind_inputs(self, graph: Graph, mapped: dict[Val, Val], nodes: list[Node]) -> None:
         for node in nodes:
@@ -406,11 +443,12 @@ class Partial:
     would be NaN where a derivative is infinite). So torch itself differentiates the traced program again, from the
     tangents that are there, and the graph starts from what the forward graph kept for all of them."""
 
-    def __init__(self, reverse: _Reverse, joint: Joint, values: list[Val], kept: dict[Val, int]):
+    def __init__(self, reverse: _Reverse, joint: Joint, values: list[Val], kept: dict[Val, int], shown: dict[Val, int]):
         self.reverse = reverse
         self.joint = joint
         self.values = values  # what the forward graph gives
         self.kept = kept  # value -> place among the kept values
+        self.shown = shown  # values of inputs whose .data the program sets -> the input's number
 
     def make(self, present: Sequence[int]) -> tuple[list[int], Graph]:
         """Input numbers and the graph: kept values, kept inputs, tangents that are `present` -> their gradients."""
@@ -428,9 +466,12 @@ class Partial:
         now = {val: replaced.get(mapped[val]) or mapped[val] for val in self.kept}
         places = {now[val]: k for val, k in self.kept.items()}
         tangents = [mapped[self.reverse.tangent_values[k]] for k in present]
-        return grad_inputs, self._graph(whole, places, tangents, gradients)
+        shown = {replaced.get(mapped[val]) or mapped[val]: i for val, i in self.shown.items()}
+        return grad_inputs, self._graph(whole, places, tangents, gradients, shown)
 
-    def _graph(self, whole: Graph, places: dict[Val, int], tangents: list[Val], gradients: list[Val]) -> Graph:
+    def _graph(
+        self, whole: Graph, places: dict[Val, int], tangents: list[Val], gradients: list[Val], shown: dict[Val, int]
+    ) -> Graph:
         joint = self.joint
         graph, mapped = Graph(), dict[Val, Val]()
         for node, tensor in zip(whole.placeholders, whole.constants, strict=False):
@@ -441,13 +482,16 @@ class Partial:
         inputs = [whole.placeholders[len(whole.constants) + i].val for i in joint.kept_inputs]
         for val in [*inputs, *tangents]:
             mapped[val] = graph.add_placeholder(val.meta)
+        for val, i in shown.items():
+            if i in joint.kept_inputs:
+                mapped[val] = mapped[whole.placeholders[len(whole.constants) + i].val]
         needed: set[Node] = set()
         todo = list(gradients)
         while todo:
             val = todo.pop()
             if val in mapped or val.node in needed:
                 continue
-            if val.node.target is None or is_random(val.node.target):
+            if val.node.target is None or val in shown or is_random(val.node.target):
                 raise Unsupported("the forward pass kept too little for a backward pass from some of its results")
             needed.add(val.node)
             todo += each_val(val.node.args)

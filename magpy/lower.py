@@ -133,6 +133,9 @@ class Program:
         self.outputs = [Output(*output) for output in outputs]
         self.input_values = list(input_values)
         self.output_values = list(output_values)
+        self.reset: dict[
+            int, torch.Tensor
+        ] = {}  # input number -> what it stands for after the last tensor.data = value
         self._types = _value_types()
         for op in ops:
             name = name_of(op[0])
@@ -144,6 +147,7 @@ class Program:
     def run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         env: dict[int, Any] = dict(zip(self.input_values, inputs, strict=True))
         own = {index: i for i, index in enumerate(self.input_values)}
+        self.reset.clear()
         for func, op_args, kwargs, out, _state, site in self.ops:
             if name_of(func) in READS:
                 continue
@@ -153,6 +157,8 @@ class Program:
                     result = symbols.call(func, list(args), self._fill(kwargs, env) if kwargs else {})
                 else:
                     result = replayed(func)(*args, **(self._fill(kwargs, env) if kwargs else {}))
+                if func is backward.with_data and op_args[0].index in own:
+                    self.reset[own[op_args[0].index]] = result
                 self._bind(out, result, env)
             except Exception as error:
                 if not hasattr(error, "magpy_site"):
@@ -240,6 +246,18 @@ class Program:
                         marked.update(self.values_in(args[0]))
         own = set(self.input_values)
         return any(k in marked and k not in own for k in self.output_values)
+
+    def refuse_reset_after_use(self, inputs: bool) -> None:
+        """Raise Unsupported if a tensor's .data is set after the tensor was used: where autograd has kept it, eager's
+        backward pass sees the new data. inputs: of inputs too."""
+        for k, op in enumerate(self.ops):
+            if op[0] is not backward.with_data or (not inputs and op[1][0].index in self.input_values):
+                continue
+            value = op[1][0].index
+            for func, args, kwargs, *_ in self.ops[:k]:
+                harmless = is_getter(func, "data") or func is backward.with_data or name_of(func) == "detach"
+                if not harmless and value in self.values_in(args) + self.values_in(kwargs):
+                    raise Unsupported("a tensor's .data is set after the tensor was used where gradients are computed")
 
     @property
     def computes_gradients(self) -> bool:
@@ -370,6 +388,8 @@ def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
     inputs = list(inputs)
     try:
         own_gradients = getattr(program, "computes_gradients", False)
+        if own_gradients:
+            program.refuse_reset_after_use(inputs=True)
         if own_gradients or not program.wants_grad(inputs):
             with contextlib.suppress(aten_trace.NeedsAutograd):
                 return _lower_inference(program, inputs, log, own_gradients)

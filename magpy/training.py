@@ -23,10 +23,13 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
     """Lower a program some of whose outputs are differentiable. Raises LoweringError, and what the program raises."""
     try:
         with _recurrent_without_mkldnn(program):
+            reset = getattr(program, "reset", None)
+            if reset is not None:
+                program.refuse_reset_after_use(inputs=False)
             try:
-                joint = trace_joint(program.run, inputs)
+                joint = trace_joint(program.run, inputs, reset=reset)
             except aten_trace.NeedsPythonDispatcher:
-                joint = trace_joint(program.run, inputs, python_dispatcher=True)
+                joint = trace_joint(program.run, inputs, python_dispatcher=True, reset=reset)
     except NeedsWrappers:
         from magpy import aot
 
@@ -86,12 +89,18 @@ class Compiled:
         ]
         self.leaves = [first + k for k in joint.leaves]
         self.leaf_classes = leaf_classes
+        self.viewed = frozenset(joint.viewed_inputs)
         # Does the autograd function see all that it depends on among its inputs, in the grad mode that it needs?
         self.alone = differentiable_inputs and not joint.leaves and torch.is_grad_enabled()
         self.tangents = [(first + k, meta) for k, meta in zip(joint.differentiable, joint.tangents, strict=True)]
         self.groups = [({first + k for k in numbers}, saves) for numbers, saves in joint.groups]
         self.groups = self.groups or [(set(), True)]
         self.plain = joint.wanted == [("result", k) for k in range(joint.n_results)]
+
+    def kept_inputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What is kept of the inputs: where autograd keeps a view, tensor.data = other does not reach it."""
+        viewed = self.viewed
+        return [inputs[i].detach() if i in viewed else inputs[i] for i in self.joint.kept_inputs]
 
     def backward_from(self, present: tuple[int, ...]) -> _Backward:
         """The backward pass of a call with the tangents `present`."""
@@ -175,7 +184,7 @@ class _Function(torch.autograd.Function):
         silent = [] if number else compiled.silent
         ctx.mark_non_differentiable(*[outs[k] for k in silent])
         kept = [outs[k] if k in own or k in silent or k >= compiled.n_forward else outs[k].detach() for k in joint.kept]
-        ctx.save_for_backward(*kept, *[inputs[i] for i in joint.kept_inputs])
+        ctx.save_for_backward(*kept, *compiled.kept_inputs(inputs))
         ctx.n_inputs = len(inputs)
         return tuple([outs[k] if k in own or k in silent else None for k in range(compiled.n_forward)])
 

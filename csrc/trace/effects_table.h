@@ -324,9 +324,11 @@ FUNCTIONS(PURE, "torch._C._VariableFunctions", "can_cast promote_types")
 
 /* -- Operators ------------------------------------------------------------------------------------------------------------------------------------- */
 HANDLED(function_apply, "torch._C._FunctionBase", "apply")
+HANDLED(checkpoint, "torch.utils.checkpoint", "_checkpoint_without_reentrant_generator")
 HANDLED(run_backward, "torch.autograd.graph", "_engine_run_backward")
 HANDLED(unwatched, "torch.autograd.profiler.record_function", "__enter__ __exit__")
-FUNCTIONS(MAKES, "torch._C._FunctionBase", "mark_dirty? save_for_backward? name register_hook?")
+FUNCTIONS(MAKES, "torch._C._FunctionBase", "mark_dirty? save_for_backward? name")
+FUNCTIONS(REFUSED, "torch._C._FunctionBase", "register_hook register_prehook")
 FUNCTIONS(REFUSED, "torch._C._VariableFunctions", "from_numpy frombuffer from_file from_dlpack? asarray")
 FUNCTIONS(TORCH, "torch._C._VariableFunctions", "*")
 FUNCTIONS(TORCH, "torch._C._nn", "*")

@@ -368,12 +368,47 @@ static bool gradients_on(void)
     return answer;
 }
 
+/* -- Checkpoints -------------------------------------------------------------------------------------------------------------------------- */
+
+/* Let the running instruction call magpy.checkpoint.<name> instead of what is on the stack. */
+static void call_instead(mp_call *call, PyObject *callable, const char *name)
+{
+    mp_kept kept = mp_keep();
+    PyObject *module = PyImport_ImportModule("magpy.checkpoint");
+    PyObject *function = module ? PyObject_GetAttrString(module, name) : NULL;
+    Py_XDECREF(module);
+    int i = call->frame->depth - 1;
+    while (i >= 0 && call->frame->stack[i] != callable) i--;
+    if (function && i >= 0 && mp_rec_pin(call->rec, function, "magpy.checkpoint") != MP_NO_OBJ)
+        Py_SETREF(call->frame->stack[i], Py_NewRef(function));
+    else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "called in an unusual way");
+    PyErr_Clear();
+    Py_XDECREF(function);
+    mp_restore(kept);
+}
+
+/* torch.utils.checkpoint(use_reentrant=False) goes into and out of this generator around the function. */
+void mp_handle_checkpoint(mp_call *call) { call_instead(call, call->callable, "without_reentrant"); }
+
+/* Is it the autograd.Function of torch.utils.checkpoint(use_reentrant=True)? */
+static bool is_checkpoint(PyObject *type)
+{
+    PyObject *module = PyDict_GetItemString(PyImport_GetModuleDict(), "torch.utils.checkpoint"); /* borrowed */
+    return module && PyModule_Check(module) &&
+           PyDict_GetItemString(PyModule_GetDict(module), "CheckpointFunction") == type;
+}
+
 /* autograd.Function.apply is one node: what its forward does with tensors is its own business, or its gradient would be lost. */
 void mp_handle_function_apply(mp_call *call)
 {
     static const char *const methods[] = {"forward", "backward", "setup_context", "vjp", "jvp", "vmap", "_is_legacy"};
     mp_op_state *state = mp_rec_op_state(call->rec);
     if (!state || !call->nargs || !PyType_Check(call->args[0])) return;
+    if (is_checkpoint(call->args[0])) {
+        call_instead(call, call->callable, "reentrant");
+        return;
+    }
     for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
         mp_type_attr_named(call->rec, (PyTypeObject *)call->args[0], methods[i]);
     mp_kept kept = mp_keep();

@@ -45,6 +45,24 @@ void mp_rec_store_grad(mp_recorder *rec, PyObject *tensor, PyObject *value)
     Py_XDECREF(key);
 }
 
+/* The tensor stands for another value from now on: the new data, with the tensor's own place in autograd. */
+void mp_rec_set_data(mp_recorder *rec, PyObject *args, PyObject *tensor, PyObject *value)
+{
+    PyObject *function = args ? helper("with_data") : NULL, *key = function ? mp_intern("data") : NULL;
+    uint32_t op = rec->recording ? rec->recording->n_ops : 0;
+    if (key) mp_rec_template_op(rec, function, Py_NewRef(args), Py_None);
+    mp_value_id id = key && !mp_rec_abandoned(rec) ? mp_rec_bind_new(rec, tensor, op) : MP_NO_VALUE;
+    PyObject *out = id != MP_NO_VALUE ? mp_value_new(id) : NULL;
+    if (out) {
+        Py_SETREF(rec->recording->ops[op].out, out);
+        if (mp_rec_find(rec, tensor) != MP_NO_OBJ) mp_rec_write(rec, tensor, MP_WRITE_TENSOR_ATTR, key, value);
+    } else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "data");
+    PyErr_Clear();
+    Py_XDECREF(function);
+    Py_XDECREF(key);
+}
+
 /* Hooks see gradients as they come, and may change them: they must not be there. */
 static bool has_no_hooks(mp_recorder *rec, PyObject *tensor)
 {
@@ -124,7 +142,13 @@ static bool find_sources(mp_recorder *rec, engine_run *run, PyObject *inputs, bo
     run->before = accumulate ? PyList_New(PyList_GET_SIZE(found)) : NULL;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(found); i++) {
         PyObject *source = PyList_GET_ITEM(found, i);
-        if (mp_rec_value(rec, source) == MP_NO_VALUE || !has_no_hooks(rec, source)) return false;
+        mp_obj_id id = mp_rec_find(rec, source);
+        mp_value_id value = mp_rec_value(rec, source);
+        if (value == MP_NO_VALUE || !has_no_hooks(rec, source)) return false;
+        if (id != MP_NO_OBJ && rec->recording->objects[id].value != value) {
+            mp_rec_abandon(rec, MP_REASON_ALIAS_WRITE, "a gradient of a tensor whose .data the call has set");
+            return false;
+        }
         if (!run->before) continue;
         PyObject *grad = ask(source, "grad");
         read_attr(rec, source, "grad", grad);

@@ -14,12 +14,13 @@ typedef struct {                               /* a torch function between op_be
     PyObject *real_args, *kwargs;              /* owned; kwargs may be NULL */
     PyObject *args_template, *kwargs_template; /* owned, NULL where no operator is recorded */
     mp_effect_class effect;
-    bool constant; /* all tensors given are constants of the trace */
-    bool check;    /* DATA that becomes a check */
-    bool sized;    /* its results' sizes are data, and the recording holds where they are the same */
-    bool numbers;  /* there are numbers that are data among the arguments */
-    bool draws;    /* from a generator that the call made */
-    int tensors;   /* how many there are */
+    bool constant;  /* all tensors given are constants of the trace */
+    bool check;     /* DATA that becomes a check */
+    bool sized;     /* its results' sizes are data, and the recording holds where they are the same */
+    bool numbers;   /* there are numbers that are data among the arguments */
+    bool sets_data; /* tensor.data = other */
+    bool draws;     /* from a generator that the call made */
+    int tensors;    /* how many there are */
 } running_op;
 
 static void free_running(running_op *op)
@@ -330,18 +331,24 @@ static bool visit_mask(mp_recorder *rec, PyObject *tensor, void *context)
     return kind != 0 && kind != 11;
 }
 
-/* tensor.grad = value, and del tensor.grad. Is it that? */
-static bool store_grad(mp_recorder *rec, running_op *op)
+/* tensor.grad = value, del tensor.grad, tensor.data = value. Is it one of those? */
+static bool store_member(mp_recorder *rec, running_op *op)
 {
     const char *name = member_name(op->func);
     Py_ssize_t n = PyTuple_GET_SIZE(op->real_args);
     const mp_effect *effect = mp_effect_of_torch(op->func);
     bool store = effect && effect->effect == MP_EFFECT_REFUSED; /* else a read */
-    if (!name || strcmp(name, "grad") != 0 || !store || n < 1 || n > 2) return false;
+    if (!name || !store || n < 1 || n > 2) return false;
     PyObject *value = n == 2 ? PyTuple_GET_ITEM(op->real_args, 1) : Py_None;
-    if (value != Py_None && !mp_is_tensor(value)) return false;
-    mp_rec_store_grad(rec, PyTuple_GET_ITEM(op->real_args, 0), value);
+    if (strcmp(name, "grad") == 0 && (value == Py_None || mp_is_tensor(value))) {
+        mp_rec_store_grad(rec, PyTuple_GET_ITEM(op->real_args, 0), value);
+        op->effect = MP_EFFECT_META;
+        return true;
+    }
+    if (strcmp(name, "data") != 0 || !mp_is_tensor(value)) return false;
+    op->args_template = mp_rec_template(rec, op->real_args);
     op->effect = MP_EFFECT_META;
+    op->sets_data = true;
     return true;
 }
 
@@ -610,7 +617,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     if (op->numbers) op->constant = false;
     if (is_foreign_function(func))
         abandon_func(rec, MP_REASON_UNKNOWN_C_CALLABLE, func, "a torch function of the program's own");
-    if (known && !state->muted && store_grad(rec, op)) {
+    if (known && !state->muted && store_member(rec, op)) {
         mp_restore(kept);
         return op;
     }
@@ -717,6 +724,9 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
             abandon_func(rec, MP_REASON_EXCEPTION, op->func, NULL);
         else if (op->effect == MP_EFFECT_ATTR)
             end_attr(rec, op, out);
+        else if (op->sets_data)
+            mp_rec_set_data(rec, op->args_template, PyTuple_GET_ITEM(op->real_args, 0),
+                            PyTuple_GET_ITEM(op->real_args, 1));
         else if (op->check) {
             if (!read_number(rec, op, result)) add_check(rec, op, out);
         } else if (op->draws && !rec->op_state->muted)
