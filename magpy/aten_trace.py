@@ -205,18 +205,29 @@ def _lift_all(tracer: _Tracer, arg: Any) -> Any:
 
 @contextlib.contextmanager
 def torch_modes_restored() -> Iterator[None]:
-    """Put grad mode and autocast back as they were, whatever a replayed program leaves behind (it may fail half
-    way)."""
+    """Put grad mode, autocast and levels of transforms back as they were, whatever a replayed program leaves behind (it
+    may fail half way)."""
     grad = torch.is_grad_enabled()
     cache = torch.is_autocast_cache_enabled()
     devices = ("cpu", "cuda")
     autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
     nesting = torch.autocast_increment_nesting()
+    functorch = torch._C._functorch
+    levels = functorch.get_dynamic_layer_stack_depth()
+    marking = functorch.get_inplace_requires_grad_allowed()
+    saving = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    forward = torch._C._is_fwd_grad_enabled()
     # Casts of fake tensors must not be found later by real ones.
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
+        if functorch.get_dynamic_layer_stack_depth() > levels:
+            functorch.pop_dynamic_layer_stack_and_undo_to_depth(levels)
+        functorch.set_inplace_requires_grad_allowed(marking)
+        if saving and not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+            torch._C._autograd._saved_tensors_hooks_enable()
+        torch._C._set_fwd_grad_enabled(forward)
         torch._C._set_grad_enabled(grad)
         for device, enabled, dtype in autocast:
             torch.set_autocast_enabled(device, enabled)

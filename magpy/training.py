@@ -33,6 +33,8 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
     except NeedsWrappers:
         from magpy import aot
 
+        if reset:
+            raise Unsupported("results that share memory, and a tensor whose .data is set") from None
         with _recurrent_without_mkldnn(program):
             return aot.lower_with_wrappers(program, inputs, log)
     if torch.is_inference_mode_enabled():

@@ -283,6 +283,17 @@ FUNCTIONS(STATE, "torch._C._functorch", "peek_interpreter_stack maybe_current_le
 FUNCTIONS(STATE, "torch._C._functorch", "is_functorch_wrapped_tensor unwrap_if_dead is_gradtrackingtensor is_batchedtensor")
 FUNCTIONS(STATE, "torch._C._functorch", "get_inplace_requires_grad_allowed is_legacy_batchedtensor")
 
+/* -- Transforms: their levels are entered and left in the graph as they were --------------------------------------------------------------------- */
+FUNCTIONS(STATE_WRITE, "torch._C._functorch", "_vmap_increment_nesting _vmap_decrement_nesting _grad_increment_nesting")
+FUNCTIONS(STATE_WRITE, "torch._C._functorch", "_grad_decrement_nesting")
+FUNCTIONS(STATE_WRITE, "torch._C._functorch", "set_inplace_requires_grad_allowed")
+FUNCTIONS(STATE_WRITE, "torch._C", "_set_fwd_grad_enabled")
+FUNCTIONS(STATE, "torch._C._dynamo.autograd_compiler", "set_autograd_compiler")
+FUNCTIONS(STATE_WRITE, "torch._C._autograd", "_saved_tensors_hooks_disable _saved_tensors_hooks_enable _saved_tensors_hooks_set_tracing?")
+FUNCTIONS(STATE, "torch._C._autograd", "_saved_tensors_hooks_is_enabled _saved_tensors_hooks_get_disabled_error_message")
+FUNCTIONS(TORCH, "torch._C._functorch", "_add_batch_dim _remove_batch_dim _wrap_for_grad _unwrap_for_grad")
+FUNCTIONS(STATE, "torch._C._functorch", "is_batchedtensor get_unwrapped? current_level? maybe_get_level maybe_get_bdim")
+
 /* -- Modes that have one getter: the guard calls it ----------------------------------------------------------------------------------------- */
 FUNCTIONS(STATE_CALL, "torch._C", "_get_cudnn_enabled _get_cudnn_benchmark _get_cudnn_deterministic _get_cudnn_allow_tf32")
 FUNCTIONS(STATE_CALL, "torch._C", "_get_cublas_allow_tf32 _get_nnpack_enabled _get_privateuse1_backend_name get_num_threads")
