@@ -403,6 +403,25 @@ static int fill_cell(walker *w, PyObject *object, mp_operand target)
 static mp_operand make_cell(walker *w, PyObject *object, PyTypeObject *base)
 { return fill_later(w, object, make(w, MP_MOCK_CELL, NULL, 0, NULL, NULL), fill_cell); }
 
+static int fill_iterator(walker *w, PyObject *object, mp_operand target)
+{
+    PyObject *parts = hold(w, mp_iterator_parts(object));
+    if (!parts) return no_memory(w), -1;
+    mp_operand state = value_of(w, PyTuple_GET_ITEM(parts, 2));
+    return fill(w, false, MP_MOCK_ITERATOR_FILL, target, &state, 1, NULL, NULL);
+}
+
+/* What it goes over is made first, and filled before its state is set. */
+static mp_operand make_iterator(walker *w, PyObject *object, PyTypeObject *base)
+{
+    PyObject *parts = hold(w, mp_iterator_parts(object));
+    if (!parts) return no_memory(w);
+    mp_operand args = value_of(w, PyTuple_GET_ITEM(parts, 1));
+    if (args == MP_NO_OPERAND) return args;
+    mp_operand made = make(w, MP_MOCK_ITERATOR, &args, 1, PyTuple_GET_ITEM(parts, 0), NULL);
+    return PyTuple_GET_ITEM(parts, 2) == Py_None ? made : fill_later(w, object, made, fill_iterator);
+}
+
 static mp_operand make_constant(walker *w, PyObject *object, PyTypeObject *base)
 {
     if (w->source->is_internal(w->source->context, object)) return unrebuildable(w, object, "made by the call: a ");
@@ -635,6 +654,8 @@ static mp_operand make_by_type(walker *w, PyObject *object)
             return how ? how(w, object, base) : unrebuildable(w, object, "");
         }
     if (PyExceptionInstance_Check(object)) return make_exception(w, object, base);
+    if (exact && mp_is_iterator(base)) return make_iterator(w, object, base);
+    if (PyGen_CheckExact(object)) return unrebuildable(w, object, "return a list instead: a live ");
     return unrebuildable(w, object, "");
 }
 

@@ -128,3 +128,38 @@ PyObject *mp_set_items(PyObject *set, bool *found)
     Py_DECREF(items);
     return NULL;
 }
+
+/* -- Iterators ----------------------------------------------------------------------------------------------------------- */
+
+bool mp_is_iterator(PyTypeObject *type)
+{
+    static const char *const names[] = {"list_iterator",
+                                        "list_reverseiterator",
+                                        "tuple_iterator",
+                                        "range_iterator",
+                                        "str_ascii_iterator",
+                                        "zip",
+                                        "map",
+                                        "filter",
+                                        "enumerate",
+                                        "reversed",
+                                        "itertools.count",
+                                        "itertools.repeat",
+                                        "itertools.chain",
+                                        "itertools.islice",
+                                        "itertools.starmap"};
+    if (mp_type_mutable(type)) return false; /* no class of the program's, whatever it is called */
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(type->tp_name, names[i])) return true;
+    return false;
+}
+
+PyObject *mp_iterator_parts(PyObject *iterator)
+{
+    PyObject *parts = PyObject_CallMethod(iterator, "__reduce__", NULL), *whole = NULL;
+    if (parts && PyTuple_Check(parts) && PyTuple_GET_SIZE(parts) >= 2 && PyTuple_Check(PyTuple_GET_ITEM(parts, 1)))
+        whole = PyTuple_Pack(3, PyTuple_GET_ITEM(parts, 0), PyTuple_GET_ITEM(parts, 1),
+                             PyTuple_GET_SIZE(parts) > 2 ? PyTuple_GET_ITEM(parts, 2) : Py_None);
+    Py_XDECREF(parts);
+    return whole;
+}

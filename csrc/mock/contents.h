@@ -12,6 +12,11 @@ PyObject *mp_dict_items(PyObject *dict); /* list of keys and values in turn; an 
 ** may get another order. */
 PyObject *mp_set_items(PyObject *set, bool *found);
 
+/* Is it an iterator of a type that can be made again: one that goes over a sequence or over other iterators and knows how far it is? */
+bool mp_is_iterator(PyTypeObject *type);
+/* Its (callable, args, state or None), without moving it. */
+PyObject *mp_iterator_parts(PyObject *iterator);
+
 /* Can every stride-th item be hashed and compared without running code of the user's? */
 bool mp_every_key_safe(PyObject *items, Py_ssize_t stride);
 

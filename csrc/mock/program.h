@@ -19,35 +19,37 @@ typedef struct mp_step mp_step;
 
 /* Columns: name, what the arguments are. `data` and `base` are explained with the operation in run.c. */
 #define MP_MOCK_OPS(X)                                                                                                 \
-    X(NUMBER)      /* graph output: the int or float that is its only element */                                       \
-    X(TUPLE)       /* items */                                                                                         \
-    X(TUPLE_LIKE)  /* items; an instance of a tuple subclass */                                                        \
-    X(LIST)        /* items */                                                                                         \
-    X(LIST_NEW)    /* none: empty places for n items */                                                                \
-    X(LIST_FILL)   /* target, items */                                                                                 \
-    X(LIST_EXTEND) /* target, items: a list subclass, made empty */                                                    \
-    X(DICT)        /* keys and values in turn */                                                                       \
-    X(DICT_NEW)    /* none */                                                                                          \
-    X(DICT_FILL)   /* target, keys and values in turn; dict and its subclasses */                                      \
-    X(SET_NEW)     /* none */                                                                                          \
-    X(SET_FILL)    /* target, items */                                                                                 \
-    X(FROZENSET)   /* items */                                                                                         \
-    X(DEQUE_NEW)   /* maxlen or None */                                                                                \
-    X(DEQUE_FILL)  /* target, items */                                                                                 \
-    X(SLICE)       /* start, stop, step */                                                                             \
-    X(BYTEARRAY)   /* bytes */                                                                                         \
-    X(CELL)        /* none: an empty cell */                                                                           \
-    X(CELL_FILL)   /* target, value */                                                                                 \
-    X(METHOD)      /* function, self */                                                                                \
-    X(CFUNCTION)   /* self, module or None */                                                                          \
-    X(PARTIAL)     /* function, args, kwargs */                                                                        \
-    X(FUNCTION)    /* globals, closure, defaults, kwdefaults, annotations, doc, module, name */                        \
-    X(VIEW)        /* dict: its keys, values or items */                                                               \
-    X(NEW)         /* none: an instance, no __init__ */                                                                \
-    X(NEW_OF)      /* the argument tuple of the C base's __new__ */                                                    \
-    X(ATTRS)       /* target, values */                                                                                \
-    X(VARS)        /* target, dict */                                                                                  \
-    X(SLOT)        /* target, value */
+    X(NUMBER)        /* graph output: the int or float that is its only element */                                     \
+    X(TUPLE)         /* items */                                                                                       \
+    X(TUPLE_LIKE)    /* items; an instance of a tuple subclass */                                                      \
+    X(LIST)          /* items */                                                                                       \
+    X(LIST_NEW)      /* none: empty places for n items */                                                              \
+    X(LIST_FILL)     /* target, items */                                                                               \
+    X(LIST_EXTEND)   /* target, items: a list subclass, made empty */                                                  \
+    X(DICT)          /* keys and values in turn */                                                                     \
+    X(DICT_NEW)      /* none */                                                                                        \
+    X(DICT_FILL)     /* target, keys and values in turn; dict and its subclasses */                                    \
+    X(SET_NEW)       /* none */                                                                                        \
+    X(SET_FILL)      /* target, items */                                                                               \
+    X(FROZENSET)     /* items */                                                                                       \
+    X(DEQUE_NEW)     /* maxlen or None */                                                                              \
+    X(DEQUE_FILL)    /* target, items */                                                                               \
+    X(SLICE)         /* start, stop, step */                                                                           \
+    X(BYTEARRAY)     /* bytes */                                                                                       \
+    X(CELL)          /* none: an empty cell */                                                                         \
+    X(CELL_FILL)     /* target, value */                                                                               \
+    X(METHOD)        /* function, self */                                                                              \
+    X(CFUNCTION)     /* self, module or None */                                                                        \
+    X(PARTIAL)       /* function, args, kwargs */                                                                      \
+    X(FUNCTION)      /* globals, closure, defaults, kwdefaults, annotations, doc, module, name */                      \
+    X(ITERATOR)      /* args: of the callable in `data` */                                                             \
+    X(ITERATOR_FILL) /* target, state */                                                                               \
+    X(VIEW)          /* dict: its keys, values or items */                                                             \
+    X(NEW)           /* none: an instance, no __init__ */                                                              \
+    X(NEW_OF)        /* the argument tuple of the C base's __new__ */                                                  \
+    X(ATTRS)         /* target, values */                                                                              \
+    X(VARS)          /* target, dict */                                                                                \
+    X(SLOT)          /* target, value */
 
 typedef enum {
 #define MP_MOCK_OP(name) MP_MOCK_##name,

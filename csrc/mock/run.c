@@ -195,6 +195,10 @@ static PyObject *make_NEW(const mp_mock_run *run, const mp_step *step, const mp_
 static PyObject *make_NEW_OF(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 { return ((PyTypeObject *)step->base)->tp_new((PyTypeObject *)step->data, ARG(0), NULL); }
 
+/* data: the callable. */
+static PyObject *make_ITERATOR(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{ return PyObject_Call(step->data, ARG(0), NULL); }
+
 /* -- Steps: filling ------------------------------------------------------------------------------------------------------------
 ** 0, or -1 with an exception. */
 
@@ -268,17 +272,24 @@ static int fill_VARS(const mp_mock_run *run, const mp_step *step, const mp_opera
 static int fill_SLOT(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 { return Py_TYPE(step->data)->tp_descr_set(step->data, TARGET, ARG(0)); }
 
+static int fill_ITERATOR_FILL(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{
+    PyObject *done = PyObject_CallMethod(TARGET, "__setstate__", "(O)", ARG(0));
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
 static const maker makers[MP_MOCK_OP_COUNT] = {
 #define MAKES(op) [MP_MOCK_##op] = make_##op
-    MAKES(NUMBER),  MAKES(TUPLE),     MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW),
-    MAKES(DICT),    MAKES(DICT_NEW),  MAKES(SET_NEW),    MAKES(FROZENSET), MAKES(DEQUE_NEW),
-    MAKES(SLICE),   MAKES(BYTEARRAY), MAKES(CELL),       MAKES(METHOD),    MAKES(CFUNCTION),
-    MAKES(PARTIAL), MAKES(FUNCTION),  MAKES(VIEW),       MAKES(NEW),       MAKES(NEW_OF),
+    MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW), MAKES(DICT),
+    MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),  MAKES(DEQUE_NEW), MAKES(SLICE),    MAKES(BYTEARRAY),
+    MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),  MAKES(PARTIAL),   MAKES(FUNCTION), MAKES(VIEW),
+    MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
 };
 static const filler fillers[MP_MOCK_OP_COUNT] = {
 #define FILLS(op) [MP_MOCK_##op] = fill_##op
     FILLS(LIST_FILL), FILLS(LIST_EXTEND), FILLS(DICT_FILL), FILLS(SET_FILL), FILLS(DEQUE_FILL),
-    FILLS(CELL_FILL), FILLS(ATTRS),       FILLS(VARS),      FILLS(SLOT),
+    FILLS(CELL_FILL), FILLS(ATTRS),       FILLS(VARS),      FILLS(SLOT),     FILLS(ITERATOR_FILL),
 };
 
 /* -- Building ------------------------------------------------------------------------------------------------------------------- */

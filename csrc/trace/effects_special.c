@@ -185,11 +185,26 @@ void mp_handle_super(mp_call *call)
 static bool named(const mp_call *call, const char *name)
 { return PyCFunction_Check(call->callable) && !strcmp(((PyCFunctionObject *)call->callable)->m_ml->ml_name, name); }
 
+/* The module copy asks for addresses to tell the objects that it copies apart: of a single one nothing is learned. */
+static bool only_copied(mp_recorder *rec, PyObject *object)
+{
+    mp_obj_id id = mp_rec_find(rec, object);
+    if (id == MP_NO_OBJ || rec->copied == id + 1) return true;
+    if (!rec->copied) {
+        rec->copied = id + 1;
+        return true;
+    }
+    PyObject *other = rec->recording ? mp_object_get(&rec->recording->objects[rec->copied - 1]) : NULL;
+    if (other) mp_rec_identity(rec, other);
+    return false;
+}
+
 /* id, and the hash or text that is made of it. */
 void mp_handle_identity(mp_call *call)
 {
     PyObject *object = argument(call, 0);
     if (!object || mp_is_scalar(object)) return;
+    if (named(call, "id") && mp_is_copy_code(call->frame->code) && only_copied(call->rec, object)) return;
     bool by_address = !named(call, "hash") || Py_TYPE(object)->tp_hash == PyBaseObject_Type.tp_hash;
     if (by_address)
         mp_rec_identity(call->rec, object);

@@ -364,6 +364,26 @@ static void settle_store(running_op *op)
         PyErr_Clear(); /* refused as other stores are */
 }
 
+/* copy.deepcopy of a tensor that requires no gradient is tensor.clone(): the memo is the copier's business. */
+static void settle_copy(running_op *op)
+{
+    if (!PyFunction_Check(op->func) || PyTuple_GET_SIZE(op->real_args) != 2) return;
+    PyObject *tensor = PyTuple_GET_ITEM(op->real_args, 0), *key = mp_intern("__deepcopy__");
+    PyObject *own = key ? mp_raw_type_lookup(Py_TYPE(tensor), key) : NULL;
+    Py_XDECREF(key);
+    if (own != op->func || !mp_is_exact_tensor(tensor)) return;
+    PyObject *grad = mp_tensor_ask(mp_names.requires_grad, tensor);
+    PyObject *method = grad == Py_False ? PyObject_GetAttrString((PyObject *)mp_names.tensor_base, "clone") : NULL;
+    PyObject *args = method ? PyTuple_Pack(1, tensor) : NULL;
+    if (args) {
+        Py_SETREF(op->func, Py_NewRef(method));
+        Py_SETREF(op->real_args, args);
+    }
+    Py_XDECREF(method);
+    Py_XDECREF(grad);
+    PyErr_Clear(); /* refused otherwise */
+}
+
 /* Does a slice in the index hold a tensor? */
 static bool sliced_by_tensor(PyObject *index)
 {
@@ -597,6 +617,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     op->real_args = args && PyTuple_Check(args) ? Py_NewRef(args) : PyTuple_New(0);
     op->kwargs = kwargs && PyDict_Check(kwargs) && PyDict_GET_SIZE(kwargs) ? Py_NewRef(kwargs) : NULL;
     settle_store(op);
+    settle_copy(op);
     op->effect = class_of(op->func);
     if (!state->muted) settle_slices(rec, op);
     if (!state->muted) settle_numbers(rec, op);

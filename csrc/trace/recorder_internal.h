@@ -93,6 +93,7 @@ struct mp_recorder {
     uint32_t *site_next;
     int *site_offset; /* [n_sites] until finish turns them into lines */
 
+    uint32_t copied;   /* the first external object whose address the module copy asked for, its number + 1 */
     PyObject *running; /* owned tuple of the codes on the stack when abandoned, or NULL */
     PyObject *target;  /* owned */
     double started;
