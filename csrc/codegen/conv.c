@@ -22,7 +22,8 @@ bool mp_codegen_conv(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch)
     int64_t channels = conv->form == MP_CONV_DEPTHWISE ? 1 : conv->ci;
     if (conv->form == MP_CONV_WINOGRAD) channels *= 4 * conv->ow; /* panels are rows of tiles */
     int64_t work = conv->panel * conv->block * channels * conv->kh * conv->kw;
-    launch->extent = (conv->merged ? 1 : conv->n) * conv->n_panels * conv->n_blocks;
+    bool all_images = conv->merged || conv->form == MP_CONV_WINOGRAD; /* in the panels */
+    launch->extent = (all_images ? 1 : conv->n) * conv->n_panels * conv->n_blocks;
     launch->grain = work >= GRAIN_WORK ? 1 : GRAIN_WORK / (work > 0 ? work : 1);
     if (plain(kir)) return false;
     mp_printer p;

@@ -115,6 +115,7 @@ def test_sums_are_as_exact_as_floats_are(geometry, with_bias):
         (1, 2, 9, 150, 5, 1),
         (1, 300, 8, 8, 30, 1),
         (1, 7, 500, 300, 5, 1),  # more transformed input than is made before the rest
+        (3, 10, 300, 200, 5, 1),  # the same with several images
     ],
 )
 def test_transformed_tiles_are_nearly_as_exact(n, ci, h, w, co, padding):
