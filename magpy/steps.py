@@ -68,6 +68,14 @@ def _number_meta(leaves: list[torch.Tensor], source: str, is_float: bool) -> tor
     return torch.empty((), dtype=torch.float64 if is_float else torch.int64)
 
 
+def number_input(number: float) -> torch.Tensor:
+    """An int or float from outside as an input of a graph."""
+    try:
+        return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else torch.int64)
+    except (OverflowError, RuntimeError):  # an int of more than 64 bits
+        raise _C.OtherData(True) from None
+
+
 # -- Checks -----------------------------------------------------------------------------------------------------------
 
 

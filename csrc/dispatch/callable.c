@@ -26,6 +26,7 @@ void mp_callable_forget(mp_callable *self)
     self->warned = self->met = self->leaf_alone = self->plain = self->refuse_values = false;
     Py_CLEAR(self->callees);
     Py_CLEAR(self->last_miss);
+    Py_CLEAR(self->changing);
     for (uint32_t i = 0; i < n; i++) mp_trace_release(traces[i]);
     PyMem_Free(traces);
 }
@@ -175,11 +176,13 @@ static int try_traces(mp_callable *self, const mp_call *call, PyObject **result)
     self->value_missed = false;
     for (uint32_t i = 0; i < self->n_traces; i++) {
         mp_trace *trace = self->traces[i];
+        trace->missed = UINT32_MAX;
         if (try_trace(self, trace, call, result, &miss)) {
             if (i) move_to_front(self, trace);
             return 1;
         }
         if (MP_UNLIKELY(self->generation != resets)) return 0;
+        if (i < self->n_traces && self->traces[i] == trace) trace->missed = miss;
         if (i == 0) first_miss = miss;
     }
     if (self->n_traces && first_miss != UINT32_MAX) note_miss(self, self->traces[0], first_miss);

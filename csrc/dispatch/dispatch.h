@@ -48,6 +48,7 @@ typedef struct {
     PyObject *runner; /* owned: a _C.Plan, or any callable list-of-tensors -> sequence of tensors; NULL: no operators */
     mp_plan *plan;    /* borrowed from runner if it is a _C.Plan, else NULL */
     uint32_t n_inputs;  /* graph inputs: the first n_inputs of the guards' wanted objects */
+    uint32_t n_numbers; /* graph inputs that are ints or floats and become tensors */
     uint32_t n_objects; /* what mocks name: the wanted objects after the inputs */
     uint32_t n_mutated; /* outputs [0, n_mutated) are new data for inputs mutated[i], copied at commit */
     uint32_t
@@ -65,7 +66,8 @@ typedef struct {
     uint32_t n_ops;       /* operators as recorded */
     uint32_t failures;    /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
     uint64_t hits;
-    PyObject *info; /* owned dict for explain: fx code, aten code, timings, sources */
+    mp_guard_id missed; /* the guard that failed in the call at hand, or UINT32_MAX */
+    PyObject *info;     /* owned dict for explain: fx code, aten code, timings, sources */
 } mp_trace;
 
 void mp_trace_release(mp_trace *trace); /* NULL is fine */
@@ -150,6 +152,7 @@ extern _Thread_local uint32_t
 /* -- Callables (callable.c) ---------------------------------------------------------------------------------------- */
 
 #define MP_VALUES_LOST 4 /* values_lost at which floats and lists of data are no longer checked */
+#define MP_CHANGING 64   /* names that a callable keeps of numbers from outside that change */
 #define MP_SHAPES 32     /* call shapes of which a callable remembers that they cannot be traced */
 
 typedef struct { /* calls of one shape (count, types, sizes of arguments) that were observed in vain */
@@ -174,6 +177,7 @@ typedef struct mp_callable {
     mp_reason last_fallback; /* what the last call fell back for */
     uint64_t calls, hits, misses;
     PyObject *last_miss; /* owned str: the guard that failed last, or NULL */
+    PyObject *changing;  /* owned set: names of ints and floats from outside that were others in later calls, or NULL */
     uint32_t quiet;      /* calls in a row in which fallback by frame had nothing to serve */
     bool fullgraph, verify, dry_run, frames;
     uint32_t

@@ -171,6 +171,11 @@ static PyObject *ops_tuple(const mp_recording *recording)
 static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
 {
     PyObject *tensor = mp_object_get(&recording->objects[id]);
+    if (tensor && (PyLong_CheckExact(tensor) || PyFloat_CheckExact(tensor))) {
+        PyObject *make = import_attribute("magpy.steps", "number_input");
+        Py_XSETREF(make, make ? PyObject_CallOneArg(make, tensor) : NULL);
+        return make;
+    }
     if (tensor) return Py_NewRef(tensor);
     const mp_tensor_meta *meta = NULL;
     for (uint32_t i = 0; i < recording->n_reads && !meta; i++)
@@ -440,7 +445,11 @@ static int guards(const mp_recording *recording, const mp_call *call, mp_trace *
         mp_reason_set(why, MP_REASON_NO_MEMORY, "%s", "");
         return -1;
     }
-    for (uint32_t i = 0; i < trace->n_inputs; i++) wanted[i] = recording->values[recording->inputs[i]].input;
+    for (uint32_t i = 0; i < trace->n_inputs; i++) {
+        wanted[i] = recording->values[recording->inputs[i]].input;
+        PyTypeObject *type = recording->objects[wanted[i]].type;
+        trace->n_numbers += type == &PyLong_Type || type == &PyFloat_Type;
+    }
     if (n_objects) memcpy(wanted + trace->n_inputs, objects, n_objects * sizeof *wanted);
     trace->guards = mp_guard_compile(recording, call, wanted, trace->n_inputs + n_objects, why);
     PyMem_Free(wanted);
@@ -603,9 +612,23 @@ static void count_value_miss(mp_callable *self)
     PyMem_Free(dropped);
 }
 
+/* Ints and floats from outside that this call has other values of than the traces: they may be inputs of the graph. */
+static void note_changing(mp_callable *self)
+{
+    for (uint32_t i = 0; i < self->n_traces; i++) {
+        if (self->traces[i]->missed == UINT32_MAX) continue;
+        PyObject *name = mp_guard_number_name(self->traces[i]->guards, self->traces[i]->missed);
+        if (name && !self->changing) self->changing = PySet_New(NULL);
+        if (name && self->changing && PySet_GET_SIZE(self->changing) < MP_CHANGING) PySet_Add(self->changing, name);
+        Py_XDECREF(name);
+        PyErr_Clear(); /* it stays guarded by value */
+    }
+}
+
 PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
 {
     if (self->compiling || self->leaf_alone) return mp_call_plain(call);
+    note_changing(self);
     count_value_miss(self);
     if (self->n_traces >= self->trace_limit) return call_at_limit(self, call);
     uint64_t shape = mp_miss_shape(call);
@@ -621,8 +644,10 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
     }
     mp_rec_accept_checks(rec);
     if (self->refuse_values) mp_rec_refuse_values(rec);
+    size_t n_args = call->nargs + (call->kwnames ? (size_t)PyTuple_GET_SIZE(call->kwnames) : 0);
+    PyObject *const *args = mp_rec_changing(rec, self->changing, call->args, n_args);
     self->compiling = true;
-    PyObject *result = mp_observe_call(rec, call->target, call->args, call->nargs, call->kwnames);
+    PyObject *result = mp_observe_call(rec, call->target, args, call->nargs, call->kwnames);
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback); /* the program's own, untouched by what we do now */
     mp_trace *trace = NULL;

@@ -105,8 +105,41 @@ done:
 
 /* -- Compute ------------------------------------------------------------------------------------------------------- */
 
+/* An int or float as a graph input. Owned; an int that is too large for a tensor is other data. */
+static PyObject *number_input(PyObject *number)
+{
+    static PyObject *make; /* owned by the process: magpy.steps.number_input */
+    if (!make) {
+        PyObject *steps = PyImport_ImportModule("magpy.steps");
+        make = steps ? PyObject_GetAttrString(steps, "number_input") : NULL;
+        Py_XDECREF(steps);
+        if (!make) return NULL;
+    }
+    return PyObject_CallOneArg(make, number);
+}
+
+static int compute_from(mp_trace *trace, PyObject *const *inputs, PyObject **outputs);
+
 /* Fill outputs[n_outputs] (owned). Returns 0, or -1 with an exception and nothing owned in outputs. */
-static int compute(mp_trace *trace, PyObject *const *inputs, PyObject **outputs)
+static int compute(mp_trace *trace, PyObject *const *bound, PyObject **outputs)
+{
+    if (!trace->n_numbers) return compute_from(trace, bound, outputs);
+    uint32_t n = trace->n_inputs + trace->n_drawn;
+    PyObject **inputs = PyMem_Calloc(n, sizeof *inputs);
+    if (!inputs) return PyErr_NoMemory(), -1;
+    int done = 0;
+    for (uint32_t i = 0; i < n && !done; i++) {
+        bool number = PyLong_CheckExact(bound[i]) || PyFloat_CheckExact(bound[i]);
+        inputs[i] = number ? number_input(bound[i]) : Py_NewRef(bound[i]);
+        if (!inputs[i]) done = -1;
+    }
+    if (!done) done = compute_from(trace, inputs, outputs);
+    for (uint32_t i = 0; i < n; i++) Py_XDECREF(inputs[i]);
+    PyMem_Free(inputs);
+    return done;
+}
+
+static int compute_from(mp_trace *trace, PyObject *const *inputs, PyObject **outputs)
 {
     if (trace->kept) {
         for (uint32_t i = 0; i < trace->n_outputs; i++) outputs[i] = Py_XNewRef(trace->kept[i]);

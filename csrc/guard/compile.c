@@ -129,7 +129,10 @@ static int copy_recording(mp_guard_program *prog, const mp_recording *recording)
 /* -- Objects ---------------------------------------------------------------------------------------------------------------- */
 
 static bool is_noalias_type(PyTypeObject *type)
-{ return PyType_IsSubtype(type, &PyTuple_Type) || PyType_IsSubtype(type, &PyFrozenSet_Type) || type == &PyMethod_Type; }
+{
+    return PyType_IsSubtype(type, &PyTuple_Type) || PyType_IsSubtype(type, &PyFrozenSet_Type) ||
+           type == &PyMethod_Type || type == &PyLong_Type || type == &PyFloat_Type;
+}
 
 /* The argument slot of an ARG or KWARG root, or -1. */
 static int64_t slot_of_root(const mp_guard_program *prog, const mp_object *object)

@@ -104,6 +104,10 @@ static PyObject *read_text(const mp_guard_program *prog, uint32_t number)
                     : read->kind == MP_READ_TYPE_DUNDERS ? "%U are unchanged%U"
                                                          : "%U%U",
                     mp_recording_location(rec, number), PyUnicode_FromString(""));
+    case MP_WAS_NUMBER:
+        if (value) break;
+        return join("%U is a %U", mp_recording_location(rec, number),
+                    PyUnicode_FromString(rec->objects[read->obj].type->tp_name));
     case MP_WAS_ITEMS:
     case MP_WAS_SCALAR: break;
     }
@@ -154,6 +158,16 @@ PyObject *mp_guard_describe(const mp_guard_program *prog, mp_guard_id id)
         return PyUnicode_FromString("torch's modes (grad mode, autocast, default dtype, ...) are as they were");
     if (which == GUARD_ID_OVERLAP) return PyUnicode_FromString("the inputs share memory as they did");
     return PyUnicode_FromString("?");
+}
+
+PyObject *mp_guard_number_name(const mp_guard_program *prog, mp_guard_id id)
+{
+    if (id < prog->rec.n_reads) return mp_recording_number_name(&prog->rec, id);
+    uint32_t slot = id - prog->rec.n_reads - GUARD_ID_SLOTS;
+    if (id < guard_id_of(prog, GUARD_ID_SLOTS) || slot >= prog->n_slots) return NULL;
+    PyObject *scalar = prog->slots[slot].scalar;
+    bool number = scalar && (PyLong_CheckExact(scalar) || PyFloat_CheckExact(scalar));
+    return number ? mp_recording_argument_name(slot) : NULL;
 }
 
 uint32_t mp_guard_count(const mp_guard_program *prog) { return prog->rec.n_reads; }

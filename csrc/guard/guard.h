@@ -30,6 +30,10 @@ mp_guard_program *mp_guard_compile(const mp_recording *recording, const mp_call 
 ** cannot be evaluated is a miss. */
 int mp_guard_check(mp_guard_program *prog, const mp_call *call, PyObject **bound, mp_guard_id *miss);
 
+/* The name (mp_recording_number_name) of an int or float that a check expects by value. Owned str; NULL without an exception: it expects something
+** else, or with one. */
+PyObject *mp_guard_number_name(const mp_guard_program *prog, mp_guard_id id);
+
 /* One line for people, such as "self.training is False (model.py:41)". Owned str, or NULL with an exception. */
 PyObject *mp_guard_describe(const mp_guard_program *prog, mp_guard_id id);
 uint32_t mp_guard_count(const mp_guard_program *prog);

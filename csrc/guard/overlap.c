@@ -103,8 +103,10 @@ int guard_overlaps_new(const mp_recording *recording, struct guard_overlaps **ou
     if (!overlaps || !overlaps->spans) goto no_memory;
     for (uint32_t i = 0; i < recording->n_inputs; i++) {
         mp_obj_id id = recording->values[recording->inputs[i]].input;
-        overlaps->spans[i].object = id;
-        overlaps->spans[i].written = recording->input_mutated[i];
+        PyTypeObject *type = recording->objects[id].type;
+        if (type == &PyLong_Type || type == &PyFloat_Type) continue; /* a number */
+        overlaps->spans[overlaps->n].object = id;
+        overlaps->spans[overlaps->n].written = recording->input_mutated[i];
         overlaps->n++;
     }
     if (!locate(overlaps, recorded_object, recording)) {

@@ -145,6 +145,10 @@ static void found_at(builder *b, PyObject **address)
 {
     const mp_read *read = &b->prog->rec.reads[b->read];
     if (read->was == MP_WAS_ANY) return;
+    if (read->was == MP_WAS_NUMBER) { /* whichever it is now is what the caller is given */
+        add_stop(b);
+        return;
+    }
     if (read->was == MP_WAS_OBJECT && b->prog->now.current[read->obj] != *address) { /* an equal tuple */
         add_stop(b);
         return;

@@ -33,6 +33,7 @@ static PyObject *held(const mp_recording *recording, const mp_read *read)
         PyObject *path = place(recording, read->obj);
         return path ? Py_BuildValue("(sNs)", "object", path, recording->objects[read->obj].type->tp_name) : NULL;
     }
+    case MP_WAS_NUMBER: return Py_BuildValue("(sO)", "number", read->value ? read->value : Py_None);
     case MP_WAS_SCALAR:
     case MP_WAS_ITEMS: return Py_BuildValue("(sO)", "value", read->value);
     case MP_WAS_MISSING: return Py_BuildValue("(s)", "missing");

@@ -287,10 +287,23 @@ static void whole_dict(mp_recorder *rec, PyObject *dict)
     mp_restore(kept);
 }
 
+/* How many items a deque keeps: what is put into it, and copies of it, follow from that. */
+static void read_maxlen(mp_recorder *rec, PyObject *deque)
+{
+    PyTypeObject *type = mp_type_deque();
+    mp_kept kept = mp_keep();
+    PyObject *descr = PyDict_GetItemString(type->tp_dict, "maxlen");
+    PyObject *maxlen = descr ? Py_TYPE(descr)->tp_descr_get(descr, deque, (PyObject *)type) : NULL;
+    mp_restore(kept);
+    if (maxlen) mp_rec_read(rec, deque, MP_READ_SLOT, descr, maxlen);
+    Py_XDECREF(maxlen);
+}
+
 void mp_rec_whole(mp_recorder *rec, PyObject *container)
 {
     if (mp_rec_find(rec, container) == MP_NO_OBJ || mp_is_tensor(container)) return;
     if (is_sequence(container)) {
+        if (is_deque(container)) read_maxlen(rec, container);
         read_length(rec, container);
         for (Py_ssize_t i = 0; i < Py_SIZE(container); i++) read_item(rec, container, i);
     } else if (PyDict_Check(container))

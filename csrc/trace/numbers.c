@@ -20,6 +20,8 @@ typedef struct {
     PyObject *leaves; /* owned dict: the values in `text`, name -> _C.Value, in order of first use */
     mp_value_id value;
     bool settled;
+    uint32_t read;      /* a number from outside: the read that found it, or MP_NO_READ */
+    mp_obj_id argument; /* likewise: the argument that it is, or MP_NO_OBJ */
 } number;
 
 struct mp_numbers {
@@ -94,12 +96,20 @@ static void add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject *l
         return;
     }
     rec->numbers->open++;
-    *entry = (number){.object = Py_NewRef(own), .text = text, .leaves = leaves, .value = MP_NO_VALUE};
+    *entry = (number){.object = Py_NewRef(own),
+                      .text = text,
+                      .leaves = leaves,
+                      .value = MP_NO_VALUE,
+                      .read = MP_NO_READ,
+                      .argument = MP_NO_OBJ};
     Py_SETREF(*object, own);
 }
 
 void mp_numbers_free(mp_recorder *rec)
 {
+    for (size_t i = 0; i < rec->n_own_args; i++) Py_DECREF(rec->own_args[i]);
+    PyMem_RawFree(rec->own_args);
+    Py_CLEAR(rec->changing);
     if (!rec->numbers) return;
     for (uint32_t i = 0; i < rec->numbers->n; i++) {
         Py_XDECREF(rec->numbers->list[i].object);
@@ -186,18 +196,37 @@ static void check(mp_recorder *rec, PyObject *text, PyObject *leaves, PyObject *
     Py_XDECREF(leaves);
 }
 
+static void no_longer_open(mp_recorder *rec, number *entry)
+{
+    mp_map_remove(&rec->numbers->of, entry->object);
+    entry->settled = true;
+    rec->numbers->open--;
+}
+
+/* A number from outside is guarded by value where it was found. */
+static void settle_outside(mp_recorder *rec, number *entry)
+{
+    no_longer_open(rec, entry);
+    if (entry->read != MP_NO_READ)
+        rec->recording->reads[entry->read].value = Py_NewRef(entry->object);
+    else
+        mp_rec_read_argument(rec, entry->argument, entry->object);
+}
+
 void mp_number_settle(mp_recorder *rec, PyObject *object)
 {
     number *entry = find(rec, object);
     if (!entry || rec->why.code) return;
+    if (entry->read != MP_NO_READ || entry->argument != MP_NO_OBJ) {
+        settle_outside(rec, entry);
+        return;
+    }
     if (mp_answer_is_value(object) && !rec->op_state->accept_values) {
         mp_rec_abandon(rec, MP_REASON_DATA_READ, "the value of a float");
         return;
     }
     mp_kept kept = mp_keep();
-    mp_map_remove(&rec->numbers->of, object);
-    entry->settled = true;
-    rec->numbers->open--;
+    no_longer_open(rec, entry);
     check(rec, Py_NewRef(entry->text), Py_NewRef(entry->leaves), object);
     mp_restore(kept);
 }
@@ -252,6 +281,121 @@ bool mp_number_read(mp_recorder *rec, PyObject **object, mp_value_id value, cons
     Py_XDECREF(name);
     add(rec, object, text, leaf(value));
     return true;
+}
+
+/* -- Numbers from outside ------------------------------------------------------------------------------------------ */
+
+static bool is_changing(mp_recorder *rec, PyObject *name) /* steals it; may be NULL */
+{
+    int found = name ? PySet_Contains(rec->changing, name) : 0;
+    Py_XDECREF(name);
+    PyErr_Clear();
+    return found > 0;
+}
+
+/* *object, external object `id` from now on, becomes a number and an input of the graph. Its entry, or NULL. */
+static number *add_outside(mp_recorder *rec, PyObject **object, mp_obj_id id)
+{
+    mp_value_id value = mp_rec_number_input(rec, id);
+    uint32_t n = rec->numbers ? rec->numbers->n : 0;
+    if (value == MP_NO_VALUE) return NULL;
+    add(rec, object, name_of_value(value), leaf(value));
+    if (rec->why.code || rec->numbers->n == n) return NULL;
+    rec->numbers->list[n].value = value;
+    return &rec->numbers->list[n];
+}
+
+static number *found_by(mp_recorder *rec, uint32_t read)
+{
+    for (uint32_t i = 0; rec->numbers && i < rec->numbers->n; i++)
+        if (rec->numbers->list[i].read == read) return &rec->numbers->list[i];
+    return NULL;
+}
+
+/* The program may get the object itself in a way that cannot be told: its value is what counts. */
+static void pin_number(mp_recorder *rec, uint32_t read)
+{
+    number *entry = found_by(rec, read);
+    if (entry && !entry->settled) settle_outside(rec, entry);
+}
+
+void mp_number_met(mp_recorder *rec, uint32_t read)
+{
+    mp_read *at = &rec->recording->reads[read];
+    if (at->was == MP_WAS_SCALAR && !is_changing(rec, mp_recording_number_name(rec->recording, read))) return;
+    if (at->was != MP_WAS_SCALAR && at->was != MP_WAS_NUMBER) return;
+    if (rec->in_instruction && rec->n_number_reads < 2)
+        rec->number_reads[rec->n_number_reads++] = read;
+    else
+        pin_number(rec, read);
+}
+
+/* data: the number of the read, whose value is the result if that is what the instruction gives. */
+static void number_loaded(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    uint32_t index = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(data, 0));
+    PyObject *seen = PyTuple_GET_ITEM(data, 1), *result = slot ? *slot : NULL;
+    mp_read *read = &rec->recording->reads[index];
+    if (read->was == MP_WAS_NUMBER) {
+        number *entry = found_by(rec, index);
+        if (entry && !entry->settled && result && result == seen)
+            Py_SETREF(*slot, Py_NewRef(entry->object));
+        else
+            pin_number(rec, index);
+    } else if (result && result == read->value) {
+        mp_obj_id id = mp_rec_new_object(rec, result, MP_ROOT_NONE, index);
+        number *entry = id == MP_NO_OBJ ? NULL : add_outside(rec, slot, id);
+        read = &rec->recording->reads[index];
+        if (entry) {
+            entry->read = index;
+            read->was = MP_WAS_NUMBER;
+            read->obj = id;
+            Py_CLEAR(read->value);
+        }
+    }
+    Py_DECREF(data);
+}
+
+void mp_number_met_end(mp_recorder *rec, const mp_frame *frame, int opcode)
+{
+    int n = rec->n_number_reads;
+    rec->n_number_reads = 0;
+    bool loads = opcode == LOAD_ATTR || opcode == LOAD_GLOBAL || opcode == LOAD_NAME || opcode == LOAD_DEREF ||
+                 opcode == BINARY_SUBSCR;
+    mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
+    if (n == 1 && loads && entry && !entry->pending && tables.functions) {
+        const mp_read *read = &rec->recording->reads[rec->number_reads[0]];
+        PyObject *now = read->was == MP_WAS_NUMBER ? mp_object_get(&rec->recording->objects[read->obj]) : read->value;
+        PyObject *data = now ? Py_BuildValue("(IO)", rec->number_reads[0], now) : NULL;
+        if (data) {
+            mp_rec_pend(rec, frame, number_loaded, data);
+            return;
+        }
+        PyErr_Clear();
+    }
+    for (int i = 0; i < n; i++) pin_number(rec, rec->number_reads[i]);
+}
+
+PyObject *const *mp_rec_changing(mp_recorder *rec, PyObject *names, PyObject *const *args, size_t n_args)
+{
+    if (!names || !PySet_GET_SIZE(names) || rec->why.code || !mp_rec_op_state(rec) || !tables.functions) return args;
+    Py_XSETREF(rec->changing, Py_NewRef(names));
+    for (uint32_t id = 0; id < rec->recording->n_objects; id++) {
+        const mp_object *object = &rec->recording->objects[id];
+        bool argument = object->root == MP_ROOT_ARG || object->root == MP_ROOT_KWARG;
+        size_t at = object->root_index;
+        if (!argument || at >= n_args || !is_number(args[at])) continue;
+        if (!is_changing(rec, mp_recording_argument_name(object->root_index))) continue;
+        if (!rec->own_args) {
+            if (!(rec->own_args = PyMem_RawMalloc(n_args * sizeof *rec->own_args))) return args;
+            for (rec->n_own_args = 0; rec->n_own_args < n_args; rec->n_own_args++)
+                rec->own_args[rec->n_own_args] = Py_NewRef(args[rec->n_own_args]);
+        }
+        number *entry = add_outside(rec, &rec->own_args[at], id);
+        if (entry) entry->argument = id;
+        if (entry) mp_rec_forget_argument(rec, id);
+    }
+    return rec->own_args ? rec->own_args : args;
 }
 
 /* -- What C code can reach ----------------------------------------------------------------------------------------- */
@@ -506,7 +650,7 @@ void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, 
         return;
     case CONTAINS_OP:
         mp_number_settle_inside(rec, TOP(2));
-        mp_number_settle_inside(rec, TOP(1));
+        if (!PyDict_Check(TOP(1))) mp_number_settle_inside(rec, TOP(1)); /* its keys were looked at when they came in */
         return;
     case FORMAT_VALUE: mp_number_settle_inside(rec, oparg & 4 ? TOP(2) : TOP(1)); return;
     case SET_UPDATE: mp_number_settle_inside(rec, TOP(1)); return;

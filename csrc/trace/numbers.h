@@ -28,6 +28,11 @@ void mp_number_look(mp_recorder *rec, mp_value_id value, const char *how, PyObje
 void mp_number_settle(mp_recorder *rec, PyObject *object);
 void mp_number_settle_inside(mp_recorder *rec, PyObject *object);
 
+/* The location of this read, which holds an int or float, is being read, for the first time or again. end: the handler of the instruction that
+** did it has run. */
+void mp_number_met(mp_recorder *rec, uint32_t read);
+void mp_number_met_end(mp_recorder *rec, const mp_frame *frame, int opcode);
+
 /* Before an instruction, with the value stack as it finds it. */
 void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg);
 /* Before a call of a C function: mp_number_call, in effects.h. */

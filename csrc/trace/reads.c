@@ -7,6 +7,7 @@
 #include "trace/recorder_internal.h"
 
 #include "observe/observe.h"
+#include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -389,6 +390,15 @@ static void fill_read(mp_recorder *rec, uint32_t index, PyObject *value)
     read->obj = id;
 }
 
+/* The read by which the location became a number, or MP_NO_READ. */
+static uint32_t known_number(mp_recorder *rec, mp_obj_id id, mp_read_kind kind, PyObject *key)
+{
+    mp_obj_id key_obj = !key || mp_is_constant_key(key) ? MP_NO_OBJ : mp_rec_find(rec, key);
+    uint32_t i = find_location(rec, id, family_of_read(kind), key, key_obj);
+    uint32_t read = i == UINT32_MAX || rec->locations[i].written ? MP_NO_READ : rec->locations[i].read;
+    return read != MP_NO_READ && rec->recording->reads[read].was == MP_WAS_NUMBER ? read : MP_NO_READ;
+}
+
 void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key, PyObject *value)
 {
     if (rec->why.code) return;
@@ -403,8 +413,12 @@ void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject 
     PyObject *length = NULL;
     if (kind == MP_READ_LEN && rec->object_state[id] & MP_STATE_WROTE_KEYS && PyDict_Check(owner))
         value = length = PyLong_FromSsize_t(original_length(rec, id, owner));
-    if (register_read(rec, id, kind, key, value != NULL)) {
+    uint32_t known = rec->changing && value ? known_number(rec, id, kind, key) : MP_NO_READ;
+    if (known != MP_NO_READ)
+        mp_number_met(rec, known);
+    else if (register_read(rec, id, kind, key, value != NULL)) {
         fill_read(rec, rec->recording->n_reads - 1, value);
+        if (rec->changing && value) mp_number_met(rec, rec->recording->n_reads - 1);
         if (kind == MP_READ_DICT && value && rec->object_state[id] & MP_STATE_WROTE_ATTRS) carry_attrs(rec, id, value);
     }
     Py_XDECREF(length);
@@ -417,6 +431,21 @@ void mp_rec_read_argument(mp_recorder *rec, mp_obj_id id, PyObject *value)
     if (!read) return;
     read->was = MP_WAS_SCALAR;
     read->value = Py_NewRef(value);
+}
+
+void mp_rec_forget_argument(mp_recorder *rec, mp_obj_id id)
+{
+    mp_recording *recording = rec->recording;
+    for (uint32_t i = 0; i < recording->n_reads; i++) {
+        if (recording->reads[i].kind != MP_READ_VALUE || recording->reads[i].owner != id) continue;
+        Py_XDECREF(recording->reads[i].key);
+        Py_XDECREF(recording->reads[i].value);
+        memmove(&recording->reads[i], &recording->reads[i + 1], (recording->n_reads - i - 1) * sizeof(mp_read));
+        recording->n_reads--;
+        for (uint32_t k = 0; k < rec->n_locations; k++) /* that two arguments are the same object */
+            if (rec->locations[k].read != MP_NO_READ && rec->locations[k].read > i) rec->locations[k].read--;
+        return;
+    }
 }
 
 bool mp_rec_known(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key)

@@ -21,6 +21,11 @@ mp_recorder *mp_rec_new(PyObject *target, PyObject *const *args, size_t nargs, P
 void mp_rec_accept_checks(mp_recorder *rec);
 void mp_rec_refuse_values(mp_recorder *rec);
 
+/* Before the call: ints and floats from outside that were other ones in earlier calls, by name (mp_recording_number_name). `names`: a set,
+** borrowed. Their values are inputs of the graph as far as they are not looked at. Returns the call's arguments, some of which may be
+** replaced by equal objects: as given, or the recorder's own. */
+PyObject *const *mp_rec_changing(mp_recorder *rec, PyObject *names, PyObject *const *args, size_t n_args);
+
 /* Give up: the recording will be thrown away. `site` is taken from the current frame. First reason wins. */
 void mp_rec_abandon(mp_recorder *rec, mp_reason_code code, const char *detail, ...)
     __attribute__((format(printf, 3, 4)));

@@ -98,8 +98,14 @@ struct mp_recorder {
     PyObject *target;  /* owned */
     double started;
 
-    struct mp_oracle *oracle;     /* owned, NULL but in tests: see oracle.c */
-    mp_deferred *deferred;        /* owned by deferred.c, NULL until an effect is put off */
+    struct mp_oracle *oracle; /* owned, NULL but in tests: see oracle.c */
+    mp_deferred *deferred;    /* owned by deferred.c, NULL until an effect is put off */
+    PyObject *changing;       /* owned set of names, or NULL: see mp_rec_changing */
+    PyObject **own_args;      /* owned array of owned: the call's arguments as the program is given them, or NULL */
+    size_t n_own_args;
+    bool in_instruction;      /* an instruction's handler runs */
+    uint32_t number_reads[2]; /* reads of changing numbers that it has met */
+    int n_number_reads;
     struct mp_numbers *numbers;   /* owned by numbers.c, NULL while there are none */
     struct mp_op_state *op_state; /* owned by ops.c: allocated at first use, freed by mp_rec_free_op_state */
 };
@@ -137,6 +143,8 @@ mp_read *mp_rec_read_entry(mp_recorder *rec, PyObject *owner, mp_read_kind kind,
 void mp_rec_read_base_value(mp_recorder *rec, PyObject *object);
 /* The VALUE read of a scalar argument, object `id`. */
 void mp_rec_read_argument(mp_recorder *rec, mp_obj_id id, PyObject *value);
+/* Take that back, before anything else was read. */
+void mp_rec_forget_argument(mp_recorder *rec, mp_obj_id id);
 /* Drop the writes that later ones made void. */
 void mp_rec_finish_writes(mp_recorder *rec);
 /* Was the location read or written before? */

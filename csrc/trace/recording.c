@@ -1,5 +1,6 @@
 /* The finished recording: its end, look-ups in it, and references to its objects. */
 #include "trace/numbers.h"
+#include "trace/raw.h"
 
 /* -- References ------------------------------------------------------------------------------------------------------- */
 
@@ -73,6 +74,30 @@ mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *ob
 
 bool mp_recording_is_internal(const mp_recording *recording, PyObject *object)
 { return recording->recorder && mp_rec_is_internal(recording->recorder, object); }
+
+/* -- Numbers from outside ------------------------------------------------------------------------------------------------- */
+
+PyObject *mp_recording_argument_name(uint32_t position) { return PyUnicode_FromFormat("#%u", position); }
+
+PyObject *mp_recording_number_name(const mp_recording *recording, uint32_t index)
+{
+    const mp_read *read = &recording->reads[index];
+    bool scalar = read->was == MP_WAS_SCALAR || read->was == MP_WAS_NUMBER;
+    if (!scalar || !read->value || !(PyLong_CheckExact(read->value) || PyFloat_CheckExact(read->value))) return NULL;
+    switch ((mp_read_kind)read->kind) {
+    case MP_READ_VALUE: return mp_recording_argument_name(recording->objects[read->owner].root_index);
+    case MP_READ_INSTANCE_ATTR:
+    case MP_READ_TYPE_ATTR:
+    case MP_READ_KEY:
+    case MP_READ_ITEM:
+    case MP_READ_CELL: return mp_recording_location(recording, index);
+    case MP_READ_SLOT: { /* of a class in Python: C code of other types may look at its own members */
+        bool member = read->key && Py_IS_TYPE(read->key, &PyMemberDescr_Type);
+        return member && mp_type_mutable(PyDescr_TYPE(read->key)) ? mp_recording_location(recording, index) : NULL;
+    }
+    default: return NULL;
+    }
+}
 
 /* -- The end -------------------------------------------------------------------------------------------------------------- */
 

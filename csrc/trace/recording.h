@@ -93,6 +93,7 @@ typedef enum {
     MP_WAS_SCALAR,  /* immutable `value`: same exact type and same value (bitwise for floats) */
     MP_WAS_MISSING, /* nothing there */
     MP_WAS_META,    /* `meta` */
+    MP_WAS_NUMBER,  /* an int or float, object `obj`, of the same type; `value`: and of this value, NULL: whichever */
     MP_WAS_ITEMS,   /* `value`: a tuple of scalars and mp_obj_id wrapped in _C.Ref */
     MP_WAS_ANY,     /* something made by the call itself, or nothing to compare: only the kind's own rule */
 } mp_was;
@@ -115,7 +116,7 @@ typedef struct {
     PyObject *key;        /* owned, NULL where the kind has none or the key is an external object */
     mp_obj_id key_obj;    /* the key, where it is an external object (compared by identity), else MP_NO_OBJ */
     mp_obj_id obj;        /* OBJECT */
-    PyObject *value;      /* owned: SCALAR, ITEMS */
+    PyObject *value;      /* owned: SCALAR, ITEMS, NUMBER or NULL */
     mp_tensor_meta *meta; /* META; belongs to the recording */
     uint32_t site;        /* where in the program: index into `sites` */
 } mp_read;
@@ -268,6 +269,11 @@ bool mp_recording_is_internal(const mp_recording *recording, PyObject *object);
 /* _C.Ref, an external object inside MP_WAS_ITEMS. new: owned or NULL with an exception; id: MP_NO_OBJ if `ref` is none. */
 PyObject *mp_ref_new(mp_obj_id id);
 mp_obj_id mp_ref_id(PyObject *ref);
+
+/* A name for the location of a read that held an int or float, or for an argument, by which it is found again in later recordings. Owned str;
+** NULL without an exception: it is none that may become a number, or with one. */
+PyObject *mp_recording_number_name(const mp_recording *recording, uint32_t read);
+PyObject *mp_recording_argument_name(uint32_t position);
 
 /* Source text of an object's path from its root, such as "self.encoder.layer[0]". Owned str or NULL with an exception. */
 PyObject *mp_recording_path(const mp_recording *recording, mp_obj_id object);

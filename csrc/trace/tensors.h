@@ -118,6 +118,8 @@ void mp_rec_template_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObje
 
 /* A value without a tensor of the program's, or MP_NO_VALUE after abandoning. */
 mp_value_id mp_rec_new_value(mp_recorder *rec, uint32_t op);
+/* External object `object`, an int or float, becomes a graph input: a tensor without dimensions. MP_NO_VALUE after abandoning. */
+mp_value_id mp_rec_number_input(mp_recorder *rec, mp_obj_id object);
 /* Bind the unknown tensors in `out` to new values made by operator `op`. */
 void mp_rec_bind_results(mp_recorder *rec, PyObject *out, uint32_t op, bool constant);
 /* Does `out` hold a tensor that is neither known nor external? */

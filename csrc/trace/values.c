@@ -330,6 +330,19 @@ static mp_value_id new_input(mp_recorder *rec, PyObject *tensor, mp_obj_id objec
     return id;
 }
 
+mp_value_id mp_rec_number_input(mp_recorder *rec, mp_obj_id object)
+{
+    mp_value_id id = mp_rec_new_value(rec, 0);
+    if (id == MP_NO_VALUE) return id;
+    rec->recording->values[id].input = object;
+    rec->recording->objects[object].value = id;
+    uint32_t n = rec->recording->n_inputs; /* input_mutated has the same length */
+    mp_value_id *input = mp_rec_grow(rec, &rec->recording->inputs, &rec->recording->n_inputs, sizeof *input);
+    if (!input || !mp_rec_grow(rec, &rec->recording->input_mutated, &n, sizeof(uint8_t))) return MP_NO_VALUE;
+    *input = id;
+    return id;
+}
+
 /* Its value, or MP_NO_VALUE if it is unknown or the recording is abandoned. */
 static mp_value_id touch(mp_recorder *rec, PyObject *tensor)
 {
