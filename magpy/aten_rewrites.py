@@ -1,5 +1,5 @@
 """Passes that spell operators as views, pointwise operators and concatenations, where torch's own operator costs more
-than a kernel: pooling, nearest resampling, padding by reflection or repetition.
+than a kernel: pooling, resampling, padding by reflection or repetition.
 
 They run on the finished functional graph, where it is known which results nobody wants (the indices of a maximum
 pool). The new nodes give the same numbers, in tensors of the same strides; where that cannot be said, the operator
@@ -15,47 +15,14 @@ from typing import Any
 
 import torch
 
-from magpy import _C, choices
-from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals, meta_of, normalise, tensors_of
+from magpy import _C, aten_resampling, choices
+from magpy.aten_builder import Builder, Keep, stand_in
+from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals
 
 aten = torch.ops.aten
 
 MAX_WINDOW = 25  # taps of a pool that are read one by one
 MAX_PAD = 3  # rows or columns on a side: each is a piece of a concatenation
-
-
-class _Keep(Exception):
-    """The operator stays as it is."""
-
-
-class Builder:
-    """Makes nodes before a place in a graph, with the metadata that the operators give."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Val:
-        """Append a call of an operator that gives one tensor."""
-        node = Node(target, normalise(target, args, kwargs))
-        (out,) = tensors_of(call(target, map_vals(_stand_in, node.args)))
-        assert out is not None
-        dtype, _, *rest = meta_of(out)
-        device = next((v.meta[1] for v in each_val(node.args)), out.device)
-        node.vals = [Val(node, 0, (dtype, device, *rest))]
-        self.nodes.append(node)
-        return node.val
-
-    def cut(self, x: Val, dim: int, start: int, stop: int, step: int = 1) -> Val:
-        """x[start:stop:step] along `dim`, a view."""
-        if (start, stop, step) == (0, x.meta[2][dim], 1):
-            return x
-        return self(aten.slice.Tensor, x, dim, start, stop, step)
-
-
-def _stand_in(val: Val, device: str = "meta") -> torch.Tensor:
-    dtype, _, sizes, strides, offset = val.meta
-    last = offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) if all(sizes) else offset
-    return torch.empty(last + 1, dtype=dtype, device=device).as_strided(sizes, strides, offset)
 
 
 # -- Rules ------------------------------------------------------------------------------------------------------------
@@ -69,7 +36,7 @@ def _twice(values: list[int], default: list[int] | None = None) -> list[int]:
 def _taps(build: Builder, x: Val, kernel: list[int], stride: list[int], out: tuple[int, ...]) -> list[Val]:
     """The elements at each place of the window, as views of the (padded) input."""
     if kernel[0] * kernel[1] > MAX_WINDOW:
-        raise _Keep
+        raise Keep
     h, w = len(out) - 2, len(out) - 1
     views = []
     for i in range(kernel[0]):
@@ -95,7 +62,7 @@ def _max_pool2d(build: Builder, node: Node) -> Val:
     kernel, padding, dilation = _twice(kernel), _twice(padding), _twice(dilation)
     stride = _twice(stride, kernel)
     if dilation != [1, 1] or not x.meta[0].is_floating_point:
-        raise _Keep
+        raise Keep
     out = node.val.meta[2]
     x = _padded(build, x, padding, kernel, stride, out, float("-inf"))
     first, *rest = _taps(build, x, kernel, stride, out)
@@ -108,9 +75,12 @@ def _avg_pool2d(build: Builder, node: Node) -> Val:
     x, kernel, stride, padding, ceil_mode, count_pad, divisor = node.args
     kernel, padding = _twice(kernel), _twice(padding)
     stride = _twice(stride, kernel)
-    if ceil_mode or (any(padding) and not count_pad and divisor is None) or x.meta[0] is not torch.float32:
-        raise _Keep
     out = node.val.meta[2]
+    sizes = zip(out[-2:], kernel, stride, padding, x.meta[2][-2:], strict=True)
+    inside = all((o - 1) * s + k <= n + 2 * p for o, k, s, p, n in sizes)  # no window is cut
+    cut = (ceil_mode and not inside) or (any(padding) and not count_pad)
+    if (cut and divisor is None) or x.meta[0] is not torch.float32:
+        raise Keep
     x = _padded(build, x, padding, kernel, stride, out, 0.0)
     total, *rest = _taps(build, x, kernel, stride, out)
     for tap in rest:
@@ -118,24 +88,37 @@ def _avg_pool2d(build: Builder, node: Node) -> Val:
     return build(aten.div.Tensor, total, divisor or kernel[0] * kernel[1])
 
 
-def _upsample_nearest2d(build: Builder, node: Node) -> Val:
-    """By powers of two, which torch's arithmetic in floats computes without rounding."""
-    x, size, *scales = node.args
-    n, c, h, w = x.meta[2]
-    factors = [size[0] // h, size[1] // w]
-    for factor, given, total, own in zip(factors, scales, size, (h, w), strict=True):
-        if factor * own != total or factor & (factor - 1) or given not in (None, float(factor)):
-            raise _Keep
-    wide = build(aten.unsqueeze.default, build(aten.unsqueeze.default, x, 3), 5)
-    wide = build(aten.expand.default, wide, [n, c, h, factors[0], w, factors[1]])
-    wide = build(aten.clone.default, wide, memory_format=torch.contiguous_format)
-    return build(aten.view.default, wide, list(size) if len(size) == 4 else [n, c, *size])
+def _even_windows(node: Node) -> list[int]:
+    """The window of an adaptive pool whose windows are all alike and side by side."""
+    x, size = node.args
+    kernel = [n // o for n, o in zip(x.meta[2][-2:], size, strict=True)]
+    if any(k * o != n for k, o, n in zip(kernel, size, x.meta[2][-2:], strict=True)):
+        raise Keep
+    return kernel
+
+
+def _adaptive_avg_pool2d(build: Builder, node: Node) -> Val:
+    kernel = _even_windows(node)
+    if node.args[0].meta[0] is not torch.float32 or kernel[0] * kernel[1] > MAX_WINDOW:
+        raise Keep
+    pool = Node(aten.avg_pool2d.default, (node.args[0], kernel, kernel, [0, 0], False, True, None))
+    pool.vals = node.vals
+    return _avg_pool2d(build, pool)
+
+
+def _adaptive_max_pool2d(build: Builder, node: Node) -> Val:
+    kernel = _even_windows(node)
+    if list(node.args[1]) == [1, 1]:
+        return build(aten.amax.default, node.args[0], [-2, -1], True)
+    pool = Node(aten.max_pool2d_with_indices.default, (node.args[0], kernel, kernel, [0, 0], [1, 1], False))
+    pool.vals = node.vals
+    return _max_pool2d(build, pool)
 
 
 def _pad_by_pieces(build: Builder, node: Node, before: Callable, after: Callable) -> Val:
     x, pads = node.args
     if max(pads) > MAX_PAD or min(pads) < 0:
-        raise _Keep
+        raise Keep
     for k in range(0, len(pads), 2):
         dim = len(x.meta[2]) - 1 - k // 2
         n = x.meta[2][dim]
@@ -171,10 +154,10 @@ def _convolution(build: Builder, node: Node) -> Val:
         winograd = w.meta[2][2:] == (3, 3) and node.args[3] == node.args[5] == [1, 1]
         forms = ["direct", "winograd"] if winograd else ["direct"]
     if not forms or x.meta[0] is not torch.float32 or not own_kernels():
-        raise _Keep
+        raise Keep
     form = choices.choose(f"convolution float32 {_shape_text(node)}", lambda: _ways(node, forms))
     if form not in forms:
-        raise _Keep
+        raise Keep
     made = Node(node.target, node.args)
     made.form = form
     made.vals = [Val(made, 0, node.val.meta)]
@@ -198,7 +181,7 @@ def _ways(node: Node, forms: list[str]) -> dict[str, Callable]:
         alone.form = form
         alone.vals = [Val(alone, 0, node.val.meta)]
         graph.nodes, graph.outputs = [alone], [alone.val]
-        tensors = [_stand_in(v, "cpu").fill_(0.5) for v in operands]
+        tensors = [stand_in(v, "cpu").fill_(0.5) for v in operands]
         with contextlib.suppress(RuntimeError):
             plan = _C.compile_graph(*describe(graph))
             if [step[0] for step in plan.steps if step[0] != "alloc"] == ["kernel"]:
@@ -224,12 +207,14 @@ RULES: dict[Any, Callable[[Builder, Node], Val]] = {
     aten.avg_pool2d.default: _avg_pool2d,
     aten.max.dim: _max_dim,
     aten.min.dim: _max_dim,
-    aten.upsample_nearest2d.default: _upsample_nearest2d,
+    aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool2d,
     aten.reflection_pad1d.default: _reflection_pad,
     aten.reflection_pad2d.default: _reflection_pad,
     aten.replication_pad1d.default: _replication_pad,
     aten.replication_pad2d.default: _replication_pad,
     aten.convolution.default: _convolution,
+    **aten_resampling.RULES,
 }
 
 
@@ -238,12 +223,15 @@ RULES: dict[Any, Callable[[Builder, Node], Val]] = {
 
 def rewrite(graph: Graph) -> None:
     """Apply RULES, in place."""
-    wanted = {v for node in graph.nodes for v in each_val(node.args)} | {v for v in graph.outputs if v is not None}
+    outputs = {v for v in graph.outputs if v is not None}
+    wanted = {v for node in graph.nodes for v in each_val(node.args)} | outputs
     new: dict[Val, Val] = {}
     kept: list[Node] = []
     for node in graph.nodes:
         node.args = map_vals(lambda v: new.get(v, v), node.args)
-        made = _apply(node) if node.target in RULES and not wanted.intersection(node.vals[1:]) else None
+        made = None
+        if node.target in RULES and not wanted.intersection(node.vals[1:]):
+            made = _apply(node, node.val in outputs)
         if made is None:
             kept.append(node)
             continue
@@ -253,14 +241,22 @@ def rewrite(graph: Graph) -> None:
     graph.outputs = [new.get(v, v) if v is not None else None for v in graph.outputs]
 
 
-def _apply(node: Node) -> Builder | None:
+def _lies_alike(a: tuple, b: tuple) -> bool:
+    """The same sizes, offset and strides; those of dims of one element do not matter."""
+    return a[2] == b[2] and a[4] == b[4] and all(s == t for n, s, t in zip(a[2], a[3], b[3], strict=True) if n != 1)
+
+
+def _apply(node: Node, is_output: bool) -> Builder | None:
+    """The new nodes, or None. Who sees an output sees the strides of dims of one element, too."""
     if node.val.meta[1].type != "cpu" or 0 in node.val.meta[2]:
         return None
     build = Builder()
     try:
         out = RULES[node.target](build, node)
-    except _Keep:
+    except Keep:
         return None
     wanted = node.val.meta
-    same = build.nodes and out is build.nodes[-1].val and out.meta[0] == wanted[0] and out.meta[2:] == wanted[2:]
+    same = build.nodes and out is build.nodes[-1].val and out.meta[0] == wanted[0] and _lies_alike(out.meta, wanted)
+    if is_output and out.meta[3] != wanted[3]:
+        return None
     return build if same else None

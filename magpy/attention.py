@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from magpy import _C, choices
+from magpy.aten_builder import Builder
 from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals
-from magpy.aten_rewrites import Builder, own_kernels
+from magpy.aten_rewrites import own_kernels
 from magpy.products import MATMUL, plain
 
 aten = torch.ops.aten

@@ -336,6 +336,7 @@ class _Log:
 
 def compile_graph(graph: Graph, log: _Log) -> Runner:
     """A _C.Plan for the graph, or an interpreter of its operators if it cannot be compiled."""
+    aten_passes.remove_dead(graph)  # so that it is known which results nobody wants
     aten_rewrites.rewrite(graph)
     aten_passes.simplify(graph)
     products.rewrite(graph)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from magpy import _C, choices
+from magpy.aten_builder import Builder
 from magpy.aten_graph import Graph, Node, Val, describe, each_val, map_vals, meta_of
-from magpy.aten_rewrites import Builder
 
 aten = torch.ops.aten
 

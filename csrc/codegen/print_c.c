@@ -109,6 +109,28 @@ static void print_pass_stores(c_kernel *k, int pass)
 
 /* -- Form 1: the vector loop is reduced ---------------------------------------------------------------------------- */
 
+/* Drop the row arrays that no pass would read, since all it computes from them is in row arrays itself. Expects scalars to be marked. */
+static void drop_unread_rows(c_kernel *k)
+{
+    const mp_kir *kir = k->kir;
+    mp_printer *p = &k->p;
+    bool *read = MP_NEW(p->out->pool, bool, kir->n_exprs + 1);
+    for (int pass = 0; pass <= kir->n_passes; pass++) {
+        need_pass(k, pass);
+        for (uint32_t i = 0; i < kir->n_exprs; i++)
+            for (int a = 0; a < 3; a++)
+                if ((p->need[i] || reduced_in(k, i, pass)) && kir->exprs[i].arg[a] != MP_NO_KID)
+                    read[kir->exprs[i].arg[a]] |= p->at[kir->exprs[i].arg[a]] == MP_AT_ROW;
+        for (uint32_t i = 0; i < kir->n_stores; i++) {
+            const mp_kstore *store = &kir->stores[i];
+            if (stored_in(k, store, pass)) read[store->what] |= p->at[store->what] == MP_AT_ROW;
+        }
+        for (uint32_t i = 0; i < kir->n_exprs; i++)
+            if (k->row_kept[i] && p->need[i]) p->at[i] = MP_AT_ROW;
+    }
+    for (uint32_t i = 0; i < kir->n_exprs; i++) k->row_kept[i] &= read[i];
+}
+
 /* Choose what stays in row arrays: dear values that two passes need. */
 static void choose_rows(c_kernel *k)
 {
@@ -135,6 +157,7 @@ static void choose_rows(c_kernel *k)
         k->row_kept[i] = true;
         left -= bytes;
     }
+    drop_unread_rows(k);
     memset(k->p.at, MP_AT_NOWHERE, kir->n_exprs);
 }
 

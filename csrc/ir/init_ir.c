@@ -63,7 +63,11 @@ static PyObject *describe_place(const mp_place *place)
 
 static PyObject *describe_schedule(const mp_schedule *schedule)
 {
-    static const char *const kinds[] = {"kernel", "op", "view", "release"};
+    static const char *const kinds[] = {[MP_STEP_KERNEL] = "kernel",
+                                        [MP_STEP_OP] = "op",
+                                        [MP_STEP_CHAIN] = "chain",
+                                        [MP_STEP_VIEW] = "view",
+                                        [MP_STEP_RELEASE] = "release"};
     PyObject *kernels = PyList_New(0), *steps = PyList_New(0), *places = PyList_New(0), *result = NULL;
     if (!kernels || !steps || !places) goto done;
     for (uint32_t i = 0; i < schedule->n_kernels; i++)
