@@ -43,6 +43,7 @@ from torch.nn import functional as F
 G = 1
 rate = 0.5
 log: list = []
+deaths: list = []
 table = {"k": 1}
 names = ("a", "b")
 buffer = torch.ones(3)
@@ -203,13 +204,13 @@ class Managed:
 
 
 class Mortal:
-    """Says when it dies."""
+    """Says that it died. A commit lets go what it replaced after all of its writes: deaths have a list of their own."""
 
     def __init__(self, name):
         self.name = name
 
     def __del__(self):
-        log.append(f"-{self.name}")
+        deaths.append(self.name)
 
 
 class Problem(ValueError):
