@@ -150,7 +150,9 @@ def _convolution(build: Builder, node: Node) -> Val:
     """The same convolution by a kernel of our own on the plain weight, if that is faster than oneDNN."""
     x, w, groups = node.args[0], node.args[1], node.args[-1]
     forms = ["depthwise"] if groups == x.meta[2][1] == w.meta[2][0] else []
-    if groups == 1:
+    if node.args[6]:
+        forms = ["direct"] if groups == 1 and w.meta[2][2:] == (2, 2) and node.args[3] == [2, 2] else []
+    elif groups == 1:
         winograd = w.meta[2][2:] == (3, 3) and node.args[3] == node.args[5] == [1, 1]
         forms = ["direct", "winograd"] if winograd else ["direct"]
     if not forms or x.meta[0] is not torch.float32 or not own_kernels():

@@ -22,7 +22,7 @@ from magpy import _C
 FILE = "choices.json"
 ROUNDS = 9
 SECONDS = 0.2  # of measuring one choice, as far as one round allows
-BEHIND = 1.25  # times the best one's time, after which a candidate is not measured any more
+BEHIND = 1.5, 4  # times the best one's time, in how many rounds: such a candidate is not measured any more
 GAIN = 0.95  # another candidate must take less than this part of the first one's time
 
 _known: dict[str, str] | None = None
@@ -68,8 +68,8 @@ def _save(key: str, name: str) -> None:
 
 
 def _seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """The least time of each, taken in turn so that a busy machine is busy for all. What is clearly behind twice is not
-    run again."""
+    """The least time of each, taken in turn so that a busy machine is busy for all. What is clearly behind after
+    some rounds, enough that each had a quiet moment, is not run again."""
     best = dict.fromkeys(candidates, float("inf"))
     running = dict(candidates)
     started = time.perf_counter()
@@ -80,10 +80,10 @@ def _seconds(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
             took = own if isinstance(own, float) else time.perf_counter() - start
             if round_:  # the first one warms up
                 best[name] = min(best[name], took)
-        if round_ >= 2:
-            running = {name: call for name, call in running.items() if best[name] < BEHIND * min(best.values())}
-            if len(running) == 1 or time.perf_counter() - started > SECONDS:
-                break
+        if round_ >= BEHIND[1]:
+            running = {name: call for name, call in running.items() if best[name] < BEHIND[0] * min(best.values())}
+        if len(running) == 1 or (round_ >= 2 and time.perf_counter() - started > SECONDS):
+            break
     return best
 
 

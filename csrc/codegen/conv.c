@@ -20,6 +20,7 @@ bool mp_codegen_conv(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch)
 {
     const mp_conv *conv = kir->conv;
     int64_t channels = conv->form == MP_CONV_DEPTHWISE ? 1 : conv->ci;
+    if (conv->form == MP_CONV_TRANSPOSED) channels *= conv->w;
     if (conv->form == MP_CONV_WINOGRAD) channels *= 4 * conv->ow; /* panels are rows of tiles */
     int64_t work = conv->panel * conv->block * channels * conv->kh * conv->kw;
     bool all_images = conv->merged || conv->form == MP_CONV_WINOGRAD; /* in the panels */
@@ -57,7 +58,10 @@ void mp_codegen_conv_library(mp_text *out)
 #define F(name) mp_text_add(out, "    int64_t %s;\n", #name);
     MP_CONV_FIELDS(F)
 #undef F
-    mp_text_add(out, "} mp_conv;\nenum { DIRECT = %d, SHIFTED = %d, COLUMNS = %d, WINOGRAD = %d, DEPTHWISE = %d };\n",
-                MP_CONV_DIRECT, MP_CONV_SHIFTED, MP_CONV_COLUMNS, MP_CONV_WINOGRAD, MP_CONV_DEPTHWISE);
+    mp_text_add(out,
+                "} mp_conv;\nenum { DIRECT = %d, SHIFTED = %d, COLUMNS = %d, WINOGRAD = %d, TRANSPOSED = %d, DEPTHWISE "
+                "= %d };\n",
+                MP_CONV_DIRECT, MP_CONV_SHIFTED, MP_CONV_COLUMNS, MP_CONV_WINOGRAD, MP_CONV_TRANSPOSED,
+                MP_CONV_DEPTHWISE);
     mp_text_add(out, "%s", mp_codegen_conv_text);
 }

@@ -41,7 +41,7 @@ static bool pair(const mp_arg *arg, int space, int64_t single, int64_t *rows, in
     return true;
 }
 
-static bool read_sizes(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
+static bool read_sizes(const mp_graph *graph, const mp_gnode *node, bool transposed, mp_conv *out)
 {
     const mp_meta *x = &graph->metas[node->args[0].value], *w = &graph->metas[node->args[1].value];
     const mp_meta *y = &graph->metas[node->first];
@@ -50,7 +50,7 @@ static bool read_sizes(const mp_graph *graph, const mp_gnode *node, mp_conv *out
     if (x->dtype != MP_F32 || w->dtype != MP_F32 || y->dtype != MP_F32 || x->device != 0) return false;
     if (!dense(x, 2) || !dense(w, 0) || !dense(y, 0)) return false;
     int last = x->ndim - 1;
-    out->n = x->size[0], out->ci = x->size[1], out->co = w->size[0];
+    out->n = x->size[0], out->ci = x->size[1], out->co = w->size[transposed];
     out->h = space == 1 ? 1 : x->size[2], out->w = x->size[last];
     out->kh = space == 1 ? 1 : w->size[2], out->kw = w->size[last];
     out->oh = space == 1 ? 1 : y->size[2], out->ow = y->size[last];
@@ -92,6 +92,25 @@ static void divide(mp_conv *c)
     if (c->form == MP_CONV_DIRECT) each = 0;
     c->scratch = each * (wide + around) + (c->form == MP_CONV_COLUMNS ? images * plane : 0) + 12 * wide + 16 * VECTOR;
     c->scratch += 2 * c->ci * taps; /* for single positions */
+}
+
+static void divide_transposed(mp_conv *c)
+{
+    c->form = MP_CONV_TRANSPOSED;
+    c->panel = min64(c->h, ceil_div(PANEL, c->w));
+    c->n_panels = ceil_div(c->h, c->panel);
+    c->block = min64(c->co, BLOCK / 2);
+    c->n_blocks = ceil_div(c->co, c->block);
+    c->scratch = 12 * (round_up(c->panel * c->w) + VECTOR) + 3 * 4 * c->panel * c->w + 8 * VECTOR;
+}
+
+/* Is it of 2 x 2 in steps of 2, with nothing around, and of images that fill two vectors? */
+static bool transposed_covered(const mp_conv *c, const mp_arg *output_padding)
+{
+    int64_t y, x;
+    if (!pair(output_padding, 2, 0, &y, &x) || y || x || c->ph || c->pw) return false;
+    return c->kh == 2 && c->kw == 2 && c->sh == 2 && c->sw == 2 && c->dh * c->dw == 1 && c->oh == 2 * c->h &&
+           c->ow == 2 * c->w && c->h * c->w >= 2 * VECTOR;
 }
 
 static void divide_depthwise(mp_conv *c)
@@ -157,8 +176,9 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
     } else if (args[2].kind != MP_ARG_NONE) {
         return false;
     }
-    if (transposed->i != 0 || groups->kind != MP_ARG_INT || !read_sizes(graph, node, out)) return false;
-    int64_t channels = graph->metas[args[1].value].size[1]; /* of the weight */
+    bool turned = transposed->i != 0;
+    if (groups->kind != MP_ARG_INT || !read_sizes(graph, node, turned, out)) return false;
+    int64_t channels = graph->metas[args[1].value].size[!turned]; /* of the weight */
     if (depthwise ? channels != 1 || groups->i != out->ci || out->co != out->ci : channels != out->ci || groups->i != 1)
         return false;
     int space = graph->metas[args[0].value].ndim - 2;
@@ -166,6 +186,11 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
         !pair(&args[5], space, 1, &out->dh, &out->dw))
         return false;
     if (out->sh < 1 || out->sw < 1 || out->ph < 0 || out->pw < 0 || out->dh < 1 || out->dw < 1) return false;
+    if (turned) {
+        if (depthwise || winograd || space != 2 || !transposed_covered(out, &args[7])) return false;
+        divide_transposed(out);
+        return true;
+    }
     if (out->oh != (out->h + 2 * out->ph - out->dh * (out->kh - 1) - 1) / out->sh + 1) return false;
     if (out->ow != (out->w + 2 * out->pw - out->dw * (out->kw - 1) - 1) / out->sw + 1) return false;
     if (depthwise && out->kh * out->kw > MP_CONV_TAPS) return false;
@@ -184,7 +209,7 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
 
 void mp_conv_dump(const mp_conv *c, mp_text *text)
 {
-    static const char *const forms[] = {"direct", "shifted", "columns", "winograd", "depthwise"};
+    static const char *const forms[] = {"direct", "shifted", "columns", "winograd", "transposed", "depthwise"};
     mp_text_add(text,
                 "  convolution %lldx%lldx%lldx%lld with %lldx%lldx%lldx%lld, %s: panels of %lld, blocks of %lld\n",
                 (long long)c->n, (long long)c->ci, (long long)c->h, (long long)c->w, (long long)c->co, (long long)c->ci,

@@ -30,10 +30,11 @@ typedef struct {
 
 /* How the input comes into the lanes. */
 enum {
-    MP_CONV_DIRECT,    /* as it is: 1x1 */
-    MP_CONV_SHIFTED,   /* once for each column of the weight, with zeros around; rows are offsets */
-    MP_CONV_COLUMNS,   /* once for each element of the weight */
-    MP_CONV_WINOGRAD,  /* transformed, in tiles of 6 x 6 for 4 x 4 sums: see the library */
+    MP_CONV_DIRECT,   /* as it is: 1x1 */
+    MP_CONV_SHIFTED,  /* once for each column of the weight, with zeros around; rows are offsets */
+    MP_CONV_COLUMNS,  /* once for each element of the weight */
+    MP_CONV_WINOGRAD, /* transformed, in tiles of 6 x 6 for 4 x 4 sums: see the library */
+    MP_CONV_TRANSPOSED, /* as it is; 2 x 2 sums from each input (weights are ci x co x 2 x 2), panels are of rows of the input */
     MP_CONV_DEPTHWISE, /* with zeros around; each output channel has its own input channel */
 };
 

@@ -132,6 +132,17 @@ def test_one_channel_by_one(geometry):
     check("depthwise", torch.randn(n, ci, h, w), torch.randn(ci, 1, kh, kw), torch.randn(ci), *rest)
 
 
+@pytest.mark.parametrize(
+    "n, ci, h, w, co", [(1, 1, 4, 8, 1), (2, 20, 7, 9, 13), (1, 33, 40, 31, 26), (3, 8, 100, 5, 4), (1, 5, 3, 500, 3)]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_transposed_in_steps_of_its_size(n, ci, h, w, co, with_bias):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(n, ci, h, w), torch.randn(ci, co, 2, 2), torch.randn(co) if with_bias else None
+    steps = same(lambda x: F.conv_transpose2d(x, weight, bias, stride=2).relu(), x, kernels=1)
+    assert "convolution" in steps[0][2]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_geometries(seed):
     rng = random.Random(seed)
