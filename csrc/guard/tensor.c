@@ -159,7 +159,7 @@ enum {
     N_SAMPLES
 };
 /* Searches end at the find. Skipped in the autograd part: virtual table and name, whose unused bytes can be anything. */
-enum { IMPLEMENTATION_BYTES = 192, AUTOGRAD_BYTES = 160, AUTOGRAD_SKIPPED = 40, INLINE_DIM = 5 };
+enum { IMPLEMENTATION_BYTES = 176, AUTOGRAD_BYTES = 160, AUTOGRAD_SKIPPED = 40, INLINE_DIM = 5 };
 
 /* First place in [from, bytes) where, for each sample of `which`, the field is zero or not as `wanted` says. 0: none. */
 static uint16_t find_place(const char *const *bases, const int *which, const bool *wanted, int n, size_t step,

@@ -32,6 +32,7 @@ struct mp_deferred {
     void *frame;          /* the frame whose running instruction is a deferred call, or NULL */
     bool early;           /* that call is a draw */
     bool plain;           /* its arguments are constants: so is a scalar result */
+    bool unused;          /* nobody looks at the result */
     bool effects, warned; /* was there any effect, a warning? */
     mp_touched *places;
     uint32_t n_places;
@@ -394,16 +395,50 @@ void mp_deferred_ended(mp_recorder *rec, void *frame, bool raised)
 static void done(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = slot ? *slot : NULL;
-    if (result && result != Py_None && rec->deferred && !(rec->deferred->plain && mp_is_scalar(result)) &&
-        !mp_rec_abandoned(rec))
+    if (result && result != Py_None && rec->deferred && !rec->deferred->unused &&
+        !(rec->deferred->plain && mp_is_scalar(result)) && !mp_rec_abandoned(rec))
         mp_rec_abandon(rec, MP_REASON_EFFECT, "%s gives a %s; an effect gives nothing", PyUnicode_AsUTF8(data),
                        Py_TYPE(result)->tp_name);
     Py_XDECREF(data);
 }
 
+/* Does it only write into a buffer in memory that the call has made? */
+static bool into_own_buffer(mp_call *call)
+{
+    PyObject *file = call->nargs && !PyFunction_Check(call->callable) ? call->args[0] : NULL;
+    for (Py_ssize_t i = 0; i < call->nkw; i++)
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), "file") == 0) file = call->kwvalues[i];
+    return file && !strcmp(Py_TYPE(file)->tp_name, "_io.StringIO") && mp_rec_find(call->rec, file) == MP_NO_OBJ;
+}
+
+/* Is the next instruction one that drops the result? */
+static bool result_unused(const mp_frame *frame)
+{
+    PyObject *bytes = frame->code ? PyCode_GetCode(frame->code) : NULL; /* owned, without specialisation */
+    bool unused = false;
+    if (bytes) {
+        const unsigned char *at = (const unsigned char *)PyBytes_AS_STRING(bytes);
+        Py_ssize_t n = PyBytes_GET_SIZE(bytes), next = 2 * ((Py_ssize_t)frame->offset + 1);
+        bool call = next >= 2 && next < n && (at[next - 2] == CALL || at[next - 2] == CALL_FUNCTION_EX);
+        while (next < n && at[next] == CACHE) next += 2;
+        unused = call && next < n && at[next] == POP_TOP;
+    }
+    Py_XDECREF(bytes);
+    PyErr_Clear();
+    return unused;
+}
+
 void mp_defer(mp_call *call, bool text, bool at_frames)
 {
     mp_recorder *rec = call->rec;
+    if (into_own_buffer(call)) {
+        for (Py_ssize_t i = 0; i < call->nargs + call->nkw; i++) {
+            PyObject *object = i < call->nargs ? call->args[i] : call->kwvalues[i - call->nargs];
+            mp_number_settle_inside(rec, object);
+            mp_effect_read(call, object, true);
+        }
+        return;
+    }
     mp_deferred *state = deferred(rec);
     if (!state) return;
     mp_kept kept = mp_keep();
@@ -429,6 +464,7 @@ void mp_defer(mp_call *call, bool text, bool at_frames)
     if (packed && name) {
         state->effects = true;
         state->plain = c.plain;
+        state->unused = result_unused(call->frame);
         mp_rec_effect(rec, call->callable, packed);
         mp_rec_pend(rec, call->frame, done, name);
         mp_deferred_begin(rec, call->frame, false);

@@ -97,9 +97,26 @@ done:
     Py_XDECREF(data);
 }
 
+/* A generator that the call has made and seeded: what it gives is a constant of the trace. */
+static bool own_generator(mp_call *call)
+{
+    PyObject *self = call->nargs ? call->args[0] : NULL;
+    if (!self || mp_is_scalar(self) || mp_rec_find(call->rec, self) != MP_NO_OBJ) return false;
+    PyTypeObject *type = Py_TYPE(self), *base = type->tp_base;
+    if (!base || strcmp(base->tp_name, "_random.Random") || strcmp(type->tp_name, "Random")) return false;
+    PyObject *name = mp_callable_name(call->callable);
+    const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
+    size_t n = text ? strlen(text) : 0;
+    bool seed = n >= 4 && !strcmp(text + n - 4, "seed");
+    PyErr_Clear();
+    Py_XDECREF(name);
+    return n && (!seed || (call->nargs >= 2 && mp_key_plain(call->args[1]) && call->args[1] != Py_None));
+}
+
 void mp_draw_call(mp_call *call)
 {
     mp_recorder *rec = call->rec;
+    if (own_generator(call)) return; /* what is written in Python shows in frames */
     mp_op_state *state = mp_rec_op_state(rec);
     if (!state || !state->accept_checks) {
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another result each time");

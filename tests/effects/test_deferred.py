@@ -169,6 +169,13 @@ PROGRAMS: dict[str, Callable[[torch.Tensor], Any]] = {
         [print(x.sum().item(), x[0].item() * 2), log.info("%.2f", x.mean().item()), x][2] + 1
     ),
     "from a generator": lambda x: sum(print(i) or x * i for i in range(3)),
+    "a buffer of the call's own": lambda x: [
+        b := io.StringIO(),
+        print("a", x.shape, file=b),
+        b.write("b"),
+        print(b.getvalue()),
+        x + len(b.getvalue()),
+    ][-1],
     "many": lambda x: [[print(i, end=",") for i in range(20)], x + 1][1],
 }
 

@@ -91,6 +91,8 @@ PROGRAMS: dict[str, tuple[Callable[[torch.Tensor], Any], int]] = {  # and the le
     "data and draws": (with_data, 18),
     "seeded": (seeded, 23),
     "rejection": (rejected, 10),
+    "made inside": (lambda x: x * (r := random.Random(3)).random() + r.gauss(0, 1) + r.choice([1, 2]), 23),
+    "made inside, by chance": (lambda x: x * (random.Random(None).random() < 2), 0),
     "torch's own": (lambda x: x * torch.rand(3) * random.random(), 23),
 }
 
@@ -131,7 +133,7 @@ def test_the_sequence_is_eagers(name: str) -> None:
         mine = [fast(X + k % 3) for k in range(24)]
     assert states() == after
     assert_same(mine, expected)
-    assert counted.hits >= hits and not counted.fallbacks, (vars(counted), magpy.stats()["fallbacks"])
+    assert counted.hits >= hits and (not counted.fallbacks or not hits), (vars(counted), magpy.stats()["fallbacks"])
 
 
 def test_a_run_that_is_thrown_away_puts_every_generator_back() -> None:
