@@ -215,7 +215,8 @@ static bool find_numbers(PyObject *const *tensors)
 {
     uint16_t dtypes[IMPLEMENTATION_BYTES / 2]; /* places that may hold the dtype */
     size_t n_dtypes = 0;
-    for (uint16_t place = sizeof(void *); place < IMPLEMENTATION_BYTES; place += 2) dtypes[n_dtypes++] = place;
+    size_t bytes = torch_.keys + sizeof(uint64_t); /* which are in the implementation, whatever is behind them */
+    for (uint16_t place = sizeof(void *); place < bytes; place += 2) dtypes[n_dtypes++] = place;
     for (int i = 0; i < N_SAMPLES; i++) {
         const char *impl = implementation(tensors[i]);
         void *handle = handle_of(tensors[i]);
@@ -225,7 +226,7 @@ static bool find_numbers(PyObject *const *tensors)
             torch_.get_dtype(handle, &dtype) || dim > INLINE_DIM)
             return false;
         uintptr_t at_sizes = (uintptr_t)sizes - (uintptr_t)impl, at_strides = (uintptr_t)strides - (uintptr_t)impl;
-        size_t end = IMPLEMENTATION_BYTES - INLINE_DIM * sizeof *sizes;
+        size_t end = bytes - INLINE_DIM * sizeof *sizes;
         if (at_sizes < 2 * sizeof(void *) || at_sizes > end || at_strides > end || at_strides <= at_sizes) return false;
         if (i == 0) {
             torch_.sizes = (uint16_t)at_sizes;
