@@ -4,9 +4,9 @@
 
     model = torch.compile(model, backend="magpy")
 
-No import of magpy is needed for that. This package holds what looks inside: ``stats``, ``explain``, ``reset``, and
-``pure``,
-``effect`` and ``opaque``, which classify functions for the recorder. It logs through the logger ``"magpy"``.
+No import of magpy is needed for that. This package holds what looks inside: ``stats``, ``explain``, ``reset``; what
+tells it of changes that it cannot see, ``refresh``; and ``pure``, ``effect`` and ``opaque``, which classify functions
+for the recorder. It logs through the logger ``"magpy"``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "explain",
     "opaque",
     "pure",
+    "refresh",
     "reset",
     "stats",
 ]
@@ -54,6 +55,18 @@ def reset() -> None:
 
     _C.reset()
     _C.clear_counters()
+
+
+def refresh(model: Any = None) -> None:
+    """Have the weights of `model` read again where they were frozen (option ``freezing``).
+
+    Changes that PyTorch counts are noticed without it. It is needed after writes that bypass the version counter of a
+    parameter or buffer: through ``.data``, a numpy array, or memory shared with another library. Without a model, and
+    at present also with one, all frozen weights are read again at the next call.
+    """
+    from magpy import freezing
+
+    freezing.refresh(model)
 
 
 def explain(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Report:

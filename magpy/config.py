@@ -26,10 +26,13 @@ OPTIONS: dict[str, Option] = {
         16, int, "traces kept for one callable; further misses run in plain Python, with one warning"
     ),
     "fuse": Option(True, bool, "fuse operators into generated kernels; False runs each operator by itself"),
+    "freezing": Option(
+        False, bool, "compute what follows from weights once, in inference: folded and cast weights; see magpy.refresh"
+    ),
     "frames": Option(True, bool, "where a call cannot be traced, compile the Python functions it calls by themselves"),
 }
 
-#: Values of torch.compile's ``mode``. They choose trade-offs of other backends; magpy compiles alike under all of them.
+#: Values of torch.compile's ``mode``. "max-autotune" is freezing; the others choose trade-offs of other backends.
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -42,6 +45,7 @@ def resolve(options: Mapping[str, Any] | None = None, mode: str | None = None) -
     if mode is not None and mode not in MODES:
         raise RuntimeError(f"Unrecognized mode={mode}, should be one of: {', '.join(MODES)}")
     result = {name: option.default for name, option in OPTIONS.items()}
+    result["freezing"] = mode in ("max-autotune", "max-autotune-no-cudagraphs")
     for key, value in (options or {}).items():
         name = key.replace("-", "_")
         if name not in OPTIONS:

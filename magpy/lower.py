@@ -370,21 +370,24 @@ def lower(
     output_values: Sequence[int],
     options: dict[str, Any] | None = None,
     outputs: Sequence[tuple] | None = None,
+    state: Sequence[int] = (),
 ) -> Lowered:
     """Make recorded operators executable.
 
     ops: (func, args, kwargs or None, out, state, site) in program order; in args, kwargs and out tensors are
     _C.Value(index). inputs: the tensors of the first run (metadata is what counts); input_values, output_values:
-    their and the wanted indices; outputs: what the first run's outputs were (Output), as far as known. Raises
-    LoweringError."""
+    their and the wanted indices; outputs: what the first run's outputs were (Output), as far as known;
+    state: which inputs are parameters and buffers of modules. Raises LoweringError."""
     program = Program(ops, input_values, output_values, outputs or ())
-    lowered = lower_program(program, inputs)
+    frozen = state if (options or {}).get("freezing") else ()
+    lowered = lower_program(program, inputs, frozen)
     lowered.runner = results.as_observed(lowered, program.outputs)
     return lowered
 
 
-def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
-    """Lower anything with run(list of tensors) -> list of outputs, and wants_grad(inputs). Raises LoweringError."""
+def lower_program(program: Any, inputs: Sequence[torch.Tensor], frozen: Sequence[int] = ()) -> Lowered:
+    """Lower anything with run(list of tensors) -> list of outputs, and wants_grad(inputs). frozen: inputs from which
+    constants may be made. Raises LoweringError."""
     log = _Log()
     inputs = list(inputs)
     try:
@@ -393,7 +396,7 @@ def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
             program.refuse_reset_after_use(inputs=True)
         if own_gradients or not program.wants_grad(inputs):
             with contextlib.suppress(aten_trace.NeedsAutograd):
-                return _lower_inference(program, inputs, log, own_gradients)
+                return _lower_inference(program, inputs, log, own_gradients, () if own_gradients else frozen)
         from magpy import training
 
         return training.lower_training(program, inputs, log)
@@ -405,13 +408,21 @@ def lower_program(program: Any, inputs: Sequence[torch.Tensor]) -> Lowered:
         raise LoweringError(f"{name}: {reason}"[:500].removeprefix(": "), site) from error
 
 
-def _lower_inference(program: Any, inputs: list[torch.Tensor], log: _Log, own_gradients: bool) -> Lowered:
+def _lower_inference(
+    program: Any, inputs: list[torch.Tensor], log: _Log, own_gradients: bool, frozen: Sequence[int]
+) -> Lowered:
     with _recurrent_for_gradients(program, own_gradients):
         try:
             traced = aten_trace.trace(program.run, inputs, own_gradients=own_gradients)
         except aten_trace.NeedsPythonDispatcher:
             traced = aten_trace.trace(program.run, inputs, python_dispatcher=True, own_gradients=own_gradients)
-    runner = compile_graph(traced.graph, log)
+    frozen = [i for i in frozen if i not in traced.mutated]
+    if frozen:
+        from magpy import freezing
+
+        runner = freezing.freeze(traced.graph, frozen, lambda graph: compile_graph(graph, log))
+    else:
+        runner = compile_graph(traced.graph, log)
     if traced.views:
         runner = _with_views(runner, traced)
     if traced.spent:

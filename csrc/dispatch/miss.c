@@ -219,6 +219,19 @@ static PyObject *number_list(const uint32_t *numbers, size_t n)
     return list;
 }
 
+/* Numbers of the inputs that are parameters or buffers of modules: owned list, or NULL with an exception. */
+static PyObject *state_inputs(const mp_recording *recording)
+{
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list && i < recording->n_inputs; i++) {
+        if (!mp_recording_is_state(recording, recording->values[recording->inputs[i]].input)) continue;
+        PyObject *number = PyLong_FromUnsignedLong(i);
+        if (!number || PyList_Append(list, number) < 0) Py_CLEAR(list);
+        Py_XDECREF(number);
+    }
+    return list;
+}
+
 /* Take mutated and info over from lower's answer. Returns 0, or -1 with an exception. */
 static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject *lowered)
 {
@@ -412,13 +425,13 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     PyObject *input_values = ops ? graph_input_values(recording) : NULL;
     PyObject *output_values = input_values ? number_list(wanted, n_values) : NULL;
     PyMem_Free(wanted);
-    PyObject *function = NULL, *lowered = NULL;
-    if (!output_values) goto done;
+    PyObject *function = NULL, *lowered = NULL, *state = NULL;
+    if (!output_values || !(state = state_inputs(recording))) goto done;
     if (!(function = import_attribute("magpy.lower", "lower"))) goto done;
     mp_state_busy++;
     PyObject *looks = mp_mock_looks(trace->mocks);
     lowered = PyObject_CallFunctionObjArgs(function, ops, inputs, input_values, output_values, self->options,
-                                           looks ? looks : Py_None, NULL);
+                                           looks ? looks : Py_None, state, NULL);
     mp_state_busy--;
     if (lowered) ok = take_lowered(recording, trace, lowered);
 done:
@@ -427,6 +440,7 @@ done:
     Py_XDECREF(ops);
     Py_XDECREF(input_values);
     Py_XDECREF(output_values);
+    Py_XDECREF(state);
     Py_XDECREF(function);
     Py_XDECREF(lowered);
     mp_stats.seconds_lowering += now() - start - (mp_stats.seconds_compiling - compiling);

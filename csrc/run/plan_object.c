@@ -3,6 +3,7 @@
 
 #include "run/cache.h"
 #include "run/compiler.h"
+#include "run/weights.h"
 
 typedef struct {
     PyObject_HEAD mp_plan *plan; /* owned */
@@ -326,6 +327,6 @@ static PyMethodDef functions[] = {
 int mp_run_module_init(PyObject *module)
 {
     if (!plan_type && !(plan_type = (PyTypeObject *)PyType_FromSpec(&plan_spec))) return -1;
-    if (PyModule_AddFunctions(module, functions) < 0) return -1;
+    if (PyModule_AddFunctions(module, functions) < 0 || mp_weights_init(module) < 0) return -1;
     return PyModule_AddObjectRef(module, "Plan", (PyObject *)plan_type);
 }

@@ -254,6 +254,13 @@ static PyObject *object_text(const mp_recording *recording, mp_obj_id id, int de
 
 /* -- The door ------------------------------------------------------------------------------------------------------------------- */
 
+bool mp_recording_is_state(const mp_recording *recording, mp_obj_id object)
+{
+    const mp_read *read = found_by(recording, object);
+    if (!read || read->kind != MP_READ_KEY || !(read = found_by(recording, read->owner))) return false;
+    return read->kind == MP_READ_KEY && (is_text(read->key, "_parameters") || is_text(read->key, "_buffers"));
+}
+
 PyObject *mp_recording_path(const mp_recording *recording, mp_obj_id object)
 { return object_text(recording, object, 0); }
 
