@@ -49,6 +49,29 @@ mp_value_id mp_number_value(mp_recorder *rec, PyObject *object);
 /* The Python function that replays an operator whose results' sizes are data: sized(func, sizes, args, kwargs). Borrowed. */
 PyObject *mp_number_sized(void);
 
+/* -- Shared by numbers.c and numbers_met.c ------------------------------------------------------------------------ */
+
+typedef struct {         /* from magpy.symbols, owned by the process; all NULL until that is imported */
+    PyObject *functions; /* dict: C callable -> its name in expressions */
+    PyObject *carriers;  /* dict: C callable -> number of its first argument that it looks at, or None */
+    PyObject *operators; /* dict: torch function -> tuple of positions and names that may be numbers; True: in lists */
+    PyObject *evaluate;  /* Python functions of magpy.steps: evaluate(source, *leaves), */
+    PyObject *compute;   /* the same as an operator's result, */
+    PyObject *check, *sized; /* and mp_check_step, mp_number_sized */
+} mp_number_knowledge;
+
+extern mp_number_knowledge mp_number_tables;
+
+bool mp_is_number(PyObject *object); /* an int or float, of exactly that type */
+/* Python source of an operand, whose values are added to the dict `leaves`. Owned, or NULL with an exception. */
+PyObject *mp_number_text(mp_recorder *rec, PyObject *operand, PyObject *leaves);
+/* *object (owned, replaced by an equal object) becomes a number. Steals text and leaves, which may be NULL: abandons. */
+void mp_number_add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject *leaves);
+/* The program learned that the expression is `seen` (borrowed). Steals text and leaves, which may be NULL: abandons. */
+void mp_number_learn(mp_recorder *rec, PyObject *text, PyObject *leaves, PyObject *seen);
+void mp_number_settle_all(mp_recorder *rec);
+void mp_number_no_memory(mp_recorder *rec); /* abandons */
+
 void mp_numbers_free(mp_recorder *rec);
 int mp_numbers_module_init(PyObject *module);
 
