@@ -22,8 +22,8 @@ void mp_callable_forget(mp_callable *self)
     uint32_t n = self->n_traces;
     self->traces = NULL;
     self->n_traces = 0;
-    self->n_vain = self->quiet = self->values_lost = 0;
-    self->warned = self->met = self->leaf_alone = self->plain = self->refuse_values = false;
+    self->n_vain = self->quiet = self->values_lost = self->data_lost = 0;
+    self->warned = self->met = self->leaf_alone = self->plain = self->refuse_values = self->refuse_checks = false;
     Py_CLEAR(self->callees);
     Py_CLEAR(self->last_miss);
     Py_CLEAR(self->changing);
@@ -115,8 +115,10 @@ static int run(mp_callable *self, mp_trace *trace, PyObject **bound, size_t n_bo
         self->hits++;
         mp_stats.hits++;
         if (trace->values && self->values_lost) self->values_lost--;
-    } else if (end == MP_RUN_OTHER_VALUE) {
-        self->value_missed = true;
+        if ((trace->values || trace->n_checks) && self->data_lost) self->data_lost--;
+    } else {
+        self->data_missed = true;
+        if (end == MP_RUN_OTHER_VALUE) self->value_missed = true;
     }
     if (MP_UNLIKELY(end == MP_RUN_FAILED)) *result = repeat_plainly(self, trace, call);
     mp_trace_release(trace);
@@ -173,7 +175,7 @@ static int try_traces(mp_callable *self, const mp_call *call, PyObject **result)
 {
     mp_guard_id first_miss = 0, miss = 0;
     uint64_t resets = self->generation;
-    self->value_missed = false;
+    self->value_missed = self->data_missed = false;
     for (uint32_t i = 0; i < self->n_traces; i++) {
         mp_trace *trace = self->traces[i];
         trace->missed = UINT32_MAX;

@@ -151,6 +151,7 @@ extern _Thread_local uint32_t
 
 /* -- Callables (callable.c) ---------------------------------------------------------------------------------------- */
 
+#define MP_DATA_LOST 24  /* data_lost at which nothing of data is checked any more */
 #define MP_VALUES_LOST 4 /* values_lost at which floats and lists of data are no longer checked */
 #define MP_CHANGING 64   /* names that a callable keeps of numbers from outside that change */
 #define MP_SHAPES 32     /* call shapes of which a callable remembers that they cannot be traced */
@@ -182,7 +183,11 @@ typedef struct mp_callable {
     bool fullgraph, verify, dry_run, frames;
     uint32_t
         values_lost; /* misses because a float or list of data was another one, less the hits of traces with such checks */
+    uint32_t data_lost; /* misses because data was other than in all traces, less the hits of traces with checks */
     bool value_missed;  /* the call at hand has missed so */
+    bool data_missed;   /* the same of any data */
+    bool
+        refuse_checks; /* the tree of traces has more branches than it can hold: looking at any data ends a trace again */
     bool refuse_values; /* such data is another one at nearly every call: looking at it ends a trace again */
     bool warned;        /* about the trace limit */
     bool compiling;     /* an observation or lowering of this callable is under way, on whatever thread */

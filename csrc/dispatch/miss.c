@@ -605,18 +605,15 @@ static PyObject *call_at_limit(mp_callable *self, const mp_call *call)
     return result ? fall_back(self, &why, result) : NULL;
 }
 
-/* A trace for every value that data takes serves nobody: each would be run in vain at each call. Where values hardly come back, those traces
-** go, and looking at such data ends a trace again. */
-static void count_value_miss(mp_callable *self)
+/* Drop the traces with checks of values, or with any checks. */
+static void drop_traces(mp_callable *self, bool any)
 {
-    if (!self->value_missed || self->refuse_values || ++self->values_lost < MP_VALUES_LOST) return;
-    self->refuse_values = true;
     mp_trace **dropped = PyMem_Calloc(self->n_traces + 1, sizeof *dropped);
     if (!dropped) return; /* then they stay */
     uint32_t kept = 0, n_dropped = 0;
     for (uint32_t i = 0; i < self->n_traces; i++) {
         mp_trace *trace = self->traces[i];
-        if (trace->values)
+        if (trace->values || (any && trace->n_checks))
             dropped[n_dropped++] = trace;
         else
             self->traces[kept++] = trace;
@@ -624,6 +621,20 @@ static void count_value_miss(mp_callable *self)
     self->n_traces = kept;
     for (uint32_t i = 0; i < n_dropped; i++) mp_trace_release(dropped[i]); /* may run the program's code */
     PyMem_Free(dropped);
+}
+
+/* A trace for every value that data takes serves nobody, nor does a tree with more branches than are kept: each trace would be run in vain,
+** up to its first check that fails, at each call. Where that is the rule, those traces go, and looking at such data ends a trace again. */
+static void count_data_miss(mp_callable *self)
+{
+    if (self->value_missed && !self->refuse_values && ++self->values_lost >= MP_VALUES_LOST) {
+        self->refuse_values = true;
+        drop_traces(self, false);
+    }
+    if (self->data_missed && !self->refuse_checks && ++self->data_lost >= MP_DATA_LOST) {
+        self->refuse_checks = true;
+        drop_traces(self, true);
+    }
 }
 
 /* Ints and floats from outside that this call has other values of than the traces: they may be inputs of the graph. */
@@ -643,7 +654,7 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
 {
     if (self->compiling || self->leaf_alone) return mp_call_plain(call);
     note_changing(self);
-    count_value_miss(self);
+    count_data_miss(self);
     if (self->n_traces >= self->trace_limit) return call_at_limit(self, call);
     uint64_t shape = mp_miss_shape(call);
     const mp_reason *vain = mp_miss_in_vain(self, shape);
@@ -656,7 +667,7 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
         PyObject *plain = mp_call_plain(call);
         return plain ? fall_back(self, &why, plain) : NULL;
     }
-    mp_rec_accept_checks(rec);
+    if (!self->refuse_checks) mp_rec_accept_checks(rec);
     if (self->refuse_values) mp_rec_refuse_values(rec);
     size_t n_args = call->nargs + (call->kwnames ? (size_t)PyTuple_GET_SIZE(call->kwnames) : 0);
     PyObject *const *args = mp_rec_changing(rec, self->changing, call->args, n_args);

@@ -199,3 +199,39 @@ def test_sizes_that_never_come_back() -> None:
         x = torch.arange(40.0) - k
         assert_same(fast(x), program(x))
     assert find_callable(fast).n_traces <= 4
+
+
+def test_more_branches_than_traces_are_cut_back() -> None:
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x) * 2 + 1
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        y = inner(x)
+        for k in range(8):
+            if x[k] > 0:
+                y = y + k
+        return y
+
+    fast = torch.compile(program, backend="magpy")
+    torch.manual_seed(0)
+    with Counted() as counted:
+        for _ in range(120):
+            x = torch.randn(8)
+            assert_same(fast(x), program(x))
+    mine = find_callable(fast)
+    assert mine.n_traces == 0 and "DATA_READ" in counted.fallbacks
+    assert any(each.hits > 40 for each in mine.describe()["callees"].values())  # the rest is compiled
+
+
+def test_branches_that_fit_stay() -> None:
+    def program(x: torch.Tensor) -> torch.Tensor:
+        for k in range(3):
+            x = x + 1 if x[k] > 0 else x * 2
+        return x
+
+    fast = torch.compile(program, backend="magpy")
+    torch.manual_seed(0)
+    for _ in range(100):
+        x = torch.randn(3)
+        assert_same(fast(x), program(x))
+    assert find_callable(fast).n_traces <= 8 and find_callable(fast).hits >= 92
