@@ -8,6 +8,8 @@ typedef struct {
     int64_t extent, grain;
 } mp_codegen_launch;
 
+#define MP_CODEGEN_RUN 6144 /* the most elements that one run of a vector loop takes in kernels without reductions */
+
 /* Types and vector math that all C kernels of a source share; it comes first, once. */
 void mp_codegen_c_prelude(mp_text *out);
 

@@ -138,7 +138,7 @@ static const char *text_load(mp_printer *p, const mp_kexpr *e, char (*args)[64])
             text = fill(p, p->target->load16[memory], e->dtype, element);
         }
     }
-    if (e->arg[0] != MP_NO_KID)
+    if (e->arg[0] != MP_NO_KID && !array)
         text = mp_pool_printf(pool, "%s ? %s : (%s)0", args[0], text, p->target->type[e->dtype]);
     return text;
 }

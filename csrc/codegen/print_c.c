@@ -11,13 +11,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TILE_REDUCE 128  /* lanes of a tile that accumulates over other loops */
-#define TILE_POINT 4096  /* elements of a block without reductions */
-#define CHUNK 1024       /* iterations summed up before they are added to the sum of chunks */
-#define LANE_CHUNK 256   /* the same for tiles */
-#define ROW_BYTES 32768  /* of row arrays in one kernel */
-#define ROW_COST 8       /* cost from which a value is kept in a row array */
-#define GRAIN_WORK 32768 /* additions worth a thread */
+#define TILE_REDUCE 128                     /* lanes of a tile that accumulates over other loops */
+#define TILE_POINT (MP_CODEGEN_RUN * 2 / 3) /* elements of a block without reductions, or half as many more */
+#define CHUNK 1024                          /* iterations summed up before they are added to the sum of chunks */
+#define LANE_CHUNK 256                      /* the same for tiles */
+#define ROW_BYTES 32768                     /* of row arrays in one kernel */
+#define ROW_COST 8                          /* cost from which a value is kept in a row array */
+#define GRAIN_WORK 32768                    /* additions worth a thread */
 
 typedef struct {
     mp_printer p;
@@ -26,6 +26,8 @@ typedef struct {
     int64_t n_tiles;
     bool *row_kept; /* [n_exprs]: has a row array */
     mp_turn turn;   /* of a kernel without reductions */
+    const char *
+        *array; /* [n_exprs]: what a load reads in its place, turned or chosen before the vector loop; NULL elsewhere */
     uint32_t inner; /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
 } c_kernel;
 
@@ -410,6 +412,25 @@ static void print_tile_pass(c_kernel *k, int pass)
         if (reduced_in(k, i, pass)) p->at[i] = MP_AT_LANES;
 }
 
+/* Loads under a condition that is the same for all lanes (pieces of a concatenation, rows of padding) read zeros where it does not
+** hold: what is chosen is the address, before the vector loop, so that the loop itself has no condition. */
+static void print_chosen(c_kernel *k)
+{
+    mp_printer *p = &k->p;
+    uint32_t v = (uint32_t)k->kir->vector, bit = 1u << v;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+        const mp_kexpr *e = &k->kir->exprs[i];
+        if (!p->need[i] || e->op != MP_K_LOAD || e->arg[0] == MP_NO_KID || e->arg[1] != MP_NO_KID || k->array[i])
+            continue;
+        if (e->at.coef[v] != 1 || (p->deps[e->arg[0]] & bit) || p->at[e->arg[0]] == MP_AT_LANES) continue;
+        mp_affine at = e->at;
+        at.coef[v] = 0;
+        mp_print_line(p, "const %s *restrict h%u = t%u ? p%u + (%s + c0) : (const void *)mp_zeros;",
+                      p->target->memory[k->kir->buffers[e->aux].dtype], i, e->arg[0], e->aux, mp_print_affine(p, &at));
+        k->array[i] = mp_pool_printf(p->out->pool, "h%u[%s]", i, p->lane);
+    }
+}
+
 static void print_tiles(c_kernel *k)
 {
     mp_printer *p = &k->p;
@@ -464,6 +485,7 @@ static void print_tiles(c_kernel *k)
         if (stored_at_row(k, &kir->stores[i])) mp_print_need(p, kir->stores[i].what), any = true;
     if (any) {
         mp_print_needed(p, bit, 0);
+        print_chosen(k);
         open_lanes(k);
         mp_print_needed(p, bit, bit);
         for (uint32_t i = 0; i < kir->n_stores; i++)
@@ -512,7 +534,9 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
     int64_t outer = 1, inner = 1;
     k.n_tiles = 1;
     k.turn = mp_turn_choose(kir, out->pool);
-    k.p.array = k.turn.array;
+    k.array = MP_NEW(out->pool, const char *, kir->n_exprs + 1);
+    if (k.turn.array) memcpy(k.array, k.turn.array, kir->n_exprs * sizeof *k.array);
+    k.p.array = k.array;
     bool turned = k.turn.loop >= 0;
     if (lanes) {
         int64_t extent = kir->extent[kir->vector];

@@ -97,4 +97,5 @@ void mp_codegen_c_prelude(mp_text *out)
         "double);\n"
         "float fmodf(float, float);\n");
     mp_text_add(out, "%s%s", mp_codegen_vecmath, mp_codegen_turn_text);
+    mp_text_add(out, "static double mp_zeros[%d];\n", MP_CODEGEN_RUN);
 }

@@ -38,7 +38,8 @@ MEMORY_FORMATS = {
 }
 FLAGS = (
     "-O3 -march=native -mprefer-vector-width={bits} -ffp-contract=fast -fno-math-errno -fno-trapping-math "
-    "-fopenmp-simd -shared -fPIC -Wall -Wno-unused-function -Wno-unused-variable -Werror"
+    "-fopenmp-simd -shared -fPIC -Wall -Wno-unused-function -Wno-unused-variable "
+    "-Wno-aggressive-loop-optimizations -Werror"
 )
 
 

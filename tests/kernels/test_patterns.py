@@ -383,3 +383,16 @@ def test_long_sums_are_no_worse_than_eager():
     ):
         result, exact = compiled(fn, y)(y)[0].double(), fn(y.double())
         assert ((result - exact).abs() <= 2e-6 * exact).all()
+
+
+def test_concatenations_of_many_pieces():
+    for dtype in (torch.float32, torch.bfloat16, torch.uint8, torch.float64):
+        for shape in ((2, 3, 7, 9), (3, 5, 33)):
+            pieces = [(torch.randn(shape) * 9).abs().to(dtype) for _ in range(7)]
+            pieces[2] = pieces[2][:, :1].contiguous()
+            equal(lambda *p: torch.cat(p, 1) + torch.ones((), dtype=p[0].dtype), *pieces)
+            equal(lambda *p: torch.cat([p[0], p[1], p[3] + p[4], p[5], p[6]], 0), *pieces)
+            equal(lambda *p: torch.cat([p[0], p[1], p[3], p[4], p[5], p[6]], -1), *pieces)
+            equal(lambda *p: F.pad(torch.cat([p[0], p[1]], 1), (1, 2, 3, 1)) * 2, *pieces)
+            if dtype.is_floating_point:
+                equal(lambda *p: torch.cat([p[0], p[1], p[3], p[4], p[5]], 1).float().mean((0, 1)), *pieces)
