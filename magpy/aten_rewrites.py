@@ -155,9 +155,9 @@ def _convolution(build: Builder, node: Node) -> Val:
     elif groups == 1:
         winograd = w.meta[2][2:] == (3, 3) and node.args[3] == node.args[5] == [1, 1]
         forms = ["direct", "winograd"] if winograd else ["direct"]
-    if not forms or x.meta[0] is not torch.float32 or not own_kernels():
+    if not forms or x.meta[0] is not torch.float32 or not own_convolutions():
         raise Keep
-    form = choices.choose(f"convolution float32 {_shape_text(node)}", lambda: _ways(node, forms))
+    form = choices.choose(f"convolution float32 {_shape_text(node)} {'/'.join(forms)}", lambda: _ways(node, forms))
     if form not in forms:
         raise Keep
     made = Node(node.target, node.args)
@@ -201,6 +201,12 @@ def _kernel_seconds(plan: Any, tensors: list[torch.Tensor]) -> float:
 def own_kernels() -> bool:
     """Can kernels be compiled here?"""
     return hasattr(_C, "compile_graph") and _C.compiler_usable()
+
+
+@functools.cache
+def own_convolutions() -> bool:
+    """Can convolutions of our own be compiled here?"""
+    return own_kernels() and _C.convolutions_usable()
 
 
 # What is rewritten: the first result of these operators, where the others are not used.

@@ -3,6 +3,7 @@
 
 #include "run/cache.h"
 #include "run/compiler.h"
+#include "run/conv.h"
 #include "run/weights.h"
 
 typedef struct {
@@ -288,6 +289,13 @@ static PyObject *cache_dir(PyObject *module, PyObject *unused)
 
 static PyObject *compiler_usable(PyObject *module, PyObject *unused) { return PyBool_FromLong(mp_compiler_usable()); }
 
+/* Does the library of convolutions compile here? */
+static PyObject *convolutions_usable(PyObject *module, PyObject *unused)
+{
+    mp_reason why = {0};
+    return PyBool_FromLong(mp_compiler_usable() && mp_conv_function("mp_conv_run", mp_cpu_vector_bits(), &why));
+}
+
 static PyObject *cpu_info(PyObject *module, PyObject *unused) { return mp_cpu_info(); }
 
 /* For tests: load `source` as a plan's code is, and keep it loaded. Returns (source path, address of function `symbol`). */
@@ -317,6 +325,8 @@ static PyMethodDef functions[] = {
      "compile_graph(nodes, outputs, fuse=True) -> Plan. RuntimeError says why a graph cannot be compiled."},
     {"cache_dir", cache_dir, METH_NOARGS, "Directory of the kernel cache, or None without a home directory."},
     {"compiler_usable", compiler_usable, METH_NOARGS, "Is there a C compiler? Says so once if there is none."},
+    {"convolutions_usable", convolutions_usable, METH_NOARGS,
+     "Can the library of convolutions be used? Compiles it, unless the kernel cache has it."},
     {"cpu_info", cpu_info, METH_NOARGS, "The CPU that kernels are compiled for: model, vector_bits."},
     {"_product_bits", set_product_bits, METH_O,
      "For tests: width of the vectors in products that are made from now on; 0 is the CPU's own."},

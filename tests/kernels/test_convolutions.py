@@ -3,7 +3,10 @@ them, and where they must leave the work to the operator."""
 
 import itertools
 import math
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -345,7 +348,29 @@ def test_training_uses_the_kernels_in_its_forward_pass():
 
 
 def test_without_a_compiler_nothing_is_chosen(monkeypatch):
-    monkeypatch.setattr(aten_rewrites, "own_kernels", lambda: False)
+    monkeypatch.setattr(aten_rewrites, "own_convolutions", lambda: False)
     w = torch.randn(5, 4, 3, 3)
     steps = same(lambda x: F.conv2d(x, w, padding=1), torch.randn(2, 4, 12, 12))
     assert [s[0] for s in steps] == ["shim"]
+
+
+def test_a_compiler_that_cannot_compile_them_leaves_them_to_the_operator(tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        '#!/bin/sh\nfor a; do case "$a" in *.c) grep -q mp_conv_run "$a" && exit 1;; esac; done\nexec cc "$@"\n'
+    )
+    compiler.chmod(0o700)
+    program = """
+import torch, magpy
+w = torch.randn(5, 4, 3, 3)
+f = torch.compile(lambda x: torch.conv2d(x, w).relu(), backend="magpy", fullgraph=True)
+x = torch.randn(1, 4, 9, 9)
+with torch.no_grad():
+    for _ in range(2):
+        torch.testing.assert_close(f(x), torch.conv2d(x, w).relu())
+print([step[0] for step in magpy.explain(f).traces[0].steps if step[0] != "alloc"])
+"""
+    env = {**os.environ, "CC": str(compiler), "MAGPY_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "shim" in done.stdout and "kernel" in done.stdout
