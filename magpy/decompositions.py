@@ -137,6 +137,20 @@ def _select_backward(grad, sizes, dim, index):
     return _slice_backward(aten.unsqueeze.default(grad, dim), sizes, dim, index, index + 1, 1)
 
 
+def _repeat(x: torch.Tensor, repeats: list[int]) -> torch.Tensor:
+    """Copies side by side: an expanded view that is made contiguous."""
+    if 0 in repeats or x.numel() == 0 or len(repeats) < x.ndim:
+        return NotImplemented
+    sizes = [1] * (len(repeats) - x.ndim) + list(x.shape)
+    pairs = list(zip(repeats, sizes, strict=True))
+    wide = aten.view.default(
+        aten.clone.default(x, memory_format=torch.contiguous_format), [n for _, s in pairs for n in (1, s)]
+    )
+    wide = aten.expand.default(wide, [n for pair in pairs for n in pair])
+    wide = aten.clone.default(wide, memory_format=torch.contiguous_format)
+    return aten.view.default(wide, [r * s for r, s in pairs])
+
+
 def _native_dropout(x: torch.Tensor, p: float, train: bool | None) -> tuple[torch.Tensor, torch.Tensor]:
     """What eager does on a CPU (aten/src/ATen/native/Dropout.cpp): noise is drawn in the input's dtype, so the
     numbers are eager's. Python-dispatched tracing puts native_dropout in its place, which draws others."""
@@ -177,6 +191,7 @@ OWN_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.zeros_like.default: functools.partial(_like, 0),
     aten.ones_like.default: functools.partial(_like, 1),
     aten._unsafe_view.default: _unsafe_view,
+    aten.repeat.default: _repeat,
     aten.native_dropout.default: _native_dropout,
     aten.bernoulli.p: _bernoulli,
 }

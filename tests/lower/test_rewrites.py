@@ -63,6 +63,10 @@ PROGRAMS = [
     ("reflection", lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect"), "reflection_pad"),
     ("replication", lambda x: F.pad(x, (1, 2, 3, 0), mode="replicate"), "replication_pad"),
     ("wide reflection", lambda x: F.pad(x, (5, 4, 3, 2), mode="reflect"), None),
+    ("repeat", lambda x: x.repeat(2, 1, 3, 2) * 2, "repeat"),
+    ("repeat in front", lambda x: x.repeat(3, 1, 2, 1, 1), "repeat"),
+    ("repeat of a view", lambda x: x.transpose(1, 3).repeat(1, 2, 2, 1), "repeat"),
+    ("repeat of a number", lambda x: x.max().repeat(3) + x.nan_to_num().sum(0).repeat(0, 1, 1).sum(), "aten.repeat_"),
     ("chain", lambda x: chain(x), "pad"),
 ]  # fmt: skip
 
