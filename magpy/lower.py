@@ -247,6 +247,22 @@ class Program:
         own = set(self.input_values)
         return any(k in marked and k not in own for k in self.output_values)
 
+    def unset(self, numbers: Sequence[int]) -> list[int]:
+        """Those of the inputs whose .data the program does not set."""
+        values = {op[1][0].index for op in self.ops if op[0] is backward.with_data}
+        return [i for i in numbers if self.input_values[i] not in values]
+
+    def refuse_marks_after_use(self, marks: Sequence[tuple[int, bool]]) -> None:
+        """Raise Unsupported if an input whose requires_grad the program changes was used before: it is lowered, and
+        runs, as if it had been changed at the start."""
+        marked = {self.input_values[i] for i, _ in marks}
+        used: set[int] = set()
+        for func, args, kwargs, *_ in self.ops if marked else ():
+            if func is torch.Tensor.requires_grad_ and args[0].index in marked & used:
+                raise Unsupported("requires_grad of a tensor from outside is set after the tensor was used")
+            if not is_getter(func, "data") and name_of(func) != "detach":
+                used.update(self.values_in(args) + self.values_in(kwargs))
+
     def refuse_reset_after_use(self, inputs: bool) -> None:
         """Raise Unsupported if a tensor's .data is set after the tensor was used: where autograd has kept it, eager's
         backward pass sees the new data. inputs: of inputs too."""
@@ -371,26 +387,35 @@ def lower(
     options: dict[str, Any] | None = None,
     outputs: Sequence[tuple] | None = None,
     state: Sequence[int] = (),
+    marks: Sequence[tuple[int, bool]] = (),
 ) -> Lowered:
     """Make recorded operators executable.
 
     ops: (func, args, kwargs or None, out, state, site) in program order; in args, kwargs and out tensors are
     _C.Value(index). inputs: the tensors of the first run (metadata is what counts); input_values, output_values:
     their and the wanted indices; outputs: what the first run's outputs were (Output), as far as known;
-    state: which inputs are parameters and buffers of modules. Raises LoweringError."""
+    state: which inputs are parameters and buffers of modules; marks: inputs whose requires_grad the program changes, to
+    what. Raises LoweringError."""
     program = Program(ops, input_values, output_values, outputs or ())
-    frozen = state if (options or {}).get("freezing") else ()
-    lowered = lower_program(program, inputs, frozen)
+    frozen = program.unset(state) if (options or {}).get("freezing") else ()
+    lowered = lower_program(program, inputs, frozen, marks)
     lowered.runner = results.as_observed(lowered, program.outputs)
     return lowered
 
 
-def lower_program(program: Any, inputs: Sequence[torch.Tensor], frozen: Sequence[int] = ()) -> Lowered:
+def lower_program(
+    program: Any,
+    inputs: Sequence[torch.Tensor],
+    frozen: Sequence[int] = (),
+    marks: Sequence[tuple[int, bool]] = (),
+) -> Lowered:
     """Lower anything with run(list of tensors) -> list of outputs, and wants_grad(inputs). frozen: inputs from which
     constants may be made. Raises LoweringError."""
     log = _Log()
     inputs = list(inputs)
     try:
+        if marks:
+            program.refuse_marks_after_use(marks)
         own_gradients = getattr(program, "computes_gradients", False)
         if own_gradients:
             program.refuse_reset_after_use(inputs=True)

@@ -62,9 +62,11 @@ typedef struct {
     bool *uncounted;      /* owned [n_mutated]: as x.data.copy_, of which x's version counter does not know */
     PyObject **kept;      /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
     bool values;          /* some check is of a float or a list (mp_answer_is_value), or of an operator's sizes */
-    bool random;          /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
-    uint32_t n_ops;       /* operators as recorded */
-    uint32_t failures;    /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
+    PyObject
+        *marks;  /* owned tuple of (input number, bool): inputs whose requires_grad the call changes, before it runs */
+    bool random; /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
+    uint32_t n_ops;    /* operators as recorded */
+    uint32_t failures; /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
     uint64_t hits;
     mp_guard_id missed; /* the guard that failed in the call at hand, or UINT32_MAX */
     PyObject *info;     /* owned dict for explain: fx code, aten code, timings, sources */

@@ -302,6 +302,25 @@ static void lowering_failed(mp_reason *why)
     mp_reason_set_exception(why, MP_REASON_LOWERING_FAILED);
 }
 
+/* ((input number, flag), ...): inputs whose requires_grad the call changes. Owned, or NULL with an exception. */
+static PyObject *marked_inputs(const mp_recording *recording)
+{
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list && i < recording->n_writes; i++) {
+        const mp_write *write = &recording->writes[i];
+        if (write->kind != MP_WRITE_TENSOR_ATTR || !write->value || !PyBool_Check(write->value)) continue;
+        for (uint32_t k = 0; list && k < recording->n_inputs; k++) {
+            if (recording->values[recording->inputs[k]].input != write->owner) continue;
+            PyObject *pair = Py_BuildValue("(IO)", k, write->value);
+            if (!pair || PyList_Append(list, pair) < 0) Py_CLEAR(list);
+            Py_XDECREF(pair);
+        }
+    }
+    PyObject *marks = list ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
+    return marks;
+}
+
 static size_t n_check_values(const mp_recording *recording)
 {
     size_t n = 0;
@@ -427,11 +446,11 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     PyMem_Free(wanted);
     PyObject *function = NULL, *lowered = NULL, *state = NULL;
     if (!output_values || !(state = state_inputs(recording))) goto done;
-    if (!(function = import_attribute("magpy.lower", "lower"))) goto done;
+    if (!(function = import_attribute("magpy.lower", "lower")) || !(trace->marks = marked_inputs(recording))) goto done;
     mp_state_busy++;
     PyObject *looks = mp_mock_looks(trace->mocks);
     lowered = PyObject_CallFunctionObjArgs(function, ops, inputs, input_values, output_values, self->options,
-                                           looks ? looks : Py_None, state, NULL);
+                                           looks ? looks : Py_None, state, trace->marks, NULL);
     mp_state_busy--;
     if (lowered) ok = take_lowered(recording, trace, lowered);
 done:

@@ -14,6 +14,7 @@ void mp_trace_release(mp_trace *trace)
     mp_mock_free(trace->mocks);
     Py_XDECREF(trace->runner);
     Py_XDECREF(trace->info);
+    Py_XDECREF(trace->marks);
     for (uint32_t i = 0; trace->kept && i < trace->n_outputs; i++) Py_XDECREF(trace->kept[i]);
     for (uint32_t i = 0; i < trace->n_checks; i++) {
         mp_trace_check *check = &trace->checks[i];
@@ -343,6 +344,29 @@ static void release_outputs(const mp_trace *trace, PyObject **outputs)
     PyErr_Restore(type, value, traceback);
 }
 
+/* Set requires_grad of the inputs whose flag the call changes, for autograd to see it while the graph runs; or put it back as it was. False
+** with an exception. */
+static bool mark_inputs(const mp_trace *trace, PyObject *const *inputs, bool back)
+{
+    Py_ssize_t n = trace->marks ? PyTuple_GET_SIZE(trace->marks) : 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *pair = PyTuple_GET_ITEM(trace->marks, i);
+        bool flag = (PyTuple_GET_ITEM(pair, 1) == Py_True) != back;
+        Py_ssize_t number = PyLong_AsSsize_t(PyTuple_GET_ITEM(pair, 0));
+        if (PyObject_SetAttrString(inputs[number], "requires_grad", flag ? Py_True : Py_False) < 0) return false;
+    }
+    return true;
+}
+
+static void unmark_inputs(const mp_trace *trace, PyObject *const *inputs)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    mark_inputs(trace, inputs, true);
+    PyErr_Clear(); /* a flag that could be set can be put back */
+    PyErr_Restore(type, value, traceback);
+}
+
 mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **result)
 {
     PyObject *stack[ON_STACK] = {NULL}, **outputs = stack, *random = NULL;
@@ -353,7 +377,8 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
     }
     mp_drawn drawn = {0};
     mp_run_end end = MP_RUN_FAILED;
-    if (!trace->random || (random = random_state(trace))) end = draw_and_compute(trace, bound, &drawn, outputs);
+    if (mark_inputs(trace, bound, false) && (!trace->random || (random = random_state(trace))))
+        end = draw_and_compute(trace, bound, &drawn, outputs);
     if (end == MP_RUN_FAILED) {
         end = failed();
     } else if (end == MP_RUN_DONE) {
@@ -372,6 +397,7 @@ mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **resu
         }
     }
     if (end != MP_RUN_DONE && end != MP_RUN_RAISED) {
+        unmark_inputs(trace, bound);
         if (random) random_restore(random);
         mp_drawn_undo(&drawn);
     }
@@ -409,12 +435,13 @@ mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_cal
     mp_run_end end = MP_RUN_FAILED;
     mp_state_busy++;
     mp_drawn drawn = {0};
-    if (random) end = draw_and_compute(trace, bound, &drawn, outputs);
+    if (random && mark_inputs(trace, bound, false)) end = draw_and_compute(trace, bound, &drawn, outputs);
     if (end == MP_RUN_DONE && (pairs = mutated_pairs(trace, bound, outputs)))
         run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
     mp_state_busy--;
     if (run) compiled = Py_XNewRef(mp_mock_result(run));
     mp_mock_discard(run);
+    unmark_inputs(trace, bound);
     if (random) random_restore(random);
     mp_drawn_undo(&drawn);
     mp_drawn_end(&drawn);

@@ -14,13 +14,14 @@ typedef struct {                               /* a torch function between op_be
     PyObject *real_args, *kwargs;              /* owned; kwargs may be NULL */
     PyObject *args_template, *kwargs_template; /* owned, NULL where no operator is recorded */
     mp_effect_class effect;
-    bool constant;  /* all tensors given are constants of the trace */
-    bool check;     /* DATA that becomes a check */
-    bool sized;     /* its results' sizes are data, and the recording holds where they are the same */
-    bool numbers;   /* there are numbers that are data among the arguments */
-    bool sets_data; /* tensor.data = other */
-    bool draws;     /* from a generator that the call made */
-    int tensors;    /* how many there are */
+    bool constant;        /* all tensors given are constants of the trace */
+    bool check;           /* DATA that becomes a check */
+    bool sized;           /* its results' sizes are data, and the recording holds where they are the same */
+    bool numbers;         /* there are numbers that are data among the arguments */
+    bool sets_data;       /* tensor.data = other */
+    bool marks, required; /* tensor.requires_grad_(flag), and what the flag was */
+    bool draws;           /* from a generator that the call made */
+    int tensors;          /* how many there are */
 } running_op;
 
 static void free_running(running_op *op)
@@ -384,6 +385,21 @@ static void settle_copy(running_op *op)
     PyErr_Clear(); /* refused otherwise */
 }
 
+static bool is_requires_grad(PyObject *func)
+{
+    return Py_IS_TYPE(func, &PyMethodDescr_Type) &&
+           PyUnicode_CompareWithASCIIString(PyDescr_NAME(func), "requires_grad_") == 0;
+}
+
+static bool is_required(PyObject *tensor)
+{
+    PyObject *answer = mp_is_tensor(tensor) ? mp_tensor_ask(mp_names.requires_grad, tensor) : NULL;
+    bool required = answer == Py_True;
+    PyErr_Clear();
+    Py_XDECREF(answer);
+    return required;
+}
+
 /* Does a slice in the index hold a tensor? */
 static bool sliced_by_tensor(PyObject *index)
 {
@@ -619,6 +635,8 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     settle_store(op);
     settle_copy(op);
     op->effect = class_of(op->func);
+    op->marks = is_requires_grad(op->func) && PyTuple_GET_SIZE(op->real_args) && !state->muted;
+    if (op->marks) op->required = is_required(PyTuple_GET_ITEM(op->real_args, 0));
     if (!state->muted) settle_slices(rec, op);
     if (!state->muted) settle_numbers(rec, op);
     op->constant = true;
@@ -700,6 +718,20 @@ static void append_sized(mp_recorder *rec, running_op *op, PyObject *out)
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "sizes");
 }
 
+/* tensor.requires_grad_(flag) of a tensor from outside: a write, where that changes it. */
+static void mark(mp_recorder *rec, PyObject *tensor, bool required)
+{
+    PyObject *key = mp_intern("requires_grad"), *now = mp_tensor_ask(mp_names.requires_grad, tensor);
+    if (!key || !now)
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "requires_grad");
+    else if (mp_rec_known(rec, tensor, MP_READ_TENSOR_ATTR, key))
+        mp_rec_abandon(rec, MP_REASON_INPUT_METADATA_CHANGED, "requires_grad of one tensor is set twice");
+    else if (required != (now == Py_True) && mp_rec_find(rec, tensor) != MP_NO_OBJ)
+        mp_rec_write(rec, tensor, MP_WRITE_TENSOR_ATTR, key, now);
+    Py_XDECREF(key);
+    Py_XDECREF(now);
+}
+
 static void end_op(mp_recorder *rec, running_op *op, PyObject *out)
 {
     bool derived = op->tensors > 0 && op->constant &&
@@ -745,7 +777,10 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
             abandon_func(rec, MP_REASON_EXCEPTION, op->func, NULL);
         else if (op->effect == MP_EFFECT_ATTR)
             end_attr(rec, op, out);
-        else if (op->sets_data)
+        else if (op->marks) {
+            mark(rec, PyTuple_GET_ITEM(op->real_args, 0), op->required);
+            end_op(rec, op, PyTuple_GET_ITEM(op->real_args, 0));
+        } else if (op->sets_data)
             mp_rec_set_data(rec, op->args_template, PyTuple_GET_ITEM(op->real_args, 0),
                             PyTuple_GET_ITEM(op->real_args, 1));
         else if (op->check) {

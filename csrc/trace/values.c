@@ -1,5 +1,6 @@
 /* Values: which tensor is which value of the graph, what was last seen of it, and templates of arguments and results. */
 #include "trace/numbers.h"
+#include "trace/raw.h"
 #include "trace/tensors.h"
 
 #include "guard/guard.h"
@@ -285,13 +286,14 @@ end:
     return NULL;
 }
 
-static bool same_meta(const mp_tensor_meta *a, const mp_tensor_meta *b)
+static bool same_meta(const mp_tensor_meta *a, const mp_tensor_meta *b, bool marked)
 {
     size_t n = (size_t)a->ndim * sizeof(int64_t);
     return a->ndim == b->ndim && !memcmp(a->size, b->size, n) && !memcmp(a->stride, b->stride, n) &&
            a->storage_offset == b->storage_offset && a->dtype == b->dtype && a->device_type == b->device_type &&
-           a->device_index == b->device_index && a->requires_grad == b->requires_grad && a->is_leaf == b->is_leaf &&
-           a->is_conj == b->is_conj && a->is_neg == b->is_neg && a->is_inference == b->is_inference;
+           a->device_index == b->device_index && (marked || a->requires_grad == b->requires_grad) &&
+           a->is_leaf == b->is_leaf && a->is_conj == b->is_conj && a->is_neg == b->is_neg &&
+           a->is_inference == b->is_inference;
 }
 
 /* -- Touching ------------------------------------------------------------------------------------------------------ */
@@ -525,6 +527,16 @@ void mp_rec_bind_results(mp_recorder *rec, PyObject *out, uint32_t op, bool cons
 
 /* -- The canary ------------------------------------------------------------------------------------------------------ */
 
+/* Has the call set its requires_grad? */
+static bool is_marked(mp_recorder *rec, PyObject *tensor)
+{
+    PyObject *key = mp_intern("requires_grad");
+    bool marked = key && mp_rec_known(rec, tensor, MP_READ_TENSOR_ATTR, key);
+    Py_XDECREF(key);
+    PyErr_Clear();
+    return marked;
+}
+
 static void check_at_end(mp_recorder *rec, PyObject *tensor, mp_value_id value, const mp_facts *facts)
 {
     uint32_t version;
@@ -535,7 +547,8 @@ static void check_at_end(mp_recorder *rec, PyObject *tensor, mp_value_id value, 
     }
     if (facts->read == MP_NO_READ) return;
     mp_tensor_meta *now = read_meta(tensor);
-    if (!now || !same_meta(now, rec->recording->reads[facts->read].meta) || read_data(tensor) != facts->data)
+    if (!now || !same_meta(now, rec->recording->reads[facts->read].meta, is_marked(rec, tensor)) ||
+        read_data(tensor) != facts->data)
         mp_rec_abandon(rec, MP_REASON_INPUT_METADATA_CHANGED, "graph input %u", value);
     free_meta(now);
 }

@@ -283,7 +283,7 @@ def test_a_view_of_a_constant_that_is_written_is_no_constant():
         lambda a: a.numpy(),
         lambda a: a.untyped_storage(),
         lambda a: a.data_ptr(),
-        lambda a: a.requires_grad_(),
+        lambda a: (b := a.sin(), a.requires_grad_(), a.requires_grad_(False), a.requires_grad_(), b),
         lambda a: a.set_(torch.ones(2)),
         lambda a: torch.from_numpy(__import__("numpy").ones(2)),
     ],
