@@ -484,7 +484,11 @@ def is_spent(new: Session, out: torch.Tensor) -> bool:
     try:
         torch.autograd.grad([out], leaves, [torch.ones_like(out)], retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        return "second time" in str(error)
+        if "second time" not in str(error):
+            return False
+        if out.grad_fn is None or not out.grad_fn.metadata.get(backward.FREED):  # type: ignore[attr-defined]
+            raise Unsupported("a result of whose history a backward pass has freed a part") from error
+        return True
     finally:
         del new.graph.nodes[n:]
     return False

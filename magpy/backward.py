@@ -9,6 +9,8 @@ import torch
 
 from magpy.aten_graph import Unsupported
 
+FREED = "magpy: freed"  # in the metadata of a node that a backward pass has gone through and freed
+
 
 def sources(
     outputs: Sequence[Any], inputs: Sequence[Any], outside: Sequence[torch.Tensor], accumulate: bool
@@ -73,9 +75,33 @@ def gradients(
 ) -> Sequence[torch.Tensor | None]:
     """The engine's run, for a replay on one thread."""
     with torch.autograd.set_multithreading_enabled(False):
-        return torch.autograd.grad(
+        made = torch.autograd.grad(
             outputs, inputs, grad_outputs, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
         )
+    if not retain_graph:
+        _note_freed(outputs, inputs)
+    return made
+
+
+def _note_freed(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
+    """Note the nodes that the run has gone through: those between outputs and inputs."""
+    ends = {t.grad_fn for t in inputs} - {None}
+    leaves = {id(t) for t in inputs if t.grad_fn is None}
+    through: dict[Any, bool] = {}
+    stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    while stack:
+        node = stack[-1]
+        following = [n for n, _ in node.next_functions if n is not None]
+        new = [n for n in following if n not in through] if node not in through else []
+        if new:
+            through[node] = False
+            stack += new
+            continue
+        stack.pop()
+        found = node in ends or id(getattr(node, "variable", None)) in leaves or any(through[n] for n in following)
+        through[node] = found
+        if found:
+            node.metadata[FREED] = True  # type: ignore[index]
 
 
 def accumulated(

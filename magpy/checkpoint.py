@@ -30,10 +30,34 @@ def without_reentrant(
         yield
 
 
+class _Connected(torch.autograd.Function):
+    """A result that depends on nothing differentiable, as torch gives it: it requires grad and passes none on."""
+
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor, argument: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return result.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None]:  # type: ignore[override]
+        return None, None
+
+
 def reentrant(run_function: Callable, preserve_rng_state: bool, *args: Any) -> Any:
     """Differentiable if one of its own arguments is, whatever else the function uses."""
     check_backward_validity(args)
-    if torch.is_grad_enabled() and any(torch.is_tensor(arg) and arg.requires_grad for arg in args):
-        return run_function(*args)
-    with torch.no_grad():
-        return run_function(*args)
+    differentiable = [arg for arg in args if torch.is_tensor(arg) and arg.requires_grad]
+    if not torch.is_grad_enabled() or not differentiable:
+        with torch.no_grad():
+            return run_function(*args)
+    results = run_function(*args)
+    if torch.is_tensor(results):
+        return _connected(results, differentiable[0])
+    if isinstance(results, tuple):
+        return tuple([_connected(result, differentiable[0]) for result in results])
+    return results
+
+
+def _connected(result: Any, argument: torch.Tensor) -> Any:
+    if not torch.is_tensor(result) or result.requires_grad or not result.is_floating_point():
+        return result
+    return _Connected.apply(result, argument)

@@ -450,9 +450,9 @@ def _lower_inference(
         runner = compile_graph(traced.graph, log)
     if traced.views:
         runner = _with_views(runner, traced)
-    if traced.spent:
-        runner = results.with_spent(runner, [len(traced.mutated) + position for position in traced.spent])
-    return Lowered(runner, traced.mutated, log.info("inference", program))
+    lowered = Lowered(runner, traced.mutated, log.info("inference", program))
+    lowered.info["spent"] = [len(traced.mutated) + position for position in traced.spent]
+    return lowered
 
 
 def _recurrent_for_gradients(program: Any, own_gradients: bool) -> contextlib.AbstractContextManager:

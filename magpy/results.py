@@ -19,6 +19,8 @@ def as_observed(lowered: Lowered, outputs: Sequence[Output]) -> Callable[[Sequen
     turned = {first + i for i, out in enumerate(outputs) if out.inference != ambient}
     if turned:
         runner = _in_modes(runner, first, turned, not ambient and lowered.info["kind"] == "inference")
+    if lowered.info.get("spent"):
+        runner = _with_spent(runner, lowered.info["spent"])
     leaves = [(first + i, out.leaf, out.requires_grad) for i, out in enumerate(outputs) if out.leaf is not None]
     return _with_leaves(runner, leaves) if leaves else runner
 
@@ -63,7 +65,7 @@ SPENT = (
 )
 
 
-def with_spent(runner: Callable, spent: list[int]) -> Callable[[Sequence[torch.Tensor]], list[Any]]:
+def _with_spent(runner: Callable, spent: list[int]) -> Callable[[Sequence[torch.Tensor]], list[Any]]:
     """Results whose history the program's own backward pass has freed: differentiating them raises, as in eager."""
 
     def run(inputs: Sequence[torch.Tensor]) -> list[Any]:

@@ -90,3 +90,15 @@ def test_early_stop_is_as_it_was():
             return checkpoint(module, x, use_reentrant=False)
 
     assert_complete(program, requires_grad=True, complete=False)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["data", "leaf"])
+def test_results_that_depend_on_nothing_differentiable(requires_grad):
+    def program(x, module):
+        def inner(a):
+            return module(a), (a.detach() > 0).float(), a.argmax(0)
+
+        first, mask, places = checkpoint(inner, x, use_reentrant=True)
+        return first, mask, places
+
+    assert_complete(program, requires_grad=requires_grad, complete=False)

@@ -46,6 +46,14 @@ def shared(x, module):
     return module(x)
 
 
+def of_another_parameter(x, module):
+    module.bias.data = module.other.data
+    y = module(x)
+    with torch.no_grad():
+        module.other.mul_(2)  # shows in both
+    return y.detach() * module.bias
+
+
 def other_size(x, module):
     module.scratch.data = torch.cat([module.scratch.data, x.detach()[0, :1]])
     return module(x) * module.scratch.sum()
@@ -98,6 +106,15 @@ def test_spectral_normalisation_by_hand(requires_grad):
 @pytest.mark.parametrize("program", [after_use, history_kept, shared], ids=lambda program: program.__name__)
 def test_same_as_eager(program):
     assert_complete(program, requires_grad=True, complete=False)
+
+
+def test_data_of_another_parameter():
+    def make():
+        module = nn.Linear(4, 4)
+        module.other = nn.Parameter(torch.ones(4))
+        return module
+
+    assert_complete(of_another_parameter, make=make, calls=4, complete=False)
 
 
 def test_data_of_another_size():

@@ -278,6 +278,36 @@ def test_a_second_backward_pass_raises_as_in_eager():
         assert torch.equal(module.weight.grad, before)
 
 
+def test_a_history_of_which_a_part_is_freed():
+    def program(x, module):
+        h = module[0](x).tanh()
+        h.sum().backward()
+        return module[1](h)  # differentiated, its own layer gets a gradient before the rest raises
+
+    same_but_not_compiled(program, lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+
+def test_a_middle_of_a_freed_history():
+    def program(x, module):
+        prediction = module(x)
+        loss = prediction.pow(2).sum()
+        loss.backward()
+        return prediction, loss
+
+    assert_complete(program, between=lambda module, step: module.zero_grad())
+
+
+def test_a_result_with_a_freed_history_beside_inference_tensors():
+    def program(x, module):
+        with torch.inference_mode():
+            y = module(x)
+        loss = module(x).pow(2).sum()
+        loss.backward()
+        return y, loss
+
+    assert_complete(program, between=lambda module, step: module.zero_grad())
+
+
 def test_the_gradient_is_a_new_tensor_where_there_was_none_and_the_same_where_there_was_one():
     module = nn.Linear(4, 4)
     compiled = torch.compile(backward, backend="magpy")
