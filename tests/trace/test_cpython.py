@@ -10,7 +10,12 @@ import pytest
 
 from magpy import _C
 
-MODULES = ["generators", "contextlib", "scope", "super", "property", "with", "patma", "listcomps", "raise", "iter"]
+MODULES = """
+    generators genexps listcomps dictviews list dict ordered_dict defaultdict deque tuple slice userdict enumerate iter
+    exceptions exception_variations except_star baseexception raise with contextlib
+    scope dynamic class super property decorators keywordonlyarg funcattrs isinstance richcmp grammar
+    unpack unpack_ex named_expressions patma copy dataclasses
+""".split()
 
 
 def outcome(name: str) -> tuple[int, list[str]]:
@@ -22,6 +27,15 @@ def outcome(name: str) -> tuple[int, list[str]]:
     suite = unittest.defaultTestLoader.loadTestsFromModule(module)
     result = unittest.TextTestRunner(stream=io.StringIO()).run(suite)
     return result.testsRun, sorted(str(test) for test, _ in result.failures + result.errors)
+
+
+@pytest.fixture(autouse=True)
+def small_collections():
+    """Many of these tests collect garbage over and over: what torch and pytest brought is none."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.filterwarnings("ignore")
