@@ -13,7 +13,7 @@ import torch
 
 from tests.paritybench.checkout import ROOT, case_names, find_items, in_half
 from tests.paritybench.outcomes import MODES, compare_calls, run_calls
-from tests.paritybench.snapshots import Different
+from tests.paritybench.snapshots import Different, compare, snapshot
 
 HELPERS = """
 from paritybench.utils import patch_torch_manual_seed
@@ -196,6 +196,14 @@ def test_gradients_are_compared(mode: str) -> None:
     else:
         with pytest.raises(Different, match="gradients"):
             compare_calls(wrong, right)
+
+
+def test_rounding_is_allowed_for_as_far_as_eager_shows_it() -> None:
+    one, near, off = (snapshot({"y": [torch.tensor([value, 3.0])]}) for value in (2.0, 2.01, 2.02))
+    compare(off, one, "result", near)
+    for rounded in (None, one, snapshot({"y": [torch.ones(3)]}), snapshot([]), snapshot({"y": []})):
+        with pytest.raises(Different, match="0.02"):
+            compare(off, one, "result", rounded)
 
 
 def test_cases_are_listed_without_an_import() -> None:
