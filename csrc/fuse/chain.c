@@ -154,7 +154,7 @@ void mp_fuse_chain(mp_schedule *schedule, const mp_region *region, mp_place *pla
     mp_chain *chains = MP_NEW(pool, mp_chain, n + 1);
     mp_step *steps = MP_NEW(pool, mp_step, n + 1);
     bool *gone = MP_NEW(pool, bool, n + 1);
-    memcpy(steps, schedule->steps, n * sizeof *steps);
+    if (n) memcpy(steps, schedule->steps, n * sizeof *steps);
     for (uint32_t i = 0; i < n; i++) {
         mp_chain *chain = &chains[schedule->n_chains];
         if (steps[i].kind != MP_STEP_OP || !find(&f, i, chain)) continue;
