@@ -261,4 +261,5 @@ for _name, _run, _meta in (
 ):  # fmt: skip
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"magpy::{_name}", _meta, lib=_library)
-torch.fx.node.has_side_effect(torch.ops.magpy.check.default)
+for _op in (torch.ops.magpy.check, torch.ops.magpy.number, torch.ops.magpy.sized):
+    torch.fx.node.has_side_effect(_op.default)

@@ -87,6 +87,26 @@ void mp_number_settle_inside(mp_recorder *rec, PyObject *object)
 
 /* -- Arithmetic ---------------------------------------------------------------------------------------------------- */
 
+/* Does the computation give its operand itself, whatever that is? (abs(n) and n % m do so for some values only.) */
+static bool gives_operand(PyObject *data, PyObject *result)
+{
+    static const char *const formats[] = {"(+$)", "float($)", "int($)"};
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(data, 0), formats[i]) == 0)
+            return PyTuple_GET_ITEM(data, 1) == result;
+    return false;
+}
+
+/* May the computation raise for other operands? Then it is made also where nothing uses what it gives. */
+static bool may_raise(PyObject *data)
+{
+    static const char *const parts[] = {"/", "%", "**", "<<", ">>", "math.", "int(", "round(", "pow("};
+    const char *format = PyUnicode_AsUTF8(PyTuple_GET_ITEM(data, 0));
+    for (size_t i = 0; format && i < sizeof parts / sizeof *parts; i++)
+        if (strstr(format, parts[i])) return true;
+    return !format;
+}
+
 /* data: (format of the expression, operands...), where "%" stands for each operand in turn. */
 void mp_number_made(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
@@ -95,7 +115,7 @@ void mp_number_made(mp_recorder *rec, PyObject *data, PyObject **slot)
     if (!result ||
         !mp_is_number(result)) { /* it raised, or gave a complex number: that follows from what the operands are */
         for (Py_ssize_t i = 1; i < n; i++) mp_number_settle(rec, PyTuple_GET_ITEM(data, i));
-    } else if (!mp_number_is(rec, result)) { /* else it gave back an operand */
+    } else if (!gives_operand(data, result)) {
         PyObject *leaves = PyDict_New(), *text = PyUnicode_FromString("");
         const char *format = PyUnicode_AsUTF8(PyTuple_GET_ITEM(data, 0));
         for (Py_ssize_t i = 1; format && text && leaves && *format;) {
@@ -109,6 +129,7 @@ void mp_number_made(mp_recorder *rec, PyObject *data, PyObject **slot)
             i++;
         }
         mp_number_add(rec, slot, text, leaves);
+        if (may_raise(data)) mp_number_value(rec, *slot);
         PyErr_Clear();
     }
     Py_DECREF(data);

@@ -90,6 +90,17 @@ def test_a_trace_for_each_size(name: str) -> None:
     assert mine.hits >= 6 and mine.n_traces <= 3
 
 
+@pytest.mark.parametrize("size", [lambda t: len(t), lambda t: t.shape[0] % 3, lambda t: t.numel()])
+def test_sizes_of_results_that_are_not_used(size: Callable) -> None:
+    def program(x: torch.Tensor) -> Any:
+        return x + 1, size(torch.nonzero(x > 0)), size(x[x < 0.5]), size(torch.unique(x.long()))
+
+    for grad in (False, True):
+        fast = torch.compile(program, backend="magpy")
+        for k in (0, 1, 2, 3, 0, 1, 2):
+            assert_same(fast(data(k).requires_grad_(grad)), program(data(k).requires_grad_(grad)))
+
+
 def test_nothing_and_everything() -> None:
     fast = torch.compile(lambda x: (x[x > 0], torch.nonzero(x), x[x > 0].sum()), backend="magpy")
     for x in (torch.zeros(3), torch.ones(3), torch.zeros(3), torch.ones(3)):

@@ -447,6 +447,49 @@ def test_a_division_that_fails_is_the_programs_own_error() -> None:
         assert_same(fast(torch.full((2,), 2.0)), torch.ones(2))
 
 
+def test_computations_that_give_back_an_operand_for_some_values() -> None:
+    def program(x: torch.Tensor) -> Any:
+        n = int(x[0])
+        return x * (n % 7), abs(n), n % 7 + abs(n), abs(n) * x, n // 1, n | 0, n >> 0, n**1, round(n), math.trunc(n)
+
+    fast = torch.compile(program, backend="magpy")
+    for n in (0, 3, 12, -4, 300, -300, 7, 0):
+        x = torch.full((2,), float(n))
+        assert_same(fast(x), program(x))
+    assert find_callable(fast).hits >= 6
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda f: 1.0 / f,
+        lambda f: 5 % f,
+        lambda f: 7 // f,
+        lambda f: f**-1,
+        lambda f: math.log(f),
+        lambda f: math.sqrt(f - 1),
+        lambda f: int(1e308 * 10 * f),
+        lambda f: round(1e308 * 10 * f),
+    ],
+)
+def test_errors_of_computations_whose_result_is_not_used(compute: Callable) -> None:
+    def program(x: torch.Tensor) -> torch.Tensor:
+        compute(x[0].item())
+        return x + 1
+
+    fast = torch.compile(program, backend="magpy")
+    for value in (1.0, 2.0, 0.0, 3.0, 0.0, 1.0):
+        x = torch.full((2,), value)
+        try:
+            expected = program(x)
+        except (ArithmeticError, ValueError) as error:
+            with pytest.raises(type(error)) as mine:
+                fast(x)
+            assert str(mine.value) == str(error)
+            continue
+        assert_same(fast(x), expected)
+
+
 def test_the_tensor_of_a_number_is_let_go() -> None:
     fast = torch.compile(lambda x: (x * x[0].item(), x[1].item()), backend="magpy")
     x = data(0)
