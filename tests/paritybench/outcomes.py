@@ -42,10 +42,6 @@ def run_case(case: Case, backend: str, mode: str = "inference", seconds: float =
             with at_most(seconds):
                 expected = run_calls(case, mode, lambda model: model)
                 again = run_calls(case, mode, lambda model: model)
-                rounded = None
-                if mode != "inference":  # batch norm over few elements multiplies rounding errors in gradients
-                    with torch.backends.mkldnn.flags(enabled=False):
-                        rounded = run_calls(case, mode, lambda model: model)
         except Exception as error:
             return {"outcome": "skip", "reason": f"eager: {describe(error)}"}
         try:
@@ -58,7 +54,12 @@ def run_case(case: Case, backend: str, mode: str = "inference", seconds: float =
         except Exception as error:
             return probe.failed(error)
         try:
-            compare_calls(actual, expected, rounded)
+            try:
+                compare_calls(actual, expected)
+            except Different:  # sums that cancel, or batch norm over few elements, make much of rounding errors
+                with torch.backends.mkldnn.flags(enabled=False):
+                    rounded = run_calls(case, mode, lambda model: model)
+                compare_calls(actual, expected, rounded)
         except Different as difference:
             return {"outcome": "wrong", "reason": str(difference)}
         return probe.outcome()
