@@ -87,10 +87,10 @@ class Diary(nn.Module):
         return x + len(self.pages)
 
 class Drifts(nn.Module):
-    """Other results from the eleventh call on: what a wrong compiler would look like."""
+    """Other results in the eleventh to fifteenth call: what a wrong compiler would look like."""
     def forward(self, x):
         CALLS[0] += 1
-        return x + (1 if CALLS[0] > 10 else 0)
+        return x + (1 if 10 < CALLS[0] <= 15 else 0)
 
 class DriftsInState(Drifts):
     def forward(self, x):
