@@ -39,9 +39,11 @@ struct mp_deferred {
     mp_map index; /* address -> first place */
     struct {
         PyObject *tensor; /* owned */
+        void *storage;
         uint32_t version;
         bool versioned;
-    } *shown; /* tensors given to effects: nothing may change them before the commit */
+        bool changed; /* be it behind its version counter */
+    } *shown;         /* tensors given to effects: nothing may change them before the commit */
     uint32_t n_shown;
 };
 
@@ -265,6 +267,7 @@ static PyObject *copy_tensor(copier *c, PyObject *tensor)
         c->text && mp_rec_find(rec, tensor) == MP_NO_OBJ ? mp_tensor_ask(mp_names.requires_grad, tensor) : NULL;
     PyObject *version = mp_tensor_ask(mp_names._version, tensor);
     PyErr_Clear(); /* inference tensors have no version */
+    void *storage = mp_tensor_storage(tensor);
     mp_quiet_end(quiet);
     bool differentiable = function == Py_True;
     Py_XDECREF(function);
@@ -275,6 +278,7 @@ static PyObject *copy_tensor(copier *c, PyObject *tensor)
     uint32_t n = state->n_shown;
     if (mp_rec_grow(rec, &state->shown, &state->n_shown, sizeof *state->shown)) {
         state->shown[n].tensor = Py_NewRef(tensor);
+        state->shown[n].storage = storage;
         state->shown[n].versioned = version != NULL;
         state->shown[n].version = version ? (uint32_t)PyLong_AsUnsignedLongMask(version) : 0;
     }
@@ -526,6 +530,12 @@ void mp_deferred_warned(mp_recorder *rec)
     if (rec->deferred) rec->deferred->warned = true;
 }
 
+void mp_deferred_changed(mp_recorder *rec, void *storage)
+{
+    for (uint32_t i = 0; rec->deferred && i < rec->deferred->n_shown; i++)
+        if (rec->deferred->shown[i].storage == storage) rec->deferred->shown[i].changed = true;
+}
+
 void mp_rec_finish_deferred(mp_recorder *rec)
 {
     mp_deferred *state = rec->deferred;
@@ -537,7 +547,8 @@ void mp_rec_finish_deferred(mp_recorder *rec)
     PyObject *quiet = mp_quiet_begin();
     for (uint32_t i = 0; i < state->n_shown && !mp_rec_abandoned(rec); i++) {
         PyObject *version = mp_tensor_ask(mp_names._version, state->shown[i].tensor);
-        bool same = (version != NULL) == state->shown[i].versioned &&
+        bool same = (version != NULL) == state->shown[i].versioned && !state->shown[i].changed &&
+                    mp_tensor_storage(state->shown[i].tensor) == state->shown[i].storage &&
                     (!version || (uint32_t)PyLong_AsUnsignedLongMask(version) == state->shown[i].version);
         Py_XDECREF(version);
         PyErr_Clear();

@@ -54,6 +54,8 @@ void mp_quiet_end(PyObject *token);
 
 /* A descriptor's answer for `tensor`: a getset's value or a method's result without arguments. Owned, or NULL with an exception. */
 PyObject *mp_tensor_ask(PyObject *descriptor, PyObject *tensor);
+/* Where its storage is, comparable while the tensor lives and keeps it; NULL if it has none. Called quietly. */
+void *mp_tensor_storage(PyObject *tensor);
 
 /* -- What is known of a tensor (values.c) -------------------------------------------------------------------------------- */
 

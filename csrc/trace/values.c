@@ -115,8 +115,7 @@ static bool read_version(PyObject *tensor, uint32_t *version)
     return true;
 }
 
-/* Where its storage is, comparable while the tensor lives; NULL if it has none. Called quietly. */
-static void *read_storage(PyObject *tensor)
+void *mp_tensor_storage(PyObject *tensor)
 {
     PyObject *storage = mp_tensor_ask(mp_names.untyped_storage, tensor);
     PyObject *number = storage ? PyObject_GetAttrString(storage, "_cdata") : NULL;
@@ -449,7 +448,7 @@ static bool visit_changed(mp_recorder *rec, PyObject *tensor, void *context)
     uint32_t version;
     if (!facts || (read_version(tensor, &version) == facts->versioned && version == facts->version)) return true;
     if (found->n == MAX_CHANGED) return false;
-    found->storage[found->n++] = read_storage(tensor);
+    found->storage[found->n++] = mp_tensor_storage(tensor);
     return true;
 }
 
@@ -470,7 +469,7 @@ static void adopt_versions(mp_recorder *rec, const changes *found, bool constant
         if (!facts || mp_rec_find_value(rec, tensor) != rec->bound[i].value) continue;
         uint32_t version;
         read_version(tensor, &version);
-        if (!shares(found, read_storage(tensor))) continue;
+        if (!shares(found, mp_tensor_storage(tensor))) continue;
         bool counted = version != facts->version || !facts->versioned;
         facts->version = version;
         if (!constant) facts->constant = false;
@@ -491,6 +490,7 @@ int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool
     bool all = mp_each_tensor(rec, args, visit_changed, &found) && mp_each_tensor(rec, kwargs, visit_changed, &found);
     if (!all) mp_rec_abandon(rec, MP_REASON_INTERNAL, "an operator changed more than %d tensors", MAX_CHANGED);
     if (all && found.n) adopt_versions(rec, &found, constant);
+    for (int i = 0; i < found.n; i++) mp_deferred_changed(rec, found.storage[i]);
     mp_quiet_end(quiet);
     return all ? found.n > 0 : -1;
 }

@@ -462,6 +462,38 @@ def test_tensors_that_are_shown_and_changed() -> None:
     assert refused(program, X) == "EFFECT"
 
 
+CHANGED_AFTER: dict[str, Callable[[torch.Tensor], Any]] = {
+    "in place": lambda x: x.add_(1),
+    "through a view": lambda x: x[1:].mul_(3),
+    "through .data": lambda x: x.data.add_(1),
+    "through a view of .data": lambda x: x.data[:1].zero_(),
+    "through detach": lambda x: x.detach().add_(1),
+    "other data": lambda x: setattr(x, "data", x.data * 2),
+    "by out=": lambda x: torch.neg(x, out=x),
+    "by item": lambda x: x.__setitem__(0, 9.0),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("how", list(CHANGED_AFTER))
+def test_what_is_shown_is_what_the_tensor_held(how: str, inside: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """However it is changed behind the print: of an argument, and of a tensor that the call made."""
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        y = x + 0 if inside else x
+        print(y)
+        CHANGED_AFTER[how](y)
+        print("then")
+        return y + 1
+
+    outputs = []
+    for target in (program, torch.compile(program, backend="magpy")):
+        x = X.clone()
+        results = [target(x).tolist() for _ in range(4)]
+        outputs.append((results, x.tolist(), capsys.readouterr().out))
+    assert outputs[1] == outputs[0]
+
+
 def test_the_text_of_a_tensor_with_a_gradient_function() -> None:
     assert refused(lambda x: [y := x * 2, print(y)][0], X.clone().requires_grad_()) == "EFFECT"
 
