@@ -60,7 +60,7 @@ void mp_guard_free(mp_guard_program *prog)
     Py_XDECREF(prog->torch_state);
     void *arrays[] = {prog->rec.objects, prog->rec.reads,   prog->rec.sites,   prog->objects, prog->reads,
                       prog->group_reads, prog->group_start, prog->arg_objects, prog->slots,   prog->wanted,
-                      prog->fixed,       prog->blocks,      prog->temps};
+                      prog->fixed,       prog->unheld,      prog->blocks,      prog->temps};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) PyMem_Free(arrays[i]);
     PyMem_Free(prog);
 }
@@ -212,6 +212,15 @@ static int sort_reads(mp_guard_program *prog, mp_reason *why)
                 prog->crossed = true;
         if (read->kind == MP_READ_CACHED) prog->crossed = true; /* its key may name any object */
         prog->group_start[owner->group + 2]++;
+    }
+    prog->unheld = array_new(prog->n_fixed, sizeof *prog->unheld);
+    if (!prog->unheld) return -1;
+    for (uint32_t i = 0; i < prog->n_fixed; i++) {
+        mp_obj_id id = prog->fixed[i];
+        const mp_object *object = &prog->rec.objects[id];
+        if (object->owned || object->found_by >= prog->rec.n_reads || prog->objects[id].first_read == MP_NO_READ)
+            continue;
+        if (prog->objects[prog->rec.reads[object->found_by].owner].group) prog->unheld[prog->n_unheld++] = id;
     }
     for (uint32_t g = 2; g <= groups + 1; g++) prog->group_start[g] += prog->group_start[g - 1];
     for (uint32_t i = 0; i < prog->rec.n_reads; i++)

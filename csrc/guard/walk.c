@@ -224,9 +224,17 @@ static int check_slots(mp_guard_program *prog, const mp_call *call)
     return 1;
 }
 
+/* Group 0 is looked at before the arguments that hold these objects: do they live? */
+static bool unheld_live(const mp_guard_program *prog)
+{
+    for (uint32_t i = 0; i < prog->n_unheld; i++)
+        if (mp_object_get(&prog->rec.objects[prog->unheld[i]]) != prog->now.current[prog->unheld[i]]) return false;
+    return true;
+}
+
 static int check_reads(mp_guard_program *prog, const mp_call *call)
 {
-    if (prog->bound && prog->blocks[0].valid &&
+    if (prog->bound && prog->blocks[0].valid && unheld_live(prog) &&
         (prog->target == MP_NO_OBJ || call->target == prog->now.current[prog->target])) {
         int same = guard_block_check(prog, 0);
         if (!same) return 0;

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch  # noqa: F401 (guards are about torch programs)
+import torch
 
 from magpy import _C
 
@@ -446,3 +446,32 @@ def test_checks_leave_no_references_behind() -> None:
     for _ in range(100):
         guards.check(y), guards.check(A(3)), guards.check(A(4)), guards.check(5)
     assert [sys.getrefcount(o) for o in (a, box[0], y, A, guards)] == before
+
+
+def test_object_held_by_an_argument_whose_identity_was_seen_dies():
+    """What is known of it is looked at only while it lives, although it is known before the argument is looked at."""
+
+    class Part:
+        def __init__(self, k):
+            self.k = k
+
+    class Whole:
+        pass
+
+    seen = {}
+
+    def program(x, whole):
+        part = whole.part
+        seen[id(part)] = 1
+        return x * vars(part)["k"] + len(vars(part))
+
+    fast = torch.compile(program, backend="magpy")
+    for _ in range(20):
+        whole = Whole()
+        vars(whole)
+        for k in range(3):
+            whole.part = Part(float(k))
+            garbage = [Part(9.0) for _ in range(50)]
+            for _ in range(3):
+                assert fast(torch.ones(2), whole).tolist() == [k + 1.0] * 2
+            del garbage
