@@ -466,10 +466,18 @@ def _finish(new: Session, outs: list[Any], own_gradients: bool) -> Traced:
             steps = [(aten.as_strided.default, (*map(list, val.meta[2:4]), val.meta[4]), 0)]
         elif not steps:  # another tensor than the input, with the input's memory
             steps = [(aten.alias.default, (), 0)]
+        if not _follows(out, new.wrapped[source]) and all(target is not aten.detach.default for target, *_ in steps):
+            cut = (aten.detach.default, (), 0)  # what happens to the input later is nothing to it
+            steps = [cut, *steps] if out._is_view() else [*steps, cut]
         views[position] = View(source, steps, new.inputs[source].requires_grad)
         outputs.append(None)
     graph.outputs = outputs
     return Traced(graph, mutated, views, spent)
+
+
+def _follows(out: torch.Tensor, source: torch.Tensor) -> bool:
+    """Does autograd see `out` as a view of `source`, or of what source is a view of?"""
+    return source.is_inference() or (out._is_view() and out._base is (source._base if source._is_view() else source))
 
 
 def is_spent(new: Session, out: torch.Tensor) -> bool:

@@ -421,16 +421,36 @@ def lower_program(
             program.refuse_reset_after_use(inputs=True)
         if own_gradients or not program.wants_grad(inputs):
             with contextlib.suppress(aten_trace.NeedsAutograd):
-                return _lower_inference(program, inputs, log, own_gradients, () if own_gradients else frozen)
+                frozen = () if own_gradients else frozen
+                return _checked(_lower_inference(program, inputs, log, own_gradients, frozen), inputs)
         from magpy import training
 
-        return training.lower_training(program, inputs, log)
+        return _checked(training.lower_training(program, inputs, log), inputs)
     except LoweringError:
         raise
     except Exception as error:
         name, site = getattr(error, "magpy_site", ("", ""))
         reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
         raise LoweringError(f"{name}: {reason}"[:500].removeprefix(": "), site) from error
+
+
+def _checked(lowered: Lowered, inputs: Sequence[torch.Tensor]) -> Lowered:
+    """New data can be copied into a changed input only if none of its elements share memory. Raises Unsupported."""
+    for i in lowered.mutated:
+        if _overlaps_itself(inputs[i]):
+            raise Unsupported("an input is changed in place whose elements share memory, such as an expanded one")
+    return lowered
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    """May two elements lie at the same place? Each stride must step over all that the smaller ones reach."""
+    reach = 0
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def _lower_inference(
