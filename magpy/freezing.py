@@ -264,6 +264,7 @@ def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
 
 @functools.cache
 def _watch() -> None:
+    _C.declare(_after_step, "effect")  # in a step that is compiled it is no part of the program
     register_optimizer_step_post_hook(_after_step)
 
 

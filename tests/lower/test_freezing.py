@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import magpy
+from tests.counting import Counted
 
 
 class Net(nn.Module):
@@ -367,3 +368,29 @@ def test_fused_optimizers_do_not_count_what_they_change(kind):
         model(x).square().sum().backward()
         optimizer.step()
     same(compiled, model, x)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_a_compiled_training_step_beside_a_frozen_model(make):
+    """The hook that watches optimizers is no part of the program that steps them."""
+    import torch._dynamo  # noqa: F401  (optimizers import it when they first step)
+
+    model = nn.Linear(4, 4)
+    optimizer = make(model.parameters(), 0.1)
+    frozen = torch.compile(model, backend="magpy", options={"freezing": True})
+
+    def program(x):
+        optimizer.zero_grad()
+        loss = model(x).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    step = torch.compile(program, backend="magpy")
+    x = torch.randn(3, 4)
+    with Counted() as counted:
+        for _ in range(5):
+            step(x)
+            with torch.no_grad():
+                torch.testing.assert_close(frozen(x), x @ model.weight.T + model.bias)
+    assert counted.fallbacks == {} and counted.hits >= 5
