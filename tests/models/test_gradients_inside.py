@@ -8,7 +8,7 @@ import torch._dynamo  # optimizers import it when they first step
 from torch import nn
 
 from tests.counting import Counted
-from tests.models.calls import assert_complete
+from tests.models.calls import Cube, assert_complete
 
 # -- torch.autograd.grad ----------------------------------------------------------------------------------------------
 
@@ -341,17 +341,6 @@ def test_an_exception_in_the_backward_pass_leaves_what_eager_leaves():
         return y
 
     same_but_not_compiled(program)
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 3 * grad * ctx.saved_tensors[0]
 
 
 def test_a_backward_pass_through_a_function_of_the_programs_own():

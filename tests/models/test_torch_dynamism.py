@@ -9,17 +9,7 @@ from torch import nn
 from torch.nn import utils
 
 import magpy
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 3 * grad * ctx.saved_tensors[0]  # not the gradient of x * x: the user's own must be the one that runs
+from tests.models.calls import Cube
 
 
 class OwnGradient(nn.Module):
