@@ -40,29 +40,23 @@ static PyObject *index_compare(PyObject *a, PyObject *b, int op)
 
 static Py_hash_t index_hash(PyObject *self) { return (Py_hash_t)((index_object *)self)->index; }
 
-static PyTypeObject value_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "magpy._C.Value",
-    .tp_doc = "A tensor of a recorded graph, standing in templates of arguments and results; `index` is its number.",
-    .tp_basicsize = sizeof(index_object),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_members = index_members,
-    .tp_new = index_new,
-    .tp_repr = index_repr,
-    .tp_richcompare = index_compare,
-    .tp_hash = index_hash,
-};
+#define INDEX_TYPE(name, doc)                                                                                          \
+    {                                                                                                                  \
+        PyVarObject_HEAD_INIT(NULL, 0).tp_name = "magpy._C." name,                                                     \
+        .tp_doc = doc,                                                                                                 \
+        .tp_basicsize = sizeof(index_object),                                                                          \
+        .tp_flags = Py_TPFLAGS_DEFAULT,                                                                                \
+        .tp_members = index_members,                                                                                   \
+        .tp_new = index_new,                                                                                           \
+        .tp_repr = index_repr,                                                                                         \
+        .tp_richcompare = index_compare,                                                                               \
+        .tp_hash = index_hash,                                                                                         \
+    }
 
-static PyTypeObject number_type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "magpy._C.Number",
-    .tp_doc = "An int or float in arguments of a recorded operator: the only element of tensor number `index`.",
-    .tp_basicsize = sizeof(index_object),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_members = index_members,
-    .tp_new = index_new,
-    .tp_repr = index_repr,
-    .tp_richcompare = index_compare,
-    .tp_hash = index_hash,
-};
+static PyTypeObject value_type = INDEX_TYPE(
+    "Value", "A tensor of a recorded graph, standing in templates of arguments and results; `index` is its number.");
+static PyTypeObject number_type = INDEX_TYPE(
+    "Number", "An int or float in arguments of a recorded operator: the only element of tensor number `index`.");
 
 static PyObject *index_make(PyTypeObject *type, uint32_t index)
 {
