@@ -14,7 +14,7 @@ from magpy import _C, choices
 from magpy.aten_builder import Builder
 from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals
 from magpy.aten_rewrites import own_kernels
-from magpy.products import MATMUL, plain
+from magpy.products import MATMUL, contiguous, plain
 
 aten = torch.ops.aten
 FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -65,7 +65,7 @@ def spell(build: Builder, args: tuple, strides: tuple) -> Val:
     *batch, rows, depth = q.meta[2]
     columns = k.meta[2][2]
     turned = build(aten.permute.default, k, [0, 1, 3, 2])
-    scores = build(MATMUL, q, turned, None, _contiguous([*batch, rows, columns]))
+    scores = build(MATMUL, q, turned, None, contiguous([*batch, rows, columns]))
     scores = build(aten.mul.Tensor, scores, 1 / math.sqrt(depth) if scale is None else scale)
     if mask is not None:
         scores = build(aten.add.Tensor, scores, mask)
@@ -82,10 +82,6 @@ def spell(build: Builder, args: tuple, strides: tuple) -> Val:
         total = build(aten.where.ScalarSelf, build(aten.eq.Scalar, total, 0.0), 1.0, total)
     weights = build(aten.div.Tensor, weights, total)
     return build(MATMUL, weights, v, None, list(strides))
-
-
-def _contiguous(sizes: list[int]) -> list[int]:
-    return [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
 
 
 def _text(val: Val) -> str:

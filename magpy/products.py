@@ -193,7 +193,8 @@ def _as_strided(build: Builder, val: Val, sizes: Sequence[int], strides: Sequenc
     return build(aten.as_strided.default, val, list(sizes), list(strides), offset)
 
 
-def _contiguous(sizes: Sequence[int]) -> list[int]:
+def contiguous(sizes: Sequence[int]) -> list[int]:
+    """Strides of a contiguous tensor."""
     strides, step = [], 1
     for size in reversed(sizes):
         strides.append(step)
@@ -231,7 +232,7 @@ def _copied_to(val: Val, users: Users, outputs: set[Val]) -> tuple[list[Node], l
         return None
     sizes, strides = node.val.meta[2:4]
     layout = _layout(now)
-    if list(strides) != _contiguous(sizes) or layout.origin is not val:
+    if list(strides) != contiguous(sizes) or layout.origin is not val:
         return None
     # each dim in the product's memory, outermost first, with its stride in the copy's
     pairs: list[tuple[int, int, int]] = []
@@ -240,7 +241,7 @@ def _copied_to(val: Val, users: Users, outputs: set[Val]) -> tuple[list[Node], l
             pairs.append((stride, size, step))
             step *= size
     pairs.sort(reverse=True)
-    if [stride for stride, *_ in pairs] != _contiguous([size for _, size, _ in pairs]):
+    if [stride for stride, *_ in pairs] != contiguous([size for _, size, _ in pairs]):
         return None  # a part of it, or parts repeated
     if math.prod(size for _, size, _ in pairs) != math.prod(val.meta[2]):
         return None
@@ -308,7 +309,7 @@ class _Product:
         (self.m, self.k), self.n = x.meta[2][-2:], w.meta[2][-1]
         if self.k == 0:
             raise _Keep
-        steps = zip(*node.val.meta[2:4], _contiguous(node.val.meta[2]), strict=True)
+        steps = zip(*node.val.meta[2:4], contiguous(node.val.meta[2]), strict=True)
         if any(n > 1 and got != plain for n, got, plain in steps):
             raise _Keep
         columns = (self.n,)
@@ -333,7 +334,7 @@ class _Product:
             if plain is None:
                 raise _Keep
             sizes, (a_strides, b_strides) = plain
-            c_strides, row = [s * self.m * self.n for s in _contiguous(sizes)], self.n
+            c_strides, row = [s * self.m * self.n for s in contiguous(sizes)], self.n
         if len(sizes) > MAX_BATCH:
             raise _Keep
         left, right = a.view(build, sizes, a_strides), b.view(build, sizes, b_strides)

@@ -40,7 +40,7 @@ def matrix(rng, batch, rows, columns):
 
 def own(a, b, bias=None, strides=None):
     size = [*a.shape[:-1], b.shape[-1]]
-    run = products._plan(a, b, bias, strides or products._contiguous(size))
+    run = products._plan(a, b, bias, strides or products.contiguous(size))
     (out,) = run()
     return out
 
