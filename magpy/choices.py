@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ BEHIND = 1.5, 4  # times the best one's time, in how many rounds: such a candida
 GAIN = 0.95  # another candidate must take less than this part of the first one's time
 
 _known: dict[str, str] | None = None
+_unsaved: dict[str, str] = {}
+_together = 0  # saved_together blocks that are open
 
 
 @functools.cache
@@ -51,16 +53,30 @@ def _load() -> dict[str, str]:
     return {}
 
 
-def _save(key: str, name: str) -> None:
-    """Add one choice to the file, whole or not at all. Choices of other processes stay."""
+@contextlib.contextmanager
+def saved_together() -> Iterator[None]:
+    """Choices that are made inside are written to the file at the end, all at once."""
+    global _together
+    _together += 1
+    try:
+        yield
+    finally:
+        _together -= 1
+        _save()
+
+
+def _save() -> None:
+    """Add the choices that are not saved yet to the file, whole or not at all. Choices of other processes stay."""
     path = _path()
-    if path is None:
+    if _together or not _unsaved or path is None:
         return
+    made = dict(_unsaved)
+    _unsaved.clear()
     with contextlib.suppress(OSError):
         handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix="choices.")
         try:
             with open(handle, "w", encoding="utf-8") as file:
-                json.dump({**_load(), key: name}, file, indent=0)
+                json.dump({**_load(), **made}, file, indent=0)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
@@ -103,6 +119,6 @@ def choose(what: str, make: Callable[[], Mapping[str, Callable[[], Any]]]) -> st
         first = next(iter(best))
         name = min(best, key=lambda n: best[n])
         name = name if best[name] < GAIN * best[first] else first
-        _known[key] = name
-        _save(key, name)
+        _known[key] = _unsaved[key] = name
+        _save()
     return name

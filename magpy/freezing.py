@@ -166,10 +166,10 @@ def _known(graph: Graph, frozen: set[Val]) -> tuple[set[Val], set[Val]]:
     return known, derived
 
 
-def _makers(graph: Graph, wanted: list[Val], given: set[Val]) -> list[Node]:
-    """The nodes that `wanted` needs if `given` is there."""
-    needed: set[Node] = set()
-    todo = list(wanted)
+def _makers(graph: Graph, wanted: list[Val], given: set[Val], stay: Sequence[Node] = ()) -> list[Node]:
+    """The nodes that `wanted` and the nodes that `stay` need if `given` is there, and those nodes."""
+    needed: set[Node] = set(stay)
+    todo = [*wanted, *(v for node in stay for v in each_val(node.args))]
     while todo:
         val = todo.pop()
         if val.node.target is not None and val not in given and val.node not in needed:
@@ -208,8 +208,8 @@ def freeze(graph: Graph, frozen: Sequence[int], compile_rest: Callable[[Graph], 
     rest = Graph()
     rest.outputs, rest.constants = graph.outputs, graph.constants
     rest.placeholders = list(graph.placeholders)
-    rest.nodes = _makers(graph, [v for v in graph.outputs if v is not None], set(constants))
-    rest.nodes = [n for n in graph.nodes if n in set(rest.nodes) or is_impure(n.target)]
+    stay = [node for node in graph.nodes if is_impure(node.target)]
+    rest.nodes = _makers(graph, [v for v in graph.outputs if v is not None], set(constants), stay)
     new = {val: rest.add_placeholder(val.meta) for val in constants}
     make = Interpreter(_copied(makes))  # before the rest is changed in place
     for node in rest.nodes:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from magpy import _C, aten_passes, aten_rewrites, aten_trace, backward, products, results, symbols
+from magpy import _C, aten_passes, aten_rewrites, aten_trace, backward, choices, products, results, symbols
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
 from magpy.random_ops import generators_of
 from magpy.replay import is_getter, name_of, replayed
@@ -353,9 +353,10 @@ class _Log:
 def compile_graph(graph: Graph, log: _Log) -> Runner:
     """A _C.Plan for the graph, or an interpreter of its operators if it cannot be compiled."""
     aten_passes.remove_dead(graph)  # so that it is known which results nobody wants
-    aten_rewrites.rewrite(graph)
-    aten_passes.simplify(graph)
-    products.rewrite(graph)
+    with choices.saved_together():
+        aten_rewrites.rewrite(graph)
+        aten_passes.simplify(graph)
+        products.rewrite(graph)
     aten_passes.simplify(graph)
     log.graphs.append(graph)
     started = time.perf_counter()

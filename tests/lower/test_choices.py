@@ -14,6 +14,7 @@ def memory(tmp_path, monkeypatch):
     """An empty memory of choices in a directory of its own."""
     monkeypatch.setattr(choices._C, "cache_dir", lambda: str(tmp_path))
     monkeypatch.setattr(choices, "_known", None)
+    monkeypatch.setattr(choices, "_unsaved", {})
     return tmp_path / choices.FILE
 
 
@@ -50,6 +51,19 @@ def test_choices_of_other_processes_are_kept(memory, monkeypatch):
     memory.write_text(json.dumps({**json.loads(memory.read_text()), "theirs": "x"}))
     choices.choose("mine too", dict)
     assert "theirs" in json.loads(memory.read_text()) and len(json.loads(memory.read_text())) == 3
+
+
+def test_choices_of_one_graph_are_written_at_once(memory, monkeypatch):
+    monkeypatch.setattr(choices, "_seconds", lambda candidates: {"first": 1.0})
+    with pytest.raises(KeyError), choices.saved_together():
+        with choices.saved_together():
+            choices.choose("one", dict)
+        choices.choose("two", dict)
+        assert not memory.exists()
+        raise KeyError
+    assert len(json.loads(memory.read_text())) == 2
+    choices.choose("three", dict)
+    assert len(json.loads(memory.read_text())) == 3
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', "\udcff"])

@@ -394,3 +394,64 @@ def test_a_compiled_training_step_beside_a_frozen_model(make):
             with torch.no_grad():
                 torch.testing.assert_close(frozen(x), x @ model.weight.T + model.bias)
     assert counted.fallbacks == {} and counted.hits >= 5
+
+
+# -- Steps that stay whatever is computed from weights ---------------------------------------------------------------
+
+
+class Step(nn.Module):
+    """A product with a computed weight, and something that has to happen at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        x = x @ (self.weight * 2)
+        return x + self.step(x)
+
+
+class Checked(Step):
+    def step(self, x):
+        return 1 if (x.sigmoid() >= 0).all() else 2
+
+
+class CheckedWeight(Step):
+    def step(self, x):
+        return 1 if (self.weight.sigmoid() * 2 >= 0).all() else 2
+
+
+class Number(Step):
+    def step(self, x):
+        return 1 / (1 + x.square().sum().item())
+
+
+class Sized(Step):
+    def step(self, x):
+        return x[x.exp() > -1].sum()
+
+
+class Drawn(Step):
+    def step(self, x):
+        return torch.rand_like(x.exp())
+
+
+class Counting(Step):
+    def step(self, x):
+        self.count.add_(1)
+        return self.count
+
+
+@pytest.mark.parametrize("kind", [Checked, CheckedWeight, Number, Sized, Drawn, Counting])
+def test_steps_that_have_to_happen_at_every_call(kind):
+    model = kind().eval()
+    plain, x = copy.deepcopy(model), torch.randn(3, 6)
+    compiled = frozen(model)
+    with torch.no_grad(), Counted() as counted:
+        for seed in range(4):
+            torch.manual_seed(seed)
+            expected = plain(x + seed)
+            torch.manual_seed(seed)
+            torch.testing.assert_close(compiled(x + seed), expected)
+    assert counted.fallbacks == {} and counted.hits >= 2

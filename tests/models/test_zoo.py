@@ -30,6 +30,19 @@ def test_inference_is_one_trace_and_equals_eager(name):
     assert_same_state(built.model, reference)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "vit", "resnet18", "lstm_loop", "mlp_mixer", "policy"])
+def test_frozen_weights(name):
+    built = CASES[name].build("small")
+    compiled = torch.compile(built.model, backend="magpy", options={"freezing": True})
+    with torch.no_grad():
+        expected = built.model(*built.args, **built.kwargs)
+        compiled(*built.args, **built.kwargs)
+        with Counted() as counted:
+            actual = compiled(*built.args, **built.kwargs)
+    counted.assert_hit()
+    assert_same(actual, expected)
+
+
 @pytest.mark.parametrize("name", ["bert", "resnet18", "lstm_loop", "mlp_mixer", "unet"])
 def test_other_batch_size_is_a_second_trace(name):
     built = CASES[name].build("small")
