@@ -107,6 +107,12 @@ static const char *op_template(const mp_target *target, mp_kop op, mp_dtype dtyp
     return integer;
 }
 
+bool mp_print_has_near(const mp_printer *p, mp_kid kid)
+{
+    const mp_kexpr *e = &p->kir->exprs[kid];
+    return e->dtype == MP_F32 && p->target->near[e->op].text != NULL;
+}
+
 static const char *text_cast(mp_printer *p, const mp_kexpr *e, char (*args)[64])
 {
     mp_dtype from = p->kir->exprs[e->arg[0]].dtype;
@@ -161,6 +167,10 @@ static const char *text_expr(mp_printer *p, mp_kid kid)
     }
     /* comparisons are written for the type of what is compared */
     mp_dtype dtype = mp_kops[e->op].to_bool ? p->kir->exprs[e->arg[0]].dtype : e->dtype;
+    if (p->near && mp_print_has_near(p, kid)) {
+        mp_print_line(p, "far |= %s;", fill(p, p->target->near[e->op].far, dtype, args));
+        return fill(p, p->target->near[e->op].text, dtype, args);
+    }
     const char *template = op_template(p->target, e->op, dtype);
     return template ? fill(p, template, dtype, args) : "0";
 }

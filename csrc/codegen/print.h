@@ -9,6 +9,11 @@ typedef struct {
     const char *f32, *f64, *integer, *boolean;
 } mp_op_text;
 
+/* A cheaper way for floats that holds for all operands but those for which `far` does. NULL: none. */
+typedef struct {
+    const char *text, *far;
+} mp_near_text;
+
 typedef struct {
     const char *type[16];                 /* of registers, by dtype */
     const char *unsigned_type[16];        /* in which integers wrap around */
@@ -18,6 +23,7 @@ typedef struct {
     const char *check; /* what is done if $0 holds: an index is out of range */
     const char *inf32, *inf64, *nan32, *nan64;
     mp_op_text ops[MP_K_COUNT];
+    mp_near_text near[MP_K_COUNT];
 } mp_target;
 
 extern const mp_target mp_target_c, mp_target_cuda;
@@ -44,6 +50,7 @@ typedef struct {
     bool *need;       /* [n_exprs]: scratch of one section */
     const char *lane; /* what indexes lane arrays, such as "i1 - c0" */
     const char *row;  /* what indexes row arrays */
+    bool near;        /* operations are written the cheap way; a variable `far` becomes 1 where that did not hold */
     const char *const *array; /* [n_exprs] borrowed: what a load reads instead of memory, or NULL; NULL if none does */
 } mp_printer;
 
@@ -56,6 +63,9 @@ void mp_print_need_none(mp_printer *p);
 
 /* Define every needed expression for which (deps & mask) == want, as `const TYPE t<n> = ...;`. */
 void mp_print_needed(mp_printer *p, uint32_t mask, uint32_t want);
+
+/* Is the operation written in another way where p->near is set? */
+bool mp_print_has_near(const mp_printer *p, mp_kid kid);
 
 /* The variable or array element that holds the value, into `out` (64 bytes). */
 void mp_print_name(const mp_printer *p, mp_kid kid, char *out);

@@ -57,7 +57,8 @@ static void close_block(c_kernel *k)
 /* The vector loop of a tile. */
 static void open_lanes(c_kernel *k)
 {
-    mp_print_line(&k->p, "#pragma omp simd%s", k->kir->checks ? " reduction(|:bad)" : "");
+    mp_print_line(&k->p, "#pragma omp simd%s%s", k->kir->checks ? " reduction(|:bad)" : "",
+                  k->p.near ? " reduction(|:far)" : "");
     mp_print_line(&k->p, "for (int64_t i%d = c0; i%d < c1; i%d++) {", k->kir->vector, k->kir->vector, k->kir->vector);
     k->p.indent++;
 }
@@ -431,6 +432,41 @@ static void print_chosen(c_kernel *k)
     }
 }
 
+static bool has_near(const c_kernel *k)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) any |= k->p.live[i] && mp_print_has_near(&k->p, i);
+    return any;
+}
+
+/* What a tile stores after all passes. With operations that have a cheap way all of it is done the cheap way first, and done again
+** where that did not hold: buffers that are written are not read, so nothing is lost. */
+static void print_tile_stores(c_kernel *k)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    uint32_t bit = vector_bit(k);
+    bool any = false, near = false;
+    mp_print_need_none(p);
+    for (uint32_t i = 0; i < kir->n_stores; i++)
+        if (stored_at_row(k, &kir->stores[i])) mp_print_need(p, kir->stores[i].what), any = true;
+    if (!any) return;
+    mp_print_needed(p, bit, 0);
+    print_chosen(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) near |= p->need[i] && (p->deps[i] & bit) && mp_print_has_near(p, i);
+    if (near) mp_print_line(p, "int far = 0;");
+    for (int way = near ? 0 : 1; way < 2; way++) {
+        p->near = way == 0;
+        if (near && way == 1) mp_print_line(p, "if (far)"), p->indent++;
+        open_lanes(k);
+        mp_print_needed(p, bit, bit);
+        for (uint32_t i = 0; i < kir->n_stores; i++)
+            if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
+        close_block(k);
+        if (near && way == 1) p->indent--;
+    }
+}
+
 static void print_tiles(c_kernel *k)
 {
     mp_printer *p = &k->p;
@@ -439,7 +475,7 @@ static void print_tiles(c_kernel *k)
     const mp_turn *turn = &k->turn;
     const char *number = "w"; /* of the outer loops' iteration */
     p->lane = mp_pool_printf(p->out->pool, "i%u - c0", v);
-    bool flat = !outer && !kir->reduced && !k->inner; /* one loop: a range of iterations is one run */
+    bool flat = !outer && !kir->reduced && !k->inner && !has_near(k); /* one loop: a range of iterations is one run */
     mp_turn_print_arrays(p, turn);
     if (flat) {
         mp_print_line(p, "const int64_t c0 = begin * %lld;", (long long)k->tile);
@@ -479,19 +515,7 @@ static void print_tiles(c_kernel *k)
         print_tile_values(k, pass);
         print_tile_pass(k, pass);
     }
-    bool any = false;
-    mp_print_need_none(p);
-    for (uint32_t i = 0; i < kir->n_stores; i++)
-        if (stored_at_row(k, &kir->stores[i])) mp_print_need(p, kir->stores[i].what), any = true;
-    if (any) {
-        mp_print_needed(p, bit, 0);
-        print_chosen(k);
-        open_lanes(k);
-        mp_print_needed(p, bit, bit);
-        for (uint32_t i = 0; i < kir->n_stores; i++)
-            if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
-        close_block(k);
-    }
+    print_tile_stores(k);
     if (turn->loop >= 0) close_block(k);
     for (uint32_t i = 0; i < kir->n_loops; i++)
         if (k->inner >> i & 1) close_block(k);

@@ -3,6 +3,9 @@
 
 #define WRAP(op) "($t)(($u)$0 " op " ($u)$1)"
 
+#define FAR_ANGLE "(__builtin_fabsf($0) >= 0x1p+20f) & (__builtin_fabsf($0) < __builtin_inff())"
+#define FAR_QUOTIENT "mp_far_quotient($0, $1)"
+
 const mp_target mp_target_c = {
     .type = {[MP_U8] = "unsigned char",
              [MP_I8] = "signed char",
@@ -84,6 +87,12 @@ const mp_target mp_target_c = {
             [MP_K_NE] = {"$0 != $1", NULL, NULL, NULL},
             [MP_K_WHERE] = {"$0 ? $1 : $2", NULL, NULL, NULL},
         },
+    .near = {[MP_K_SIN] = {"mp_sin_near($0)", FAR_ANGLE},
+             [MP_K_COS] = {"mp_cos_near($0)", FAR_ANGLE},
+             [MP_K_TAN] = {"mp_tan_near($0)", FAR_ANGLE},
+             [MP_K_FMOD] = {"mp_fmod_near($0, $1)", FAR_QUOTIENT},
+             [MP_K_REMAINDER] = {"mp_remainder_near($0, $1)", FAR_QUOTIENT},
+             [MP_K_FLOORDIV] = {"mp_floordiv_near($0, $1)", FAR_QUOTIENT}},
 };
 
 void mp_codegen_c_prelude(mp_text *out)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 
@@ -29,6 +30,7 @@ BOUNDS = {
     "cos": 2.0,
     "tan": 2.0,
 }
+NEAR = ("sin", "cos", "tan")  # those with a cheap way for arguments below 2^20, infinities and NaN
 POW_BOUND = 1.0
 STEP = int(os.environ.get("MAGPY_VECMATH_STEP", "499"))
 
@@ -54,15 +56,16 @@ static double ulp_error(float got, double want)
 }
 """
 ONE = """
-void check_NAME(unsigned step, double *worst, float *at)
+void check_NAMESUFFIX(unsigned step, double *worst, float *at)
 {
     *worst = 0;
     for (uint64_t block = 0; block < 0x100000000ULL; block += 4096ULL * step) {
         float in[4096], out[4096];
         for (int i = 0; i < 4096; i++) in[i] = mp_float((int)(unsigned)(block + (uint64_t)i * step));
         #pragma omp simd
-        for (int i = 0; i < 4096; i++) out[i] = mp_NAMEf(in[i]);
+        for (int i = 0; i < 4096; i++) out[i] = mp_NAMESUFFIX(in[i]);
         for (int i = 0; i < 4096; i++) {
+            if (FAR) continue;
             const double error = ulp_error(out[i], NAME((double)in[i]));
             if (error > *worst) *worst = error, *at = in[i];
         }
@@ -90,16 +93,74 @@ def library(request) -> ctypes.CDLL:
 
     description = Description(trace(all_functions, [torch.ones(3)]))
     source = _C._schedule(tuple(description.nodes), description.outputs)["source"]
-    return compile_source(
-        source + DRIVER + "".join(ONE.replace("NAME", name) for name in BOUNDS) + TWO, 512, request.param
-    )
+    checks = [ONE.replace("NAME", name).replace("SUFFIX", "f").replace("FAR", "0") for name in BOUNDS]
+    far = "fabs(in[i]) >= 0x1p+20 && fabs(in[i]) < __builtin_inf()"
+    checks += [ONE.replace("NAME", name).replace("SUFFIX", "_near").replace("FAR", far) for name in NEAR]
+    return compile_source(source + DRIVER + "".join(checks) + TWO, 512, request.param)
 
 
 @pytest.mark.parametrize("name", list(BOUNDS))
 def test_error_is_within_bound(library, name):
     worst, at = ctypes.c_double(), ctypes.c_float()
-    getattr(library, f"check_{name}")(STEP, ctypes.byref(worst), ctypes.byref(at))
+    getattr(library, f"check_{name}f")(STEP, ctypes.byref(worst), ctypes.byref(at))
     assert worst.value <= BOUNDS[name], f"{worst.value} units at {at.value.hex()}"
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_error_of_the_cheap_way_is_within_bound(library, name):
+    worst, at = ctypes.c_double(), ctypes.c_float()
+    getattr(library, f"check_{name}_near")(STEP, ctypes.byref(worst), ctypes.byref(at))
+    assert worst.value <= BOUNDS[name], f"{worst.value} units at {at.value.hex()}"
+
+
+def wild_floats(n: int, seed: int) -> torch.Tensor:
+    """Floats of any bits, moderate ones, and whole ones."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(-(2**31), 2**31 - 1, (n,), dtype=torch.int64, generator=generator).to(torch.int32)
+    moderate = torch.randn(n, generator=generator) * 100
+    return torch.cat([bits.view(torch.float32), moderate, moderate.round()])
+
+
+SPECIAL = torch.tensor([0.0, -0.0, 1, -1, 2, -3, 0.5, 1e-40, -1e-45, 3e38, float("inf"), -float("inf"), float("nan")])
+
+
+def division_operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Dividends, divisors, and where their quotient is one that the cheap way does not cover."""
+    x, y = wild_floats(3000, 0), wild_floats(3000, 1).roll(1)
+    x = torch.cat([x, x * y, SPECIAL.repeat_interleave(len(SPECIAL))])
+    y = torch.cat([y, y, SPECIAL.repeat(len(SPECIAL))])
+    quotient = (x.double() / y.double()).abs()
+    return x, y, (quotient >= 2.0**28) & quotient.isfinite()
+
+
+def assert_same_floats(got: torch.Tensor, want: torch.Tensor) -> None:
+    same = (got == want) & (got.signbit() == want.signbit()) | (got.isnan() & want.isnan())
+    assert same.all(), (got[~same][:5], want[~same][:5], same.logical_not().nonzero()[:5])
+
+
+@pytest.mark.parametrize("fn", [torch.fmod, torch.remainder, torch.floor_divide])
+def test_divisions_with_remainder_are_those_of_eager(fn):
+    x, y, far = division_operands()
+    x, y = x[~far], y[~far]
+    assert_same_floats(Compiled(trace(fn, [x, y]))(x, y)[0], fn(x, y))
+
+
+def test_remainders_of_large_quotients_are_exact():
+    """In blocks with others; eager's vector code loses them."""
+    x, y, far = division_operands()
+    assert 0.05 < far.float().mean() < 0.9
+    with numpy.errstate(invalid="ignore"):
+        want = torch.from_numpy(numpy.fmod(x.numpy(), y.numpy()))
+    assert_same_floats(Compiled(trace(torch.fmod, [x, y]))(x, y)[0], want)
+    want = torch.where((want != 0) & (want.signbit() != y.signbit()) & ~want.isnan(), want + y, want)
+    assert_same_floats(Compiled(trace(torch.remainder, [x, y]))(x, y)[0], want)
+
+
+def test_angles_beyond_the_cheap_way_are_reduced_exactly():
+    x = torch.cat([torch.randn(5000), torch.randn(500) * 1e30, torch.randn(5000) * 1e6, SPECIAL])
+    compiled = Compiled(trace(lambda x: (x.sin(), x.cos(), x.tan()), [x]))
+    for got, fn in zip(compiled(x), (torch.sin, torch.cos, torch.tan), strict=True):
+        torch.testing.assert_close(got, fn(x.double()).float(), rtol=3e-7, atol=0, equal_nan=True)
 
 
 def test_power_error_is_within_bound(library):
@@ -119,6 +180,7 @@ def test_power_error_is_within_bound(library):
     assert worst.value <= POW_BOUND, f"{worst.value} units at {at[0]}, {at[1]}"
 
 
+DIVISIONS = ("fmod", "remainder", "floordiv")
 UNDEFINED = """
 int main(void)
 {
@@ -137,6 +199,8 @@ def test_no_function_depends_on_undefined_behaviour(tmp_path):
     description = Description(trace(lambda x: x**1.3, [torch.ones(3)]))
     source = _C._schedule(tuple(description.nodes), description.outputs)["source"]
     calls = "".join(f"sink = mp_{name}f(x);\n" for name in BOUNDS)
+    calls += "".join(f"sink = mp_{name}_near(x);\n" for name in NEAR)
+    calls += "".join(f"sink = mp_{name}_near(x, 3.0f); sink = mp_{name}_near(3.0f, x);\n" for name in DIVISIONS)
     calls += "sink = mp_powf(x, 1.7f); sink = mp_powf(2.5f, x); sink = mp_from_bf16(mp_to_bf16(x));\n"
     calls += "sink = mp_from_f16(mp_to_f16(x));\n"
     path = tmp_path / "undefined.c"
