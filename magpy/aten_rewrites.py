@@ -154,7 +154,7 @@ def _convolution(build: Builder, node: Node) -> Val:
         forms = ["direct"] if groups == 1 and w.meta[2][2:] == (2, 2) and node.args[3] == [2, 2] else []
     elif groups == 1:
         winograd = w.meta[2][2:] == (3, 3) and node.args[3] == node.args[5] == [1, 1]
-        forms = ["direct", "winograd"] if winograd else ["direct"]
+        forms = ["direct", "winograd", "winograd2"] if winograd else ["direct"]
     if not forms or x.meta[0] is not torch.float32 or not own_convolutions():
         raise Keep
     form = choices.choose(f"convolution float32 {_shape_text(node)} {'/'.join(forms)}", lambda: _ways(node, forms))

@@ -21,7 +21,7 @@ bool mp_codegen_conv(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch)
     const mp_conv *conv = kir->conv;
     int64_t channels = conv->form == MP_CONV_DEPTHWISE ? 1 : conv->ci;
     if (conv->form == MP_CONV_TRANSPOSED) channels *= conv->w;
-    if (conv->form == MP_CONV_WINOGRAD) channels *= 4 * conv->ow; /* panels are rows of tiles */
+    if (conv->form == MP_CONV_WINOGRAD) channels *= conv->tile * conv->ow; /* panels are rows of tiles */
     int64_t work = conv->panel * conv->block * channels * conv->kh * conv->kw;
     bool all_images = conv->merged || conv->form == MP_CONV_WINOGRAD; /* in the panels */
     launch->extent = (all_images ? 1 : conv->n) * conv->n_panels * conv->n_blocks;
@@ -60,8 +60,8 @@ void mp_codegen_conv_library(mp_text *out)
 #undef F
     mp_text_add(out,
                 "} mp_conv;\nenum { DIRECT = %d, SHIFTED = %d, COLUMNS = %d, WINOGRAD = %d, TRANSPOSED = %d, DEPTHWISE "
-                "= %d };\n",
+                "= %d, GROUP = %d, PREPARED = %d, MAX_TAPS = %d };\n",
                 MP_CONV_DIRECT, MP_CONV_SHIFTED, MP_CONV_COLUMNS, MP_CONV_WINOGRAD, MP_CONV_TRANSPOSED,
-                MP_CONV_DEPTHWISE);
-    mp_text_add(out, "%s", mp_codegen_conv_text);
+                MP_CONV_DEPTHWISE, MP_CONV_GROUP, MP_CONV_PREPARED, MP_CONV_TAPS);
+    mp_text_add(out, "%s%s%s", mp_codegen_conv_text, mp_codegen_conv_winograd, mp_codegen_conv_entry);
 }

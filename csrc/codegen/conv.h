@@ -23,7 +23,7 @@ bool mp_codegen_conv(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch)
 /* The library's whole source: void mp_conv_run(void *const *buffers, int64_t begin, int64_t end), mp_conv_prepare likewise. */
 void mp_codegen_conv_library(mp_text *out);
 
-/* Its text behind the declaration of mp_conv. Static storage. */
-extern const char mp_codegen_conv_text[];
+/* Its text behind the declaration of mp_conv, in three parts. Static storage. */
+extern const char mp_codegen_conv_text[], mp_codegen_conv_winograd[], mp_codegen_conv_entry[];
 
 #endif

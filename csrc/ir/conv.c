@@ -8,10 +8,12 @@
 #define MANY_POSITIONS 128 /* from which on each image has panels of its own */
 #define PANEL 384
 #define PANEL_DEPTHWISE 1536
-#define SCRATCH (1 << 19)       /* floats that an input panel may take */
-#define WINOGRAD_ROOM 300000    /* floats of a transform that a thread makes for itself */
-#define WINOGRAD_SHARED 4000000 /* floats of transformed input that are made before the rest */
-#define BLOCK 24                /* output channels: a multiple of what the tiles take */
+#define SCRATCH (1 << 19)    /* floats that an input panel may take */
+#define WINOGRAD_TILES 64    /* of a panel, if the transformed weight of a block is made for it */
+#define WINOGRAD_ROOM 120000 /* floats of transformed input that a thread makes for itself */
+#define WINOGRAD_CHUNK 64    /* input channels whose transformed weight stays in cache */
+#define PLAIN 64             /* positions */
+#define BLOCK 24             /* output channels: a multiple of what the tiles take */
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t round_up(int64_t n) { return (n + VECTOR - 1) / VECTOR * VECTOR; }
@@ -60,6 +62,16 @@ static bool read_sizes(const mp_graph *graph, const mp_gnode *node, bool transpo
 
 /* -- Division ------------------------------------------------------------------------------------------------------ */
 
+/* Floats in which COLUMNS sums a panel of so many positions. */
+static int64_t columns_scratch(const mp_conv *c, int64_t panel)
+{
+    int64_t positions = c->oh * c->ow, each = c->ci * c->kh * c->kw, wide = round_up(panel);
+    int64_t images = c->merged ? min64(c->n, panel / positions + 2) : 1; /* planes with zeros around */
+    int64_t rows = min64(panel / c->ow + 2, c->oh) * c->sh + c->kh * c->dh;
+    int64_t plane = rows * (c->ow + (c->kw - 1) * c->dw / c->sw) * c->sw;
+    return each * wide + images * plane + 12 * wide + 16 * VECTOR + 2 * each; /* the last ones for single positions */
+}
+
 static void divide(mp_conv *c)
 {
     int64_t positions = c->oh * c->ow, taps = c->kh * c->kw;
@@ -85,13 +97,10 @@ static void divide(mp_conv *c)
     }
     c->panel = min64(c->panel, total);
     c->n_panels = ceil_div(total, c->panel);
-    int64_t wide = ceil_div(c->panel, VECTOR) * VECTOR;
-    int64_t images = c->merged ? min64(c->n, c->panel / positions + 2) : 1; /* of COLUMNS: planes with zeros around */
-    int64_t rows = min64(c->panel / c->ow + 2, c->oh) * c->sh + c->kh * c->dh;
-    int64_t plane = rows * (c->ow + (c->kw - 1) * c->dw / c->sw) * c->sw;
+    int64_t wide = round_up(c->panel);
     if (c->form == MP_CONV_DIRECT) each = 0;
-    c->scratch = each * (wide + around) + (c->form == MP_CONV_COLUMNS ? images * plane : 0) + 12 * wide + 16 * VECTOR;
-    c->scratch += 2 * c->ci * taps; /* for single positions */
+    c->scratch = c->form == MP_CONV_COLUMNS ? columns_scratch(c, c->panel)
+                                            : each * (wide + around) + 12 * wide + 16 * VECTOR + 2 * c->ci * taps;
 }
 
 static void divide_transposed(mp_conv *c)
@@ -125,48 +134,44 @@ static void divide_depthwise(mp_conv *c)
     c->scratch = c->tile_channels * (c->panel + VECTOR) + padded + 4 * VECTOR;
 }
 
-/* Rows of tiles in a panel: few lanes without a tile, as far as `room` floats take the panel's transform. */
-static int64_t winograd_panel(const mp_conv *c, int64_t rows, int64_t room, int64_t most)
+static void divide_winograd(mp_conv *c, int64_t tile)
 {
-    int64_t best = 1, fewest = INT64_MAX;
-    for (int64_t r = 1; r <= rows && r * c->tiles_x <= most; r++) {
-        if (36 * c->ci * round_up(r * c->tiles_x) > room) break;
-        int64_t lanes = rows / r * round_up(r * c->tiles_x) + round_up(rows % r * c->tiles_x);
-        if (lanes <= fewest) fewest = lanes, best = r;
-    }
-    return best;
-}
-
-static void divide_winograd(mp_conv *c)
-{
+    int64_t parts = (tile + 2) * (tile + 2);
     c->form = MP_CONV_WINOGRAD;
-    c->tiles_y = ceil_div(c->oh, 4), c->tiles_x = ceil_div(c->ow, 4);
-    int64_t rows = c->n * c->tiles_y, wide = round_up(c->tiles_x);
-    c->u_row = round_up(c->ci) +
-               VECTOR; /* not a multiple of a page, nor is v_step: the 36 parts lie in different sets of a cache */
-    int64_t u = 36 * c->u_row;
-    c->u_first = 36 * c->ci * rows * c->tiles_x > WINOGRAD_SHARED;
-    c->panel = c->u_first ? winograd_panel(c, rows, WINOGRAD_ROOM, 128) : winograd_panel(c, rows, INT64_MAX, 256);
-    c->n_panels = ceil_div(rows, c->panel);
-    c->tile_row = round_up((c->panel - 1) * c->tiles_x + wide);
-    c->v_step = c->ci * c->tile_row + VECTOR;
-    if (!c->u_first) c->block = min64(c->co, c->co >= 8 * BLOCK && u * BLOCK <= WINOGRAD_ROOM ? BLOCK : BLOCK / 2);
+    c->tile = tile, c->tiles_y = ceil_div(c->oh, tile), c->tiles_x = ceil_div(c->ow, tile);
+    int64_t rows = c->n * c->tiles_y;
+    c->block = MP_CONV_GROUP;
     c->n_blocks = ceil_div(c->co, c->block);
-    int64_t v = 36 * c->v_step, tiles = round_up(c->panel * c->tiles_x);
-    c->prepare_step = 8;
-    c->n_prepare = c->u_first ? ceil_div(c->co, 8) : c->n_panels * ceil_div(c->ci, 8);
-    c->workspace = c->u_first ? c->co * u : c->n_panels * v;
-    int64_t input = 36 * wide + 8 * (wide + VECTOR) + VECTOR, weights = 9 * round_up(c->ci);
-    int64_t products = 12 * 36 * tiles + 16 * tiles + 12 * 4 * c->panel * c->ow;
-    int64_t room = input > weights ? input : weights;
-    c->scratch = (c->u_first ? v : c->block * u) + (products > room ? products : room) + 4 * VECTOR;
+    c->u_first = rows * c->tiles_x > c->co; /* the smaller one of the two is there as a whole */
+    int64_t most = c->u_first ? WINOGRAD_ROOM / (parts * c->ci) : WINOGRAD_TILES;
+    c->panel = min64(min64(most, WINOGRAD_TILES) / c->tiles_x, rows);
+    if (c->panel < 1) c->panel = 1;
+    c->n_panels = ceil_div(rows, c->panel);
+    c->panel = ceil_div(rows, c->n_panels); /* of about one size */
+    c->n_panels = ceil_div(rows, c->panel);
+    c->chunk = c->u_first || c->n_panels > 1 ? c->ci : min64(c->ci, WINOGRAD_CHUNK);
+    /* Rows and steps that are no multiples of a page: what is read together lies in different sets of a cache. */
+    int64_t tiles = c->panel * c->tiles_x;
+    c->v_row = round_up(c->ci) + VECTOR;
+    c->v_step = tiles * c->v_row + VECTOR;
+    c->u_step = c->chunk * MP_CONV_GROUP + VECTOR;
+    c->m_step = tiles * MP_CONV_GROUP + VECTOR;
+    c->n_prepare = c->u_first ? c->n_blocks : c->n_panels * ceil_div(c->ci, MP_CONV_PREPARED);
+    c->workspace = parts * (c->u_first ? c->n_blocks * c->u_step : c->n_panels * c->v_step);
+    c->plain = min64(PLAIN, c->oh * c->ow);
+    c->plain_scratch = columns_scratch(c, c->plain);
+    int64_t sums = 2 * VECTOR * round_up(c->panel * tile * c->ow);
+    int64_t gathered = (tile + 2) * (c->tiles_x * tile + 2) * VECTOR,
+            finished = parts * c->m_step + sums + c->plain_scratch;
+    c->scratch = parts * (c->u_first ? c->v_step : c->u_step) + (gathered > finished ? gathered : finished);
 }
 
 bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
 {
     memset(out, 0, sizeof *out);
     if (!node->form || node->n_args != 9) return false;
-    bool depthwise = strcmp(node->form, "depthwise") == 0, winograd = strcmp(node->form, "winograd") == 0;
+    bool depthwise = strcmp(node->form, "depthwise") == 0;
+    int64_t winograd = strcmp(node->form, "winograd") == 0 ? 4 : strcmp(node->form, "winograd2") == 0 ? 2 : 0;
     if (!depthwise && !winograd && strcmp(node->form, "direct") != 0) return false;
     const mp_arg *args = node->args, *transposed = &args[6], *groups = &args[8];
     if (args[0].kind != MP_ARG_VALUE || args[1].kind != MP_ARG_VALUE) return false;
@@ -201,7 +206,7 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
     if (depthwise)
         divide_depthwise(out);
     else if (winograd)
-        divide_winograd(out);
+        divide_winograd(out, winograd);
     else
         divide(out);
     return true;

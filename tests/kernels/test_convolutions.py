@@ -23,7 +23,7 @@ def own(monkeypatch):
     monkeypatch.setattr(choices, "choose", lambda what, make: next(iter(make())))
 
 
-@pytest.fixture(params=["direct", "winograd"])
+@pytest.fixture(params=["direct", "winograd", "winograd2"])
 def either(request, monkeypatch):
     """The same with each form that there is."""
 
@@ -62,7 +62,7 @@ def check(form, x, w, bias, stride=1, padding=0, dilation=1):
     assert got.shape == exact.shape and got.stride() == eager.stride()
     scale = conv(x.double().abs(), w.double().abs(), None, stride, padding, dilation, groups).max().item() + 1
     limit = 6e-8 * scale * (2 + math.sqrt(w[0].numel()) / 2)
-    if form == "winograd":
+    if form.startswith("winograd"):
         spread = exact.square().mean().sqrt().item()
         assert (got.double() - exact).square().mean().sqrt().item() <= 3e-6 * spread
         limit = 2e-5 * spread
@@ -119,11 +119,15 @@ def test_sums_are_as_exact_as_floats_are(geometry, with_bias):
         (1, 300, 8, 8, 30, 1),
         (1, 7, 500, 300, 5, 1),  # more transformed input than is made before the rest
         (3, 10, 300, 200, 5, 1),  # the same with several images
+        (2, 130, 8, 8, 70, 1),  # weights transformed in pieces, blocks of several sizes
+        (5, 33, 20, 20, 34, 1),  # several panels of each block
+        (2, 20, 14, 80, 33, 1),  # rows that are longer than a panel
     ],
 )
-def test_transformed_tiles_are_nearly_as_exact(n, ci, h, w, co, padding):
+@pytest.mark.parametrize("form", ["winograd", "winograd2"])
+def test_transformed_tiles_are_nearly_as_exact(form, n, ci, h, w, co, padding):
     torch.manual_seed(0)
-    check("winograd", torch.randn(n, ci, h, w), torch.randn(co, ci, 3, 3), torch.randn(co), 1, padding)
+    check(form, torch.randn(n, ci, h, w), torch.randn(co, ci, 3, 3), torch.randn(co), 1, padding)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -159,7 +163,8 @@ def test_random_geometries(seed):
         bias = torch.randn(weight.shape[0]) if rng.random() < 0.5 else None
         check("direct", x, weight, bias, stride, padding, dilation)
         check("depthwise", x, torch.randn(x.shape[1], 1, kh, kw), None, stride, padding, dilation)
-        check("winograd", x, torch.randn(weight.shape[0], x.shape[1], 3, 3), None, 1, (rng.randint(1, 3), 1))
+        for form in ("winograd", "winograd2"):
+            check(form, x, torch.randn(weight.shape[0], x.shape[1], 3, 3), None, 1, (rng.randint(1, 3), 1))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_nan_and_inf_reach_what_they_reach_in_eager(n, size, k, stride, value):
     x[0, 2, 4, 5] = value
     x[-1, 0, 0, 0] = value
     w[3] = 0.0
-    for form in ["direct", "winograd"] if k == 3 and stride == 1 else ["direct"]:
+    for form in ["direct", "winograd", "winograd2"] if k == 3 and stride == 1 else ["direct"]:
         plan, eager = plan_of(form, x, w, None, stride, k // 2, 1)
         (got,) = plan([x, w])
         assert torch.equal(got.isnan(), eager.isnan()) and torch.equal(got.isinf(), eager.isinf())
