@@ -130,6 +130,13 @@ class CompiledModule(_C.OptimizedBase, OptimizedModule):  # type: ignore[misc]
         return (_rebuild, (self._orig_mod, settings))
 
 
+@functools.cache
+def _unseen(code: types.CodeType) -> types.CodeType:
+    """The same code under a file name by which `warnings` and `logging` pass over a frame when they look for their
+    callers, so that a stacklevel counts the program's own frames."""
+    return code.replace(co_filename="<frozen magpy, passed over as importlib._bootstrap is>")
+
+
 def _target(fn: Callable[..., Any]) -> Callable[..., Any]:
     """What is observed for `fn`: itself if it is Python, else a Python function that calls it."""
     function = fn.__func__ if isinstance(fn, types.MethodType) else fn
@@ -139,6 +146,7 @@ def _target(fn: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
 
+    call.__code__ = _unseen(call.__code__)
     return call
 
 
@@ -149,6 +157,7 @@ def _compile_function(context: _TorchDynamoContext, fn: Callable[..., Any]) -> C
     def compiled(*args: Any, **kwargs: Any) -> Any:
         return callable_(*args, **kwargs)
 
+    compiled.__code__ = _unseen(compiled.__code__)
     functools.update_wrapper(compiled, fn)
     compiled._magpy_callable = callable_  # type: ignore[attr-defined]
     compiled._torchdynamo_inline = fn  # type: ignore[attr-defined]

@@ -103,8 +103,11 @@ static int copy_recording(mp_guard_program *prog, const mp_recording *recording)
         return -1;
     for (uint32_t i = 0; i < recording->n_objects; i++) {
         rec->objects[i] = recording->objects[i];
-        if (rec->objects[i].owned && !rec->objects[i].identity && rec->objects[i].root != MP_ROOT_PIN)
-            rec->objects[i].watch = NULL; /* only what must be itself is kept */
+        PyObject *object = mp_object_get(&recording->objects[i]);
+        if (!rec->objects[i].identity && rec->objects[i].root != MP_ROOT_PIN &&
+            (rec->objects[i].owned || (object && mp_is_tensor(object))))
+            rec->objects[i].watch =
+                NULL; /* only what must be itself is kept; torch swaps no tensors that are watched */
         Py_XINCREF(rec->objects[i].watch);
         Py_XINCREF(rec->objects[i].type);
         Py_XINCREF(rec->objects[i].root_name);

@@ -164,6 +164,7 @@ static void read_slot(mp_recorder *rec, PyObject *descr, PyObject *owner, PyObje
 {
     if (mp_rec_ensure(rec, owner) == MP_NO_OBJ || mp_is_tensor(owner)) return;
     if (PyType_Check(owner) && name_is(name, "__dict__")) {
+        if (!mp_type_mutable((PyTypeObject *)owner)) return;
         mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "the __dict__ of class %s", ((PyTypeObject *)owner)->tp_name);
         return;
     }
@@ -426,6 +427,7 @@ void mp_rec_generic_store(mp_recorder *rec, PyObject *object, PyObject *name, Py
         return;
     }
     if (mp_rec_ensure(rec, object) == MP_NO_OBJ) return;
+    if (PyType_Check(object) && !mp_type_mutable((PyTypeObject *)object)) return; /* raises, always */
     if (PyType_Check(object)) {
         type_attr(rec, (PyTypeObject *)object, name);
         mp_rec_write(rec, object, MP_WRITE_ATTR, name, value);

@@ -1,5 +1,5 @@
 /* Handlers of the C callables whose effect no class describes: attributes by name, type tests, dict look-ups, context variables,
-** weak references, deferred output. Each records what the C code is about to read and write, with raw looks.
+** weak references. Each records what the C code is about to read and write, with raw looks.
 */
 #include "trace/effects.h"
 #include "trace/lru.h"
@@ -358,6 +358,23 @@ void mp_handle_itemgetter(mp_call *call)
     mp_restore(kept);
 }
 
+/* A JSON encoder or scanner in C is what it was made as; it may call what it was given. */
+void mp_handle_json(mp_call *call)
+{
+    static const char *const calls[] = {"default",           "encoder",     "object_hook",
+                                        "object_pairs_hook", "parse_float", "parse_int"};
+    mp_kept kept = mp_keep();
+    mp_rec_identity(call->rec, call->callable);
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        PyObject *inside = mp_raw_member(Py_TYPE(call->callable), calls[i], call->callable);
+        if (inside && inside != Py_None) mp_effect_callback(call, inside);
+        Py_XDECREF(inside);
+    }
+    read_arguments(call, 0, true);
+    mp_effect_check_result(call);
+    mp_restore(kept);
+}
+
 /* Calls a method: the attribute is read, and what is found must be a Python function or belong to torch. */
 void mp_handle_methodcaller(mp_call *call)
 {
@@ -706,94 +723,5 @@ void mp_handle_context_reset(mp_call *call)
     if (missing) mp_rec_write(call->rec, call->args[0], MP_WRITE_CONTEXT_VAR, NULL, old == missing ? NULL : old);
     Py_XDECREF(old);
     Py_XDECREF(missing);
-    mp_restore(kept);
-}
-
-/* -- Locks: what the call takes, it gives back (checked at the end) ---------------------------------------------------------------------- */
-
-static void acquired(mp_recorder *rec, PyObject *data, PyObject **slot)
-{
-    PyObject *result = slot ? *slot : NULL;
-    mp_op_state *state = mp_rec_op_state(rec);
-    if (result == Py_True && state)
-        state->locks++;
-    else if (result)
-        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a lock was not acquired");
-    Py_XDECREF(data);
-}
-
-void mp_handle_lock_acquire(mp_call *call) { mp_rec_pend(call->rec, call->frame, acquired, NULL); }
-
-void mp_handle_lock_release(mp_call *call)
-{
-    mp_op_state *state = mp_rec_op_state(call->rec);
-    if (state) state->locks--;
-}
-
-/* -- Effects that are put off until the commit ---------------------------------------------------------------------------------------------- */
-
-static bool is_false(PyObject *object) { return !object || object == Py_None || object == Py_False; }
-
-/* Methods of loggers, and the functions of the module logging. */
-void mp_handle_log(mp_call *call)
-{
-    if (!is_false(keyword(call, "exc_info")))
-        mp_call_abandon(call, MP_REASON_EFFECT, "an exception with its traceback, which a later call does not have");
-    else
-        mp_defer(call, true, true);
-}
-
-/* (text, category, module, line) of a warning, as the filters see it: the frame is the one that warnings.warn finds. Owned, or NULL with or
-** without an exception. */
-static PyObject *warning_row(PyObject *message, PyObject *category, long level)
-{
-    PyFrameObject *frame = PyEval_GetFrame();
-    Py_XINCREF(frame);
-    for (; frame && level > 1; level--) Py_SETREF(frame, PyFrame_GetBack(frame));
-    PyObject *globals = frame ? PyFrame_GetGlobals(frame) : NULL;
-    PyObject *module = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
-    PyObject *row = NULL;
-    if (!frame || (module && PyUnicode_Check(module)))
-        row = frame ? Py_BuildValue("(OOOi)", message, category, module, PyFrame_GetLineNumber(frame))
-                    : Py_BuildValue("(OOsi)", message, category, "sys", 1);
-    Py_XDECREF(frame);
-    Py_XDECREF(globals);
-    return row;
-}
-
-/* warnings.warn: given at the commit, unless it would raise there. Under filters that the call has set itself (warnings.catch_warnings) it
-** cannot be put off; then it must be one that is not shown. */
-void mp_handle_warn(mp_call *call)
-{
-    PyObject *message = argument(call, 0), *category = argument(call, 1), *level = argument(call, 2);
-    if (!message) message = keyword(call, "message");
-    if (!category) category = keyword(call, "category");
-    if (!level) level = keyword(call, "stacklevel");
-    bool given = category && category != Py_None;
-    if (!message || !PyUnicode_CheckExact(message) || (given && !PyType_Check(category)) ||
-        (level && !PyLong_CheckExact(level))) {
-        mp_call_abandon(call, MP_REASON_EFFECT, "a warning that is an object");
-        return;
-    }
-    mp_kept kept = mp_keep();
-    PyObject *module = PyImport_ImportModule("magpy.effects");
-    PyObject *row = warning_row(message, given ? category : PyExc_UserWarning, level ? PyLong_AsLong(level) : 1);
-    if (row && module && mp_deferred_filters_changed(call->rec)) {
-        PyObject *function = PyObject_GetAttrString(module, "warning_action");
-        PyObject *action = function ? PyObject_Call(function, row, NULL) : NULL;
-        if (!action || !PyUnicode_Check(action) || PyUnicode_CompareWithASCIIString(action, "ignore"))
-            mp_call_abandon(call, MP_REASON_EFFECT, "a warning, while the call has filters of its own");
-        Py_XDECREF(function);
-        Py_XDECREF(action);
-    } else if (row && module) {
-        PyObject *raises = PyObject_GetAttrString(module, "warning_raises");
-        if (raises) mp_rec_check_call(call->rec, raises, row, Py_False);
-        Py_XDECREF(raises);
-        mp_defer(call, true, true);
-        mp_deferred_warned(call->rec);
-    } else
-        mp_call_abandon(call, MP_REASON_EFFECT, "a warning from a frame that cannot be told");
-    Py_XDECREF(module);
-    Py_XDECREF(row);
     mp_restore(kept);
 }

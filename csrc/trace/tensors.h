@@ -75,8 +75,8 @@ typedef struct mp_op_state {
     PyObject *given;      /* borrowed: arguments of the innermost such call, or NULL */
     bool accept_checks;   /* data that is looked at becomes a check */
     bool accept_values;   /* also floats, complex numbers and lists */
-    int64_t locks;        /* acquired minus released by the call */
     int inference;        /* inference modes entered minus left */
+    PyObject *locks;      /* owned list of the locks that the call holds now, or NULL */
     PyObject *generators; /* owned list of the random generators that the call made, or NULL */
 } mp_op_state;
 

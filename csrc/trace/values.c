@@ -87,6 +87,7 @@ void mp_rec_free_op_state(mp_recorder *rec)
 {
     if (!rec->op_state) return;
     Py_XDECREF(rec->op_state->generators);
+    Py_XDECREF(rec->op_state->locks);
     PyMem_RawFree(rec->op_state->facts);
     PyMem_RawFree(rec->op_state);
     rec->op_state = NULL;
@@ -551,7 +552,8 @@ void mp_rec_finish_ops(mp_recorder *rec)
 {
     mp_op_state *state = rec->op_state;
     if (!state || !rec->recording) return;
-    if (state->locks) mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a lock was acquired and not released");
+    if (state->locks && PyList_GET_SIZE(state->locks))
+        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a lock was acquired and not released");
     if (state->inference) mp_rec_abandon(rec, MP_REASON_TORCH_STATE, "inference mode is another one after the call");
     PyObject *quiet = mp_quiet_begin();
     for (uint32_t i = 0; i < rec->n_bound && !mp_rec_abandoned(rec); i++) {

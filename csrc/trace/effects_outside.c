@@ -1,0 +1,143 @@
+/* Handlers of the C callables that reach other threads and the world outside: locks, warnings, log records.
+*/
+#include "trace/effects.h"
+#include "trace/raw.h"
+#include "trace/tensors.h"
+
+static PyObject *argument(const mp_call *call, Py_ssize_t i) { return i < call->nargs ? call->args[i] : NULL; }
+
+static PyObject *keyword(const mp_call *call, const char *name)
+{
+    for (Py_ssize_t i = 0; i < call->nkw; i++)
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), name) == 0) return call->kwvalues[i];
+    return NULL;
+}
+
+/* -- Locks: what the call takes, it gives back (checked at the end) ---------------------------------------------------------------------- */
+
+/* Index of the lock among those that the call holds now, or -1. */
+static Py_ssize_t held(const mp_op_state *state, PyObject *lock)
+{
+    for (Py_ssize_t i = state && state->locks ? PyList_GET_SIZE(state->locks) : 0; i-- > 0;)
+        if (PyList_GET_ITEM(state->locks, i) == lock) return i;
+    return -1;
+}
+
+/* data: the lock, or NULL. That a lock was not to be had is certain only where the call itself holds it. */
+static void acquired(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *result = slot ? *slot : NULL;
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (result == Py_True && state && data) {
+        if (!state->locks) state->locks = PyList_New(0);
+        if (!state->locks || PyList_Append(state->locks, data) < 0) mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "locks");
+        PyErr_Clear();
+    } else if (result && held(state, data) < 0)
+        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a lock was not acquired");
+    Py_XDECREF(data);
+}
+
+void mp_handle_lock_acquire(mp_call *call)
+{ mp_rec_pend(call->rec, call->frame, acquired, Py_XNewRef(argument(call, 0))); }
+
+void mp_handle_lock_release(mp_call *call)
+{
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    Py_ssize_t at = call->nargs ? held(state, call->args[0]) : -1;
+    mp_kept kept = mp_keep();
+    if (at < 0)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of a lock that the call does not hold");
+    else if (PyList_SetSlice(state->locks, at, at + 1, NULL) < 0)
+        mp_rec_abandon(call->rec, MP_REASON_NO_MEMORY, "locks");
+    mp_restore(kept);
+}
+
+/* Is it owned, locked? Certain of what the call holds, and of what it has made. */
+void mp_handle_lock_owned(mp_call *call)
+{
+    if (call->nargs && held(mp_rec_op_state(call->rec), call->args[0]) < 0 &&
+        mp_rec_find(call->rec, call->args[0]) != MP_NO_OBJ)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of a lock that the call does not hold");
+}
+
+/* -- Effects that are put off until the commit ---------------------------------------------------------------------------------------------- */
+
+static bool is_false(PyObject *object) { return !object || object == Py_None || object == Py_False; }
+
+/* Methods of loggers, and the functions of the module logging. */
+void mp_handle_log(mp_call *call)
+{
+    if (!is_false(keyword(call, "exc_info")))
+        mp_call_abandon(call, MP_REASON_EFFECT, "an exception with its traceback, which a later call does not have");
+    else
+        mp_defer(call, true, true);
+}
+
+/* The import machinery's frames, and those that take such a file name, are nobody's callers for warnings.warn. */
+static bool is_internal_frame(PyFrameObject *frame)
+{
+    PyCodeObject *code = PyFrame_GetCode(frame);
+    const char *file = PyUnicode_AsUTF8(code->co_filename);
+    bool internal = file && strstr(file, "importlib") && strstr(file, "_bootstrap");
+    if (!file) PyErr_Clear();
+    Py_DECREF(code);
+    return internal;
+}
+
+/* (text, category, module, line) of a warning, as the filters see it: the frame is the one that warnings.warn finds. Owned, or NULL with or
+** without an exception. */
+static PyObject *warning_row(PyObject *message, PyObject *category, long level)
+{
+    PyFrameObject *frame = PyEval_GetFrame();
+    Py_XINCREF(frame);
+    bool all = frame && is_internal_frame(frame);
+    for (; frame && level > 1; level--) do
+            Py_SETREF(frame, PyFrame_GetBack(frame));
+        while (frame && !all && is_internal_frame(frame));
+    PyObject *globals = frame ? PyFrame_GetGlobals(frame) : NULL;
+    PyObject *module = globals ? PyDict_GetItemString(globals, "__name__") : NULL;
+    PyObject *row = NULL;
+    if (!frame || (module && PyUnicode_Check(module)))
+        row = frame ? Py_BuildValue("(OOOi)", message, category, module, PyFrame_GetLineNumber(frame))
+                    : Py_BuildValue("(OOsi)", message, category, "sys", 1);
+    Py_XDECREF(frame);
+    Py_XDECREF(globals);
+    return row;
+}
+
+/* warnings.warn: given at the commit, unless it would raise there. Under filters that the call has set itself (warnings.catch_warnings) it
+** cannot be put off; then it must be one that is not shown. */
+void mp_handle_warn(mp_call *call)
+{
+    PyObject *message = argument(call, 0), *category = argument(call, 1), *level = argument(call, 2);
+    if (!message) message = keyword(call, "message");
+    if (!category) category = keyword(call, "category");
+    if (!level) level = keyword(call, "stacklevel");
+    bool given = category && category != Py_None;
+    if (!message || !PyUnicode_CheckExact(message) || (given && !PyType_Check(category)) ||
+        (level && !PyLong_CheckExact(level))) {
+        mp_call_abandon(call, MP_REASON_EFFECT, "a warning that is an object");
+        return;
+    }
+    mp_kept kept = mp_keep();
+    PyObject *module = PyImport_ImportModule("magpy.effects");
+    PyObject *row = warning_row(message, given ? category : PyExc_UserWarning, level ? PyLong_AsLong(level) : 1);
+    if (row && module && mp_deferred_filters_changed(call->rec)) {
+        PyObject *function = PyObject_GetAttrString(module, "warning_action");
+        PyObject *action = function ? PyObject_Call(function, row, NULL) : NULL;
+        if (!action || !PyUnicode_Check(action) || PyUnicode_CompareWithASCIIString(action, "ignore"))
+            mp_call_abandon(call, MP_REASON_EFFECT, "a warning, while the call has filters of its own");
+        Py_XDECREF(function);
+        Py_XDECREF(action);
+    } else if (row && module) {
+        PyObject *raises = PyObject_GetAttrString(module, "warning_raises");
+        if (raises) mp_rec_check_call(call->rec, raises, row, Py_False);
+        Py_XDECREF(raises);
+        mp_defer(call, true, true);
+        mp_deferred_warned(call->rec);
+    } else
+        mp_call_abandon(call, MP_REASON_EFFECT, "a warning from a frame that cannot be told");
+    Py_XDECREF(module);
+    Py_XDECREF(row);
+    mp_restore(kept);
+}
