@@ -38,6 +38,11 @@ class Builder:
             return x
         return self(aten.slice.Tensor, x, dim, start, stop, step)
 
+    def iota(self, n: int, dtype: torch.dtype) -> Val:
+        """0, 1 .. n - 1."""
+        whole = self(aten.arange.default, n, dtype=torch.int64, device=torch.device("cpu"))
+        return self(aten._to_copy.default, whole, dtype=dtype)
+
 
 def stand_in(val: Val, device: str = "meta") -> torch.Tensor:
     dtype, _, sizes, strides, offset = val.meta

@@ -22,12 +22,6 @@ def _scale(n: int, out: int, given: float | None, dtype: torch.dtype) -> float:
     return (torch.tensor(n, dtype=dtype) / torch.tensor(out, dtype=dtype)).item()
 
 
-def _iota(build: Builder, n: int, dtype: torch.dtype) -> Val:
-    cpu = torch.device("cpu")
-    whole = build(aten.arange.default, n, dtype=torch.int64, device=cpu)
-    return build(aten._to_copy.default, whole, dtype=dtype)
-
-
 def _take(build: Builder, x: Val, dim: int, places: Val) -> Val:
     """x at `places` of `dim`, in x's memory format."""
     dims: list[Val | None] = [None] * dim
@@ -67,7 +61,7 @@ def _nearest(build: Builder, node: Node) -> Val:
             return _repeated(build, x, powers)
     for dim, n, out, given in sides:
         scale = _scale(n, out, given, torch.float32)
-        place = build(aten.mul.Tensor, _iota(build, out, torch.float32), scale)
+        place = build(aten.mul.Tensor, build.iota(out, torch.float32), scale)
         place = build(aten.clamp.default, build(aten.floor.default, place), None, n - 1)
         x = _take(build, x, dim, build(aten._to_copy.default, place, dtype=torch.int64))
     return x
@@ -94,7 +88,7 @@ def _linear(build: Builder, node: Node) -> Val:
     for dim, n, out, given in _sides(node, x, size, scales):
         if n == out:  # places are whole numbers: torch copies
             continue
-        at = _iota(build, out, wide)
+        at = build.iota(out, wide)
         if align:
             scale = 0.0 if out == 1 else _scale(n - 1, out - 1, None, wide)
             at = build(aten.mul.Tensor, at, scale)

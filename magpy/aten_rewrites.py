@@ -38,11 +38,32 @@ def _taps(build: Builder, x: Val, kernel: list[int], stride: list[int], out: tup
     if kernel[0] * kernel[1] > MAX_WINDOW:
         raise Keep
     h, w = len(out) - 2, len(out) - 1
+    columns = _sorted_columns(build, x, stride[1]) if kernel[1] > stride[1] > 1 else []
     views = []
     for i in range(kernel[0]):
-        row = build.cut(x, h, i, i + stride[0] * (out[h] - 1) + 1, stride[0])
-        views += [build.cut(row, w, j, j + stride[1] * (out[w] - 1) + 1, stride[1]) for j in range(kernel[1])]
+        rows = [build.cut(c, h, i, i + stride[0] * (out[h] - 1) + 1, stride[0]) for c in columns or [x]]
+        for j in range(kernel[1]):
+            if columns:
+                views.append(build.cut(rows[j % stride[1]], w, j // stride[1], j // stride[1] + out[w]))
+            else:
+                views.append(build.cut(rows[0], w, j, j + stride[1] * (out[w] - 1) + 1, stride[1]))
     return views
+
+
+def _sorted_columns(build: Builder, x: Val, step: int) -> list[Val]:
+    """x[..., k::step] for each k < step, each in one piece: windows that overlap read them several times. Empty if `x`
+    is not contiguous."""
+    *rest, columns = x.meta[2]
+    if x.meta[3] != tuple(torch.empty(x.meta[2], device="meta").stride()):
+        return []
+    whole = -(-columns // step) * step
+    if whole > columns:
+        x = build(aten.constant_pad_nd.default, x, [0, whole - columns], 0.0)
+    n = len(rest)
+    x = build(aten.view.default, x, [*rest, whole // step, step])
+    x = build(aten.permute.default, x, [*range(n), n + 1, n])
+    x = build(aten.clone.default, x, memory_format=torch.contiguous_format)
+    return [build(aten.select.int, x, n, k) for k in range(step)]
 
 
 def _padded(
@@ -69,6 +90,39 @@ def _max_pool2d(build: Builder, node: Node) -> Val:
     for tap in rest:
         first = build(aten.maximum.default, first, tap)
     return first if rest else build(aten.clone.default, first)
+
+
+def _max_pool2d_with_places(build: Builder, node: Node) -> tuple[Val, Val]:
+    """Maxima and where they are in the plane of the input: the first of equal ones, the last NaN."""
+    x, kernel, stride, padding, dilation, _ = node.args
+    kernel, padding, dilation = _twice(kernel), _twice(padding), _twice(dilation)
+    stride = _twice(stride, kernel)
+    width, plane = x.meta[2][-1], x.meta[2][-2] * x.meta[2][-1]
+    if dilation != [1, 1] or x.meta[0] is not torch.float32 or plane >= 2**24 or not own_kernels():
+        raise Keep
+    if any(pad >= size for pad, size in zip(padding, kernel, strict=True)):
+        raise Keep
+    out = node.val.meta[2]
+    corners = []  # the upper left corners of windows, and how far they are outside
+    for side in (0, 1):
+        at = build.iota(out[side - 2], torch.float32)
+        at = build(aten.sub.Tensor, build(aten.mul.Tensor, at, float(stride[side])), float(padding[side]))
+        corners.append(build(aten.unsqueeze.default, at, 1) if side == 0 else at)
+    cut = [build(aten.clamp_min.default, build(aten.neg.default, corner), 0.0) for corner in corners]
+    # A window of nothing but -inf gives its first element. Distances from the corner are whole and small: floats.
+    far = build(aten.add.Tensor, build(aten.mul.Tensor, cut[0], float(width)), cut[1])
+    most: Any = float("-inf")
+    x = _padded(build, x, padding, kernel, stride, out, most)
+    for k, tap in enumerate(_taps(build, x, kernel, stride, out)):
+        more = build(aten.gt.Tensor if k else aten.gt.Scalar, tap, most)
+        after = build(aten.logical_or.default, more, build(aten.isnan.default, tap))
+        distance = float(k // kernel[1] * width + k % kernel[1])
+        far = build(aten.where.ScalarSelf, after, distance, far)
+        most = build(aten.where.self if k else aten.where.ScalarOther, after, tap, most)
+    row = build(aten.mul.Tensor, build(aten._to_copy.default, corners[0], dtype=torch.int64), width)
+    corner = build(aten.add.Tensor, row, build(aten._to_copy.default, corners[1], dtype=torch.int64))
+    place = build(aten.add.Tensor, build(aten._to_copy.default, far, dtype=torch.int64), corner)
+    return most, place
 
 
 def _avg_pool2d(build: Builder, node: Node) -> Val:
@@ -209,7 +263,7 @@ def own_convolutions() -> bool:
     return own_kernels() and _C.convolutions_usable()
 
 
-# What is rewritten: the first result of these operators, where the others are not used.
+# What is rewritten: the first result of these operators, where the others are not used,
 RULES: dict[Any, Callable[[Builder, Node], Val]] = {
     aten.max_pool2d_with_indices.default: _max_pool2d,
     aten.avg_pool2d.default: _avg_pool2d,
@@ -224,27 +278,32 @@ RULES: dict[Any, Callable[[Builder, Node], Val]] = {
     aten.convolution.default: _convolution,
     **aten_resampling.RULES,
 }
+# and all results of these.
+RULES_FOR_ALL: dict[Any, Callable[[Builder, Node], tuple[Val, ...]]] = {
+    aten.max_pool2d_with_indices.default: _max_pool2d_with_places,
+}
 
 
 # -- The pass ---------------------------------------------------------------------------------------------------------
 
 
 def rewrite(graph: Graph) -> None:
-    """Apply RULES, in place."""
+    """Apply the rules, in place."""
     outputs = {v for v in graph.outputs if v is not None}
     wanted = {v for node in graph.nodes for v in each_val(node.args)} | outputs
     new: dict[Val, Val] = {}
     kept: list[Node] = []
     for node in graph.nodes:
         node.args = map_vals(lambda v: new.get(v, v), node.args)
-        made = None
-        if node.target in RULES and not wanted.intersection(node.vals[1:]):
-            made = _apply(node, node.val in outputs)
+        alone = not wanted.intersection(node.vals[1:])
+        rule: Callable[[Builder, Node], Any] | None = (RULES if alone else RULES_FOR_ALL).get(node.target)
+        made = _apply(rule, node, alone, outputs) if rule else None
         if made is None:
             kept.append(node)
             continue
-        kept += made.nodes
-        new[node.val] = made.nodes[-1].val
+        nodes, vals = made
+        kept += nodes
+        new.update(vals)
     graph.nodes = kept
     graph.outputs = [new.get(v, v) if v is not None else None for v in graph.outputs]
 
@@ -254,17 +313,29 @@ def _lies_alike(a: tuple, b: tuple) -> bool:
     return a[2] == b[2] and a[4] == b[4] and all(s == t for n, s, t in zip(a[2], a[3], b[3], strict=True) if n != 1)
 
 
-def _apply(node: Node, is_output: bool) -> Builder | None:
-    """The new nodes, or None. Who sees an output sees the strides of dims of one element, too."""
+def _apply(
+    rule: Callable[[Builder, Node], Any], node: Node, alone: bool, outputs: set[Val]
+) -> tuple[list[Node], dict[Val, Val]] | None:
+    """The new nodes and what stands for which result, or None. Who sees an output sees the strides of dims of one
+    element, too."""
     if node.val.meta[1].type != "cpu" or 0 in node.val.meta[2]:
         return None
     build = Builder()
     try:
-        out = RULES[node.target](build, node)
+        outs = rule(build, node)
     except Keep:
         return None
-    wanted = node.val.meta
-    same = build.nodes and out is build.nodes[-1].val and out.meta[0] == wanted[0] and _lies_alike(out.meta, wanted)
-    if is_output and out.meta[3] != wanted[3]:
+    outs = (outs,) if alone else outs
+    made = {new.node for new in outs}
+    if not build.nodes or not made.issubset(build.nodes):
         return None
-    return build if same else None
+    vals = {}
+    for old, new in zip(node.vals, outs, strict=False):
+        if old is None:
+            continue
+        if new.meta[0] != old.meta[0] or not _lies_alike(new.meta, old.meta):
+            return None
+        if old in outputs and new.meta[3] != old.meta[3]:
+            return None
+        vals[old] = new
+    return build.nodes, vals

@@ -59,17 +59,34 @@ static void permute(mp_kir *kir, const uint32_t *order, uint32_t n)
     kir->n_loops = n;
 }
 
-/* Can loop k and its inner neighbour run as one? */
-static bool joinable(const mp_kir *kir, uint32_t k)
+/* Do n steps of loop `inner` go as far as one of loop `outer`, wherever something is read or written? */
+static bool continues(const mp_kir *kir, uint32_t outer, uint32_t inner, int64_t n)
 {
-    if ((kir->reduced >> k & 1) != (kir->reduced >> (k + 1) & 1)) return false;
+    if ((kir->reduced >> outer & 1) != (kir->reduced >> inner & 1)) return false;
     for (uint32_t i = 0; i < kir->n_exprs + kir->n_stores; i++) {
         bool store = i >= kir->n_exprs;
         if (!store && kir->exprs[i].op != MP_K_LOAD && kir->exprs[i].op != MP_K_INDEX) continue;
         const mp_affine *at = store ? &kir->stores[i - kir->n_exprs].at : &kir->exprs[i].at;
-        if (at->coef[k] != at->coef[k + 1] * kir->extent[k + 1]) return false;
+        if (at->coef[outer] != at->coef[inner] * n) return false;
     }
     return true;
+}
+
+/* Can loop k and its inner neighbour run as one? */
+static bool joinable(const mp_kir *kir, uint32_t k) { return continues(kir, k, k + 1, kir->extent[k + 1]); }
+
+/* Steps of loop k together with the loops that can be joined to it from outside. */
+static int64_t joined_extent(const mp_kir *kir, uint32_t k)
+{
+    int64_t n = kir->extent[k];
+    uint32_t joined = 1u << k;
+    for (uint32_t i = 0; i < kir->n_loops; i++) {
+        if (joined >> i & 1 || !continues(kir, i, k, n)) continue;
+        joined |= 1u << i;
+        n *= kir->extent[i];
+        i = (uint32_t)-1; /* a loop that was passed over may continue the longer run */
+    }
+    return n;
 }
 
 static void join(mp_kir *kir, uint32_t k)
@@ -94,7 +111,7 @@ void mp_fuse_order_loops(mp_kir *kir)
     look(kir, info);
     int vector = -1;
     for (uint32_t i = 0; i < n; i++) {
-        int score = 4 * info[i].score + (kir->reduced >> i & 1 ? 1 : 0) - (kir->extent[i] < 8 ? 1000 : 0);
+        int score = 4 * info[i].score + (kir->reduced >> i & 1 ? 1 : 0) - (joined_extent(kir, i) < 8 ? 1000 : 0);
         info[i].score = score;
         if (vector < 0 || score >= info[vector].score) vector = (int)i;
     }

@@ -396,3 +396,11 @@ def test_concatenations_of_many_pieces():
             equal(lambda *p: F.pad(torch.cat([p[0], p[1]], 1), (1, 2, 3, 1)) * 2, *pieces)
             if dtype.is_floating_point:
                 equal(lambda *p: torch.cat([p[0], p[1], p[3], p[4], p[5]], 1).float().mean((0, 1)), *pieces)
+
+
+def test_short_dims_that_lie_side_by_side_are_one_loop_along_memory():
+    """Rows of 4 in planes of 4 rows: as long as the batch, and one after the other in memory."""
+    x, mean = torch.randn(16, 8, 4, 4), torch.randn(1, 8, 1, 1)
+    c = equal(lambda x, m: (x - m) * (x - m).mean((0, 2, 3), keepdim=True), x, mean)
+    source = c.schedule["source"]
+    assert "i2 * 128]" not in source and "i2]" in source

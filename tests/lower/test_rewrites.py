@@ -8,6 +8,7 @@ import magpy
 
 PLAIN = torch.randn(2, 5, 13, 17, generator=torch.Generator().manual_seed(0))
 PLAIN[0, 0, 3, 3] = float("nan")
+INF = float("inf")
 LAST = PLAIN.to(memory_format=torch.channels_last)
 
 
@@ -31,7 +32,14 @@ PROGRAMS = [
     ("avg_pool2d without padding's count", lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), None),
     ("avg_pool2d divisor", lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5), "avg_pool2d"),
     ("max_pool2d dilated", lambda x: F.max_pool2d(x, 3, 2, 1, dilation=2), None),
-    ("max_pool2d indices", lambda x: F.max_pool2d(x, 3, 2, 1, return_indices=True), None),
+    *[
+        (f"max_pool2d{p} with places", lambda x, p=p: F.max_pool2d(x, *p[:3], 1, p[3], True), "max_pool2d")
+        for p in POOLS
+    ],
+    ("places of equal maxima", lambda x: F.max_pool2d(x.round(), 3, 2, 1, return_indices=True), "max_pool2d"),
+    ("places in nothing", lambda x: F.max_pool2d(x * 0 - INF, 3, 2, 1, return_indices=True), "max_pool2d"),
+    ("places of halves", lambda x: F.max_pool2d(x.bfloat16(), 3, 2, 1, return_indices=True), None),
+    ("places, dilated", lambda x: F.max_pool2d(x, 3, 2, 1, 2, return_indices=True), None),
     ("max.dim", lambda x: x.max(-1).values, "max"),
     ("min.dim", lambda x: x.min(1, keepdim=True).values, "min"),
     ("max.dim indices", lambda x: x.max(-1), None),
