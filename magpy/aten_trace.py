@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    run_fallback_kernel,
+)
+from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -74,9 +83,10 @@ def fake_of(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
 class _Tracer(TorchDispatchMode):
     """Writes functional ATen operators into a graph. The fake mode lies below it, functionalisation above."""
 
-    def __init__(self, graph: Graph, python_dispatcher: bool):
+    def __init__(self, graph: Graph, fake_mode: FakeTensorMode, python_dispatcher: bool):
         super().__init__()
         self.graph = graph
+        self.fake_mode = fake_mode
         self.table = decompositions.table()
         self.vals: dict[int, Val] = {}
         self.alive: list[torch.Tensor] = []  # keeps the ids of `vals` valid
@@ -157,10 +167,29 @@ class _Tracer(TorchDispatchMode):
         if func._schema.is_mutable and func not in _HARMLESS_WRITES:
             raise Unsupported(f"{func} writes to a tensor in a decomposition")
         lifted = _lift_all(self, normalise(func, args, kwargs))
-        out = func(*args, **kwargs)
+        out = self.compute(func, args, kwargs)
         if func is aten._local_scalar_dense.default:
             return out  # a constant's number, taken in place of a number; of a fake tensor it would have raised
         return self.append(func, lifted, out)
+
+    def compute(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """The operator on fake tensors. Some of torch's descriptions refuse what the operator itself does (_grouped_mm
+        of float32 on a CPU): then it runs on zeros, and each run of the plan checks that its results look so again."""
+        _refusals.silent = True
+        try:
+            return func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except RuntimeError as error:
+            if not _can_run_on_zeros(func):
+                raise
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            try:
+                return run_fallback_kernel(self.fake_mode, func, leaves, spec, error)
+            except RuntimeError:
+                raise error from None
+        finally:
+            _refusals.silent = False
 
     def append(self, func: Any, args: tuple, out: Any) -> Any:
         """A node that gives `out`; its arguments may still be tensors."""
@@ -179,6 +208,28 @@ class _Tracer(TorchDispatchMode):
 _IDENTITIES = frozenset({aten.lift_fresh.default, aten.lift.default})
 _HARMLESS_WRITES: frozenset = frozenset()
 _composites: dict[Any, bool] = {}
+
+
+class _Refusals(threading.local, logging.Filter):
+    """Keeps torch from logging an error when its description of an operator refuses what we then do otherwise."""
+
+    silent = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.silent
+
+
+_refusals = _Refusals()
+logging.getLogger(FakeTensorMode.__module__).addFilter(_refusals)
+
+
+def _can_run_on_zeros(func: Any) -> bool:
+    return (
+        func.namespace == "aten"
+        and not func._schema.is_mutable
+        and not is_view(func)
+        and torch.Tag.nondeterministic_seeded not in func.tags
+    )
 
 
 def _is_composite(func: Any) -> bool:
@@ -304,7 +355,7 @@ class Session:
         self.inputs = inputs
         self.graph = Graph()
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.tracer = _Tracer(self.graph, python_dispatcher)
+        self.tracer = _Tracer(self.graph, self.fake_mode, python_dispatcher)
         self.fakes = [fake_of(self.fake_mode, t) for t in inputs]
         self.wrapped = [_wrap(fake, real) for fake, real in zip(self.fakes, inputs, strict=True)]
         for fake in self.fakes:

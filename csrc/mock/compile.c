@@ -757,8 +757,9 @@ static mp_operand tensor(walker *w, PyObject *object)
     bool attributes = dict && PyDict_GET_SIZE(dict) > 0;
     PyErr_Clear();
     Py_XDECREF(dict);
-    if (attributes) return unrebuildable(w, object, "a tensor with attributes of its own: ");
-    return output(w, id, object);
+    mp_operand value = output(w, id, object);
+    if (!attributes || value == MP_NO_OPERAND) return value;
+    return fill_later(w, object, make(w, MP_MOCK_TENSOR, &value, 1, NULL, NULL), fill_attributes);
 }
 
 /* Types, modules, code and the like mean themselves; the guards see to it that they are the same. */

@@ -20,6 +20,7 @@ typedef struct mp_step mp_step;
 /* Columns: name, what the arguments are. `data` and `base` are explained with the operation in run.c. */
 #define MP_MOCK_OPS(X)                                                                                                 \
     X(NUMBER)        /* graph output: the int or float that is its only element */                                     \
+    X(TENSOR)        /* graph output, as a target for its attributes */                                                \
     X(TUPLE)         /* items */                                                                                       \
     X(TUPLE_LIKE)    /* items; an instance of a tuple subclass */                                                      \
     X(LIST)          /* items */                                                                                       \

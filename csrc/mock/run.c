@@ -41,6 +41,9 @@ static inline PyObject *get(const mp_mock_run *run, mp_operand operand)
 typedef PyObject *(*maker)(const mp_mock_run *run, const mp_step *step, const mp_operand *args);
 
 /* By the C method of all tensors. */
+static PyObject *make_TENSOR(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{ return Py_NewRef(ARG(0)); }
+
 static PyObject *make_NUMBER(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
     static PyObject *item; /* owned by the process */
@@ -281,10 +284,10 @@ static int fill_ITERATOR_FILL(const mp_mock_run *run, const mp_step *step, const
 
 static const maker makers[MP_MOCK_OP_COUNT] = {
 #define MAKES(op) [MP_MOCK_##op] = make_##op
-    MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW), MAKES(DICT),
-    MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),  MAKES(DEQUE_NEW), MAKES(SLICE),    MAKES(BYTEARRAY),
-    MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),  MAKES(PARTIAL),   MAKES(FUNCTION), MAKES(VIEW),
-    MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
+    MAKES(TENSOR),    MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW),
+    MAKES(DICT),      MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),  MAKES(DEQUE_NEW), MAKES(SLICE),
+    MAKES(BYTEARRAY), MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),  MAKES(PARTIAL),   MAKES(FUNCTION),
+    MAKES(VIEW),      MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
 };
 static const filler fillers[MP_MOCK_OP_COUNT] = {
 #define FILLS(op) [MP_MOCK_##op] = fill_##op

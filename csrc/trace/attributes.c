@@ -339,6 +339,24 @@ static void method_attr(mp_recorder *rec, PyObject *method, PyObject *name)
     if (!name_is(name, "__func__") && !name_is(name, "__self__")) mp_rec_attr(rec, PyMethod_GET_FUNCTION(method), name);
 }
 
+/* A few attributes are its own; list[int] has all others from list. False for what is no alias, and for what the type itself gives. */
+static bool alias_attr(mp_recorder *rec, PyObject *alias, PyObject *name)
+{
+    PyTypeObject *type = Py_TYPE(alias);
+    if (!mp_is_type_alias(alias)) return false;
+    PyObject *descr = mp_raw_type_lookup(type, name);
+    if (descr && (Py_IS_TYPE(descr, &PyMemberDescr_Type) || Py_IS_TYPE(descr, &PyGetSetDescr_Type)))
+        mp_rec_generic_attr(rec, alias, name);
+    else if (type == &Py_GenericAliasType && mp_rec_ensure(rec, alias) != MP_NO_OBJ) {
+        read_member(rec, type, alias, "__origin__");
+        PyObject *origin = mp_raw_member(type, "__origin__", alias);
+        if (origin) mp_rec_attr(rec, origin, name);
+        Py_XDECREF(origin);
+    } else
+        return false;
+    return true;
+}
+
 static void thread_local_attr(mp_recorder *rec, PyObject *local, PyObject *name)
 {
     if (mp_rec_ensure(rec, local) == MP_NO_OBJ) return;
@@ -387,7 +405,7 @@ void mp_rec_attr(mp_recorder *rec, PyObject *object, PyObject *name)
                 method_attr(rec, object, name);
             else if (local && PyType_IsSubtype(type, local))
                 thread_local_attr(rec, object, name);
-            else
+            else if (!alias_attr(rec, object, name))
                 mp_rec_abandon(rec, MP_REASON_UNKNOWN_OBJECT, "attribute %s of a %s", chars(name), type->tp_name);
             return;
         }

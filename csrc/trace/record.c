@@ -62,6 +62,9 @@ bool mp_is_identity_type(PyObject *object)
            type == &PyMemberDescr_Type || type == &PyClassMethodDescr_Type || type == &_PyMethodWrapper_Type;
 }
 
+bool mp_is_type_alias(PyObject *object)
+{ return Py_IS_TYPE(object, &Py_GenericAliasType) || strcmp(Py_TYPE(object)->tp_name, "types.UnionType") == 0; }
+
 /* -- Reference graph -------------------------------------------------------------------------------------------------- */
 
 /* Make room for one more object's state. -1 after abandoning. */
@@ -99,7 +102,7 @@ mp_obj_id mp_rec_new_object(mp_recorder *rec, PyObject *object, mp_root root, ui
     entry->owned = watch == object;
     entry->type = (PyTypeObject *)Py_NewRef(Py_TYPE(object));
     entry->root = (uint8_t)root;
-    entry->identity = mp_is_identity_type(object);
+    entry->identity = mp_is_identity_type(object) || mp_is_type_alias(object);
     entry->found_by = found_by;
     entry->value = MP_NO_VALUE;
     rec->object_state[id] = 0;

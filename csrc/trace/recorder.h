@@ -86,6 +86,8 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **out);
 
 /* -- The reference graph (record.c; used by opcodes, attributes, containers, effects, ops) ----------------------------- */
 
+bool mp_is_type_alias(
+    PyObject *object); /* list[int], int | str: types in all but name, immutable, read as a whole by isinstance */
 bool mp_is_scalar(
     PyObject *value); /* immutable by exact type: None, bool, int, float, complex, str, bytes, Ellipsis, NotImplemented,
     dtype, device, layout, memory_format, torch.Size, range, slice of scalars, numpy scalars; tuples are containers, not scalars */

@@ -488,13 +488,6 @@ def test_a_class_made_by_the_call_cannot_be_rebuilt() -> None:
         _C._mock([cls], (), (), internals=(cls,))
 
 
-def test_a_tensor_with_attributes_of_its_own_cannot_be_rebuilt() -> None:
-    tensor = torch.zeros(1)
-    tensor.note = 1
-    with pytest.raises(ValueError, match="attributes of its own"):
-        _C._mock(tensor, (), (tensor,))
-
-
 def test_an_instance_follows_a_class_that_grew_a_property() -> None:
     cls = type("Grows", (), {})
     value = with_attributes(cls(), a=1, b=2)

@@ -53,6 +53,13 @@ CASES = {
     "mpnet": ("MPNetModel", "MPNetConfig", TEXT, text),
     "deberta": ("DebertaModel", "DebertaConfig", DEBERTA, text),
     "wav2vec2": ("Wav2Vec2Model", "Wav2Vec2Config", SPEECH, sound),
+    "mixtral": (
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        {**TEXT, "num_key_value_heads": 2, "num_local_experts": 4, "intermediate_size": 40},
+        text,
+    ),
+    "mamba": ("MambaModel", "MambaConfig", {**TEXT, "state_size": 4}, text),
     "bert_labels": ("BertForSequenceClassification", "BertConfig", TEXT, labelled),
 }
 
