@@ -13,7 +13,7 @@ import torch
 
 from magpy import _C, choices
 from magpy.aten_builder import Builder
-from magpy.aten_graph import Graph, Node, Val, describe, each_val, map_vals, meta_of
+from magpy.aten_graph import Graph, Node, Val, base_of, describe, each_val, map_vals, meta_of
 
 aten = torch.ops.aten
 
@@ -21,6 +21,7 @@ MIN_ONEDNN = 1 << 18  # multiplications from which oneDNN can be faster than its
 MAX_BATCH = 6  # dims; csrc/gemm/gemm.h
 MAX_BETWEEN = 60  # nodes looked at between the two products of an attention
 SAMPLE_ROWS = 96  # of each of many matrices are measured
+FAR = 1 << 23  # bytes of equal weights that are measured in turn: a model's weights have left the nearer caches
 
 # -- The operator -----------------------------------------------------------------------------------------------------
 
@@ -256,8 +257,8 @@ class _Keep(Exception):
     """The operator stays as it is."""
 
 
-def _plan(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: list[int]) -> Callable[[], Any]:
-    """The own product of tensors like these, ready to run."""
+def _plan(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: list[int]) -> Callable[..., Any]:
+    """The own product of tensors like these, ready to run; with another b than this one if it is given."""
     graph = Graph()
     given = [t for t in (a, b, bias) if t is not None]
     vals = [graph.add_placeholder(meta_of(t)) for t in given]
@@ -267,12 +268,24 @@ def _plan(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: 
     graph.nodes.append(node)
     graph.outputs.append(node.val)
     plan = _C.compile_graph(*describe(graph), fuse=False)
-    inputs = tuple(given)
-    return lambda: plan(inputs)
+    return lambda right=b: plan((a, right, *given[2:]))
 
 
 def _filled(sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
     return torch.empty_strided(tuple(sizes), tuple(strides), device="cpu").fill_(0.5)
+
+
+class _Turns:
+    """Equal tensors, a different one at each `take()`: as many as make up `bytes`."""
+
+    def __init__(self, tensor: torch.Tensor, bytes: int):
+        n = max(1, bytes // max(tensor.numel() * tensor.element_size(), 1))
+        self._all = [tensor, *(torch.empty_strided(tensor.shape, tensor.stride()).fill_(0.5) for _ in range(n - 1))]
+        self._next = 0
+
+    def take(self) -> torch.Tensor:
+        self._next = (self._next + 1) % len(self._all)
+        return self._all[self._next]
 
 
 def _text(sizes: Sequence[int], strides: Sequence[int]) -> str:
@@ -381,19 +394,21 @@ class _Product:
         x, w = (_filled(s, v.meta[3]) for s, v in ((x_sizes, self.x), (w_sizes, self.w)))
         bias = None if self.bias is None else _filled(*self.bias.meta[2:4])
         out = torch.empty(sizes, device="cpu")
+        far = FAR if base_of(self.w).node.target is None else 0
+        weights = _Turns(w, far)
         calls: dict[str, Callable[[], Any]] = {}
         if self.node.target is aten.addmm.default:
-            calls["blas"] = lambda: aten.addmm.out(bias, x, w, out=out)
+            calls["blas"] = lambda: aten.addmm.out(bias, x, weights.take(), out=out)
         elif self.node.target is aten.mm.default:
-            calls["blas"] = lambda: aten.mm.out(x, w, out=out)
+            calls["blas"] = lambda: aten.mm.out(x, weights.take(), out=out)
         else:
-            calls["blas"] = lambda: aten.bmm.out(x, w, out=out)
+            calls["blas"] = lambda: aten.bmm.out(x, weights.take(), out=out)
         if self.for_onednn():
-            turned = w.t()
-            calls["onednn"] = lambda: LINEAR(x, turned, bias, "none", [], "")
+            calls["onednn"] = lambda: LINEAR(x, weights.take().t(), bias, "none", [], "")
         if own is not None:
             a, b = (_filled(s, v.meta[3]) for s, v in self._own_samples(own))
-            calls["own"] = _plan(a, b, bias, own.args[3])
+            own_weights, plan = _Turns(b, far), _plan(a, b, bias, own.args[3])
+            calls["own"] = lambda: plan(own_weights.take())
         return dict(sorted(calls.items(), key=lambda row: row[0] != "own")) if chained else calls
 
     def _own_samples(self, own: Node) -> list[tuple[list[int], Val]]:
@@ -408,7 +423,8 @@ class _Product:
             text += " " + _text(*val.meta[2:4])
         if own is not None:
             text += " own " + " ".join(_text(*val.meta[2:4]) for val in own.args[:2]) + f" {own.args[3]}"
-        return f"product float32 {text}{' bias' if self.bias is not None else ''}"
+        far = " far" if base_of(self.w).node.target is None else ""
+        return f"product float32 {text}{' bias' if self.bias is not None else ''}{far}"
 
 
 LINEAR = torch.ops.mkldnn._linear_pointwise.default

@@ -11,6 +11,8 @@
 #define GRAIN (1 << 19) /* multiplications worth a thread */
 #define MAX_LANES 16
 #define MAX_NUMBERS 12
+#define MAX_WIDE 8
+#define DIRECT 12 /* numbers */
 
 static int cpu_bits(void)
 {
@@ -97,9 +99,8 @@ static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 static int64_t rounded(int64_t n, int64_t to) { return pieces(n, to) * to; }
 
-/* Few numbers do not pay for packing lanes that lie side by side. */
-static bool is_direct(const mp_gemm_tiles *tiles, const sides *s)
-{ return s->x_lane == 1 && s->n_numbers <= 2 * tiles->numbers; }
+/* Few numbers do not pay for packing lanes that lie side by side: they are read along memory as far as there are registers. */
+static bool is_direct(const sides *s) { return s->x_lane == 1 && s->n_numbers <= DIRECT; }
 
 /* Are sizes and strides covered? Sets bits and *batches. */
 static bool check(mp_gemm *g, int bits, int64_t *batches)
@@ -188,8 +189,13 @@ static int panel_width(const mp_gemm_tiles *tiles, int64_t lane, int64_t n)
 
 static void pack_block(const block_state *b, int64_t first, int64_t last)
 {
-    int64_t width = 2 * b->tiles->lanes;
-    for (int64_t lane = first; lane < last; lane += width) {
+    int64_t width = 2 * b->tiles->lanes, lane = first;
+    if (b->s.x_lane == 1) {
+        int64_t panels = (last - first) / width;
+        if (!b->direct) b->tiles->pack_adjacent(panels, b->g->k, b->x + lane, b->s.x_k, b->packed);
+        lane += panels * width;
+    }
+    for (; lane < last; lane += width) {
         int own = panel_width(b->tiles, lane, last);
         int64_t n = least(own, last - lane);
         if (b->direct && n == own) continue; /* read where it lies */
@@ -198,14 +204,24 @@ static void pack_block(const block_state *b, int64_t first, int64_t last)
     }
 }
 
-/* Lanes [lane, last) against numbers [j, j + n), steps [k0, k0 + k). `first` is the block's. */
-static void run_group(const block_state *b, int64_t first, int64_t lane, int64_t last, int64_t j, int64_t n, int64_t k0,
-                      int64_t k)
+/* The widest tile for the lanes from `lane` on, as an index of tiles->tile. */
+static int tile_at(const block_state *b, int64_t lane, int64_t last)
+{
+    if (b->direct && last - lane >= b->tiles->wide * b->tiles->lanes) return 2;
+    return last - lane > b->tiles->lanes;
+}
+
+static int64_t width_of(const mp_gemm_tiles *tiles, int tile)
+{ return (tile == 2 ? tiles->wide : tile + 1) * tiles->lanes; }
+
+/* Lanes [lane, last) by tile number `tile` against numbers [j, j + n), steps [k0, k0 + k). `first` is the block's. */
+static void run_group(const block_state *b, int tile, int64_t first, int64_t lane, int64_t last, int64_t j, int64_t n,
+                      int64_t k0, int64_t k)
 {
     _Alignas(64) float out[GROUP * MAX_NUMBERS * 2 * MAX_LANES];
+    _Static_assert(sizeof out >= sizeof(float) * DIRECT * MAX_WIDE * MAX_LANES, "room for wide tiles");
     const mp_gemm_tiles *tiles = b->tiles;
-    int width = panel_width(tiles, lane, last);
-    int64_t used = least(width, last - lane), x_step = width;
+    int64_t width = width_of(tiles, tile), used = least(width, last - lane), x_step = width;
     const float *x = b->packed + (lane - first) * b->g->k + k0 * width;
     if (b->direct && used == width) {
         x = b->x + lane + k0 * b->s.x_k;
@@ -213,18 +229,20 @@ static void run_group(const block_state *b, int64_t first, int64_t lane, int64_t
     }
     for (int64_t done = 0; done < n;) {
         int64_t left = n - done;
-        int size = left >= tiles->numbers ? 0 : left >= 3 ? 1 : 2;
+        int size = left >= tiles->numbers && tile != 2 ? 0 : left >= 3 ? 1 : 2;
         const float *y = b->y + (j - b->from + done) * b->s.y_j + k0 * b->s.y_k;
-        tiles->tile[width > tiles->lanes][size](k, x, x_step, y, b->s.y_j, b->s.y_k, out + done * width);
-        done += size == 0 ? tiles->numbers : size == 1 ? 3 : 1;
+        int64_t numbers = size == 0 ? tiles->numbers : size == 1 ? 3 : 1;
+        const float *next = lane == first && j + done + numbers < b->s.n_numbers ? y + numbers * b->s.y_j : NULL;
+        tiles->tile[tile][size](k, x, x_step, y, b->s.y_j, b->s.y_k, next, out + done * width);
+        done += numbers;
     }
     bool rows = b->g->form == MP_GEMM_ROWS, add = k0 > 0;
     float *c = b->c + (rows ? lane * b->g->c_row + j : (j - b->from) * b->g->c_row + lane);
     const float *bias = b->bias && !add ? b->bias + (rows ? j : lane) : NULL;
     if (rows)
-        tiles->put_turned(out, width, used, n, c, b->g->c_row, bias, add);
+        tiles->put_turned(out, (int)width, used, n, c, b->g->c_row, bias, add);
     else
-        tiles->put(out, width, n, used, c, b->g->c_row, bias, add);
+        tiles->put(out, (int)width, n, used, c, b->g->c_row, bias, add);
 }
 
 /* All lanes of a block against numbers [start, end). */
@@ -232,11 +250,14 @@ static void run_block(const block_state *b, int64_t block, int64_t start, int64_
 {
     const mp_gemm *g = b->g;
     int64_t first = block * g->block, last = least(first + g->block, b->s.n_lanes);
-    int64_t group = GROUP * b->tiles->numbers, width = 2 * b->tiles->lanes;
+    int64_t group = GROUP * b->tiles->numbers;
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += most(g->depth, 1))
         for (int64_t j = start; j < end; j += group)
-            for (int64_t lane = first; lane < last; lane += width)
-                run_group(b, first, lane, last, j, least(group, end - j), k0, least(g->depth, g->k - k0));
+            for (int64_t lane = first; lane < last;) {
+                int tile = tile_at(b, lane, last);
+                run_group(b, tile, first, lane, last, j, least(group, end - j), k0, least(g->depth, g->k - k0));
+                lane += width_of(b->tiles, tile);
+            }
 }
 
 static void run_dots(const block_state *b, int64_t chunk)
@@ -251,7 +272,8 @@ static void run_dots(const block_state *b, int64_t chunk)
         for (int64_t i = 0; i < g->m; i += 4) {
             int64_t rows = least(4, g->m - i);
             for (int64_t at = 0; at < n; at += n == 4 ? 4 : 1) { /* at the edge one column at a time, four times over */
-                b->tiles->dots(rows, g->k, b->x + i * g->a_row, g->a_row, y + at * g->b_col, b_col, out);
+                b->tiles->dots(rows, g->k, b->x + i * g->a_row, g->a_row, y + at * g->b_col, b_col,
+                               i == 0 && j + 8 <= g->n ? y + 4 * b_col : NULL, out);
                 for (int64_t r = 0; r < rows; r++)
                     for (int64_t col = at; col < (n == 4 ? 4 : at + 1); col++)
                         b->c[(i + r) * g->c_row + j + col] =
@@ -305,7 +327,7 @@ void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end)
     const mp_gemm *g = call->gemm;
     block_state b = {.g = g, .tiles = tiles_of(g->bits), .s = sides_of(g), .bias = call->bias};
     if (g->form != MP_GEMM_DOTS) {
-        b.direct = is_direct(b.tiles, &b.s);
+        b.direct = is_direct(&b.s);
         b.packed = mp_gemm_scratch(0, g->scratch);
     }
     int64_t batch = -1, packed = -1; /* what b is about, which block of it is packed */

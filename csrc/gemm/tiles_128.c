@@ -11,6 +11,7 @@ typedef float vec4 __attribute__((vector_size(16)));
 #else
 #define NUMBERS 6
 #endif
+#define WIDE 4
 #define SET1(x) ((vec4){(x), (x), (x), (x)})
 #define ADD(a, b) ((a) + (b))
 #define FMA(a, b, c) ((a) * (b) + (c))

@@ -11,6 +11,7 @@
 #define VEC __m256
 #define LANES 8
 #define NUMBERS 6
+#define WIDE 4
 #define SET1(x) _mm256_set1_ps(x)
 #define LOAD(p) _mm256_loadu_ps(p)
 #define STORE(p, v) _mm256_storeu_ps(p, v)

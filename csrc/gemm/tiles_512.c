@@ -11,6 +11,7 @@
 #define VEC __m512
 #define LANES 16
 #define NUMBERS 12
+#define WIDE 8
 #define SET1(x) _mm512_set1_ps(x)
 #define LOAD(p) _mm512_loadu_ps(p)
 #define STORE(p, v) _mm512_storeu_ps(p, v)

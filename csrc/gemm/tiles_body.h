@@ -1,5 +1,6 @@
 /* The tiles for one width of vectors. Included once by each tiles_*.c, which defines
 **   VEC, LANES, NUMBERS   the vector type, its lanes, the numbers of the largest tile
+**   WIDE                  the vectors of lanes of a tile for few numbers
 **   SET1(x) LOAD(p) STORE(p, v) ADD(a, b) FMA(a, b, c)
 **   TURN(from, step, to, to_step)   transposes LANES x LANES floats
 **   SUM4(p, a, b, c, d)             p[0..3] = the sums of the lanes of four vectors
@@ -16,24 +17,33 @@
 
 /* -- Tiles ------------------------------------------------------------------------------------------------------------ */
 
-/* Numbers in steps of three from one pointer each: y_j and 2 y_j are index registers, and 12 pointers would not fit. */
+/* Numbers in steps of three from one pointer each: y_j and 2 y_j are index registers, and 12 pointers would not fit. While one line of
+** each number is multiplied a line of each number of `next` is brought in: numbers that come from far away have the time of a tile. */
+#define LINE 16
+#define AHEAD 64 /* vectors of lanes */
 #define TILE(name, MV, NR)                                                                                             \
-    static void name(int64_t k, const float *x, int64_t x_step, const float *y, int64_t y_j, int64_t y_k, float *out)  \
+    static void name(int64_t k, const float *x, int64_t x_step, const float *y, int64_t y_j, int64_t y_k,              \
+                     const float *next, float *out)                                                                    \
     {                                                                                                                  \
         VEC sum[NR][MV];                                                                                               \
         const float *p[(NR + 2) / 3];                                                                                  \
         UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++) sum[j][i] = SET1(0);                   \
         UNROLL for (int j = 0; j < (NR + 2) / 3; j++) p[j] = y + 3 * j * y_j;                                          \
-        for (int64_t step = 0; step < k; step++) {                                                                     \
-            VEC lane[MV];                                                                                              \
-            UNROLL for (int i = 0; i < MV; i++) lane[i] = LOAD(x + LANES * i);                                         \
-            UNROLL for (int j = 0; j < NR; j++)                                                                        \
-            {                                                                                                          \
-                VEC number = SET1(p[j / 3][(j % 3) * y_j]);                                                            \
-                UNROLL for (int i = 0; i < MV; i++) sum[j][i] = FMA(lane[i], number, sum[j][i]);                       \
+        for (int64_t step = 0; step < k;) {                                                                            \
+            int64_t stop = k - step < LINE ? k : step + LINE;                                                          \
+            if (next) UNROLL for (int j = 0; j < NR; j++) __builtin_prefetch(next + j * y_j + step * y_k);             \
+            for (; step < stop; step++) {                                                                              \
+                VEC lane[MV];                                                                                          \
+                UNROLL for (int i = 0; i < MV; i++) lane[i] = LOAD(x + LANES * i);                                     \
+                UNROLL for (int i = 0; i < MV; i++) __builtin_prefetch(x + AHEAD / MV * x_step + LANES * i);           \
+                UNROLL for (int j = 0; j < NR; j++)                                                                    \
+                {                                                                                                      \
+                    VEC number = SET1(p[j / 3][(j % 3) * y_j]);                                                        \
+                    UNROLL for (int i = 0; i < MV; i++) sum[j][i] = FMA(lane[i], number, sum[j][i]);                   \
+                }                                                                                                      \
+                x += x_step;                                                                                           \
+                UNROLL for (int j = 0; j < (NR + 2) / 3; j++) p[j] += y_k;                                             \
             }                                                                                                          \
-            x += x_step;                                                                                               \
-            UNROLL for (int j = 0; j < (NR + 2) / 3; j++) p[j] += y_k;                                                 \
         }                                                                                                              \
         UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++)                                        \
             STORE(out + (MV * j + i) * LANES, sum[j][i]);                                                              \
@@ -45,16 +55,13 @@ TILE(tile_2_1, 2, 1)
 TILE(tile_1_all, 1, NUMBERS)
 TILE(tile_1_3, 1, 3)
 TILE(tile_1_1, 1, 1)
+TILE(tile_wide_3, WIDE, 3)
+TILE(tile_wide_1, WIDE, 1)
 
 /* -- Packing ---------------------------------------------------------------------------------------------------------- */
 
 static void pack(int64_t rows, int64_t k, const float *from, int64_t row, int64_t col, float *to, int width)
 {
-    if (row == 1 && rows == width) {
-        for (int64_t step = 0; step < k; step++)
-            for (int i = 0; i < width; i += LANES) STORE(to + step * width + i, LOAD(from + step * col + i));
-        return;
-    }
     if (rows < width) memset(to, 0, (size_t)(k * width) * sizeof *to);
     int64_t turned = 0, whole = col == 1 ? rows / LANES * LANES : 0; /* by squares */
     if (whole) turned = k / LANES * LANES;
@@ -63,6 +70,22 @@ static void pack(int64_t rows, int64_t k, const float *from, int64_t row, int64_
             TURN(from + i * row + step, row, to + step * width + i, width);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t step = i < whole ? turned : 0; step < k; step++) to[step * width + i] = from[i * row + step * col];
+}
+
+/* Along memory over all panels, a step at a time. */
+static void pack_adjacent(int64_t panels, int64_t k, const float *from, int64_t col, float *to)
+{
+    const int width = 2 * LANES;
+    for (int64_t step = 0; step < k; step++, from += col, to += width)
+        for (int64_t panel = 0; panel < panels; panel++) {
+            const float *at = from + panel * width;
+            float *put = to + panel * k * width;
+            UNROLL for (int i = 0; i < 2; i++)
+            {
+                STORE(put + i * LANES, LOAD(at + i * LANES));
+                __builtin_prefetch(at + i * LANES + 2 * col);
+            }
+        }
 }
 
 /* -- Results ---------------------------------------------------------------------------------------------------------- */
@@ -105,7 +128,8 @@ static void put_turned(const float *in, int width, int64_t rows, int64_t columns
 /* -- Dot products ----------------------------------------------------------------------------------------------------- */
 
 #define DOTS(name, MR)                                                                                                 \
-    static void name(int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_col, float *out)              \
+    static void name(int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_col, const float *next,       \
+                     float *out)                                                                                       \
     {                                                                                                                  \
         VEC sum[MR][4];                                                                                                \
         UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < 4; j++) sum[i][j] = SET1(0);                    \
@@ -113,6 +137,7 @@ static void put_turned(const float *in, int width, int64_t rows, int64_t columns
         for (; step + LANES <= k; step += LANES) {                                                                     \
             VEC row[MR];                                                                                               \
             UNROLL for (int i = 0; i < MR; i++) row[i] = LOAD(a + i * a_row + step);                                   \
+            if (next) UNROLL for (int j = 0; j < 4; j++) __builtin_prefetch(next + j * b_col + step);                  \
             UNROLL for (int j = 0; j < 4; j++)                                                                         \
             {                                                                                                          \
                 VEC column = LOAD(b + j * b_col + step);                                                               \
@@ -135,21 +160,24 @@ DOTS(dots_1, 1)
 DOTS(dots_2, 2)
 DOTS(dots_4, 4)
 
-static void dots(int64_t rows, int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_col, float *out)
+static void dots(int64_t rows, int64_t k, const float *a, int64_t a_row, const float *b, int64_t b_col,
+                 const float *next, float *out)
 {
     if (rows == 4) {
-        dots_4(k, a, a_row, b, b_col, out);
+        dots_4(k, a, a_row, b, b_col, next, out);
         return;
     }
-    if (rows >= 2) dots_2(k, a, a_row, b, b_col, out);
-    if (rows != 2) dots_1(k, a + (rows - 1) * a_row, a_row, b, b_col, out + 4 * (rows - 1));
+    if (rows >= 2) dots_2(k, a, a_row, b, b_col, next, out);
+    if (rows != 2) dots_1(k, a + (rows - 1) * a_row, a_row, b, b_col, next, out + 4 * (rows - 1));
 }
 
 const mp_gemm_tiles TILES = {
     .lanes = LANES,
     .numbers = NUMBERS,
-    .tile = {{tile_1_all, tile_1_3, tile_1_1}, {tile_2_all, tile_2_3, tile_2_1}},
+    .wide = WIDE,
+    .tile = {{tile_1_all, tile_1_3, tile_1_1}, {tile_2_all, tile_2_3, tile_2_1}, {NULL, tile_wide_3, tile_wide_1}},
     .pack = pack,
+    .pack_adjacent = pack_adjacent,
     .put_turned = put_turned,
     .put = put,
     .dots = dots,

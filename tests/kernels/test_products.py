@@ -67,7 +67,7 @@ def test_products_of_random_sizes_and_strides(bits, seed):
 
 @pytest.mark.parametrize("m", [*range(1, 34), 47, 96, 97])
 def test_every_number_of_rows(bits, m):
-    for n, k, turned in [(37, 40, True), (37, 33, False), (3, 64, True), (1, 17, False)]:
+    for n, k, turned in [(37, 40, True), (37, 33, False), (300, 21, False), (3, 64, True), (1, 17, False)]:
         a = torch.randn(m, k)
         b = torch.randn(n, k).t() if turned else torch.randn(k, n)
         check(own(a, b, torch.ones(n)), a, b, torch.ones(n))
