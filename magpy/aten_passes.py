@@ -27,7 +27,7 @@ def simplify(graph: Graph) -> Graph:
 
 
 def _same_layout(a: tuple, b: tuple) -> bool:
-    """Same dtype, device, sizes; same strides where they matter; same offset."""
+    """Same dtype, device, sizes; same strides where they matter."""
     return a[:3] == b[:3] and all(s == t for d, s, t in zip(a[2], a[3], b[3], strict=True) if d != 1)
 
 
@@ -65,6 +65,8 @@ def merge(graph: Graph) -> dict[Val | None, Val | None]:
     replaced by what."""
     outputs = {v for v in graph.outputs if v is not None}
     escaping = {base_of(v).node for v in outputs}  # memory that outputs show
+    # A view says where its elements lie in the memory of what it shows: only its own source stands for that.
+    shown = {v for node in graph.nodes if is_view(node.target) for v in each_val(node.args[:1])}
     new: dict[Val | None, Val | None] = {}
     seen: dict[Any, Node] = {}
     kept = []
@@ -77,8 +79,9 @@ def merge(graph: Graph) -> dict[Val | None, Val | None]:
         out = node.val if len(node.vals) == 1 else None
         noop = NOOPS.get(node.target)
         if noop is not None and out not in outputs and noop(node) and (is_view(node.target) or node not in escaping):
-            new[out] = node.args[0]
-            continue
+            if out not in shown or node.args[0].meta[4] == out.meta[4]:
+                new[out] = node.args[0]
+                continue
         if is_impure(node.target) or any(v in outputs for v in node.vals) or node in escaping:
             kept.append(node)
             continue

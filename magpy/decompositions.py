@@ -67,7 +67,7 @@ def _copy(self: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> 
         src = aten._to_copy.default(src, dtype=self.dtype, device=self.device)
     if self.shape != src.shape:
         src = aten.expand.default(src, self.shape)
-    if self.stride() == src.stride():
+    if self.stride() == src.stride() and not src.storage_offset():  # as new memory lies
         return src
     if self.is_contiguous():
         return aten.clone.default(src, memory_format=torch.contiguous_format)

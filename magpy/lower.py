@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import magpy.packed  # noqa: F401 (registers)
 from magpy import _C, aten_passes, aten_rewrites, aten_trace, backward, choices, products, results, symbols
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
 from magpy.random_ops import generators_of

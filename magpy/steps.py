@@ -117,14 +117,15 @@ class _Replayed(threading.local):
 _replayed = _Replayed()
 
 
+#: Operators that are replayed by functions of their own, (metas, *args, **kwargs) -> results.
+REPLAYED: dict[Any, Callable[..., Any]] = {}
+
+
 def sized(func: Any, metas: Sequence[Meta], args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
     """Replay an operator whose results' sizes are data, with results as they were when it was recorded."""
     kwargs = kwargs or {}
-    if func is torch._C._nn.one_hot:
-        x = args[0] if args else kwargs["tensor"]
-        n = metas[0][0][-1]
-        torch.ops.magpy.check([x.max().detach()], "lambda v: v + 1", _text(n), False)
-        return torch.zeros(metas[0][0], dtype=torch.int64).scatter(-1, x.unsqueeze(-1), 1)
+    if func in REPLAYED:
+        return REPLAYED[func](metas, *args, **kwargs)
     before = _replayed.__dict__.copy()
     _replayed.metas, _replayed.args, _replayed.kwargs = metas, args, kwargs
     try:
@@ -132,6 +133,15 @@ def sized(func: Any, metas: Sequence[Meta], args: Sequence[Any], kwargs: dict[st
     finally:
         _replayed.__dict__.clear()
         _replayed.__dict__.update(before)
+
+
+def _one_hot(metas: Sequence[Meta], tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    sizes, _ = metas[0]
+    torch.ops.magpy.check([tensor.max().detach()], "lambda v: v + 1", _text(sizes[-1]), False)
+    return torch.zeros(sizes, dtype=torch.int64).scatter(-1, tensor.unsqueeze(-1), 1)
+
+
+REPLAYED[torch._C._nn.one_hot] = _one_hot
 
 
 def is_sized(target: Any, args: Sequence[Any]) -> bool:
@@ -145,6 +155,13 @@ def is_sized(target: Any, args: Sequence[Any]) -> bool:
 
 def record_sized(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The operator as a step that has the recorded sizes or raises."""
+    outs = as_step(str(target), args, kwargs, _metas_of(target, args, kwargs))
+    return outs[0] if len(target._schema.returns) == 1 else tuple(outs)
+
+
+def as_step(function: str, args: Sequence[Any], kwargs: dict[str, Any], metas: Sequence[tuple]) -> list[torch.Tensor]:
+    """A step that calls the operator of this name, whose results must have these sizes and get these strides and
+    dtypes: (sizes, strides, dtype) of each."""
     tensors: list[torch.Tensor] = []
 
     def text(arg: Any) -> str:
@@ -155,12 +172,10 @@ def record_sized(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> An
             return f"[{', '.join(map(text, arg))}]"
         if arg is None or isinstance(arg, (bool, int, float)):
             return repr(arg)
-        raise Unsupported(f"an argument of {target}")
+        raise Unsupported(f"an argument of {function}")
 
-    metas = _metas_of(target, args, kwargs)
     parts = [*map(text, args), *[f"{name}={text(arg)}" for name, arg in kwargs.items()]]
-    outs = torch.ops.magpy.sized(tensors, f"lambda t: {target}({', '.join(parts)})", repr(metas))
-    return outs[0] if len(target._schema.returns) == 1 else tuple(outs)
+    return torch.ops.magpy.sized(tensors, f"lambda t: {function}({', '.join(parts)})", repr([*metas]))
 
 
 def _dense(sizes: Sequence[int]) -> Meta:

@@ -580,6 +580,19 @@ static bool size_is_data(mp_recorder *rec, mp_effect_class effect, PyObject *fun
     return false;
 }
 
+/* A recurrent layer over a packed sequence, (data, batch_sizes, state, weights, ...), steps through it as its batch_sizes say; over a plain
+** one, (input, state, weights, ...), it has no such argument. */
+static PyObject *batch_sizes_of(const running_op *op)
+{
+    static const char *const names[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
+    if (!PyCFunction_Check(op->func) || op->kwargs || PyTuple_GET_SIZE(op->real_args) < 4) return NULL;
+    const char *name = ((PyCFunctionObject *)op->func)->m_ml->ml_name;
+    bool layer = false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) layer = layer || !strcmp(name, names[i]);
+    PyObject *sizes = PyTuple_GET_ITEM(op->real_args, 1), *weights = PyTuple_GET_ITEM(op->real_args, 3);
+    return layer && mp_is_tensor(sizes) && (PyList_Check(weights) || PyTuple_Check(weights)) ? sizes : NULL;
+}
+
 /* May the function be run under observation at all? */
 static bool admit(mp_recorder *rec, running_op *op)
 {
@@ -589,15 +602,17 @@ static bool admit(mp_recorder *rec, running_op *op)
     }
     bool data = op->effect == MP_EFFECT_DATA || op->effect == MP_EFFECT_SIZED ||
                 size_is_data(rec, op->effect, op->func, op->real_args, op->kwargs);
+    bool packed = batch_sizes_of(op) != NULL;
+    data = data || packed;
     op->check = op->effect == MP_EFFECT_DATA && !op->constant && rec->op_state->accept_checks && !rec->op_state->muted;
-    bool sized = op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_OP;
+    bool sized = op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_OP || packed;
     op->sized =
         data && sized && !op->constant && rec->op_state->accept_values && !rec->op_state->muted && mp_number_sized();
     if (data && !op->check && !op->sized && !(op->constant && op->tensors)) {
         abandon_func(rec, MP_REASON_DATA_READ, op->func, NULL);
         return false;
     }
-    if (data && op->effect == MP_EFFECT_OP) op->effect = MP_EFFECT_SIZED;
+    if (data && (op->effect == MP_EFFECT_OP || packed)) op->effect = MP_EFFECT_SIZED;
     return true;
 }
 
@@ -705,6 +720,14 @@ static void append_sized(mp_recorder *rec, running_op *op, PyObject *out)
 {
     PyObject *quiet = mp_quiet_begin(), *sizes = PyList_New(0), *args = NULL;
     bool known = sizes && mp_each_tensor(rec, out, visit_size, sizes);
+    PyObject *batch_sizes = batch_sizes_of(op);
+    if (known && batch_sizes) { /* what it steps by stands behind the sizes */
+        PyObject *tolist = tensor_method("tolist");
+        PyObject *steps = tolist ? PyObject_CallOneArg(tolist, batch_sizes) : NULL;
+        known = steps && PyList_Append(sizes, steps) == 0;
+        Py_XDECREF(tolist);
+        Py_XDECREF(steps);
+    }
     mp_quiet_end(quiet);
     PyObject *tuple = known ? PyList_AsTuple(sizes) : NULL;
     if (tuple)

@@ -373,3 +373,48 @@ def test_a_view_of_a_changed_input_that_lies_elsewhere_in_memory():
         view, same = run()
         assert same is x and shares(view, x)
         assert torch.equal(x, before + 1) and torch.equal(view, x[1:])
+
+
+# -- Copies that are left out -----------------------------------------------------------------------------------------
+
+
+def _assigned(x):
+    made = torch.zeros(2, 4, 5)
+    made[:] = x
+    return made
+
+
+COPIES = {
+    "clone": torch.clone,
+    "contiguous": lambda x: x.contiguous().clone(),
+    "times one": lambda x: x * 1.0,
+    "cast": lambda x: x.double().float(),
+    "assigned": _assigned,
+    "padded": lambda x: F.pad(x, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_views_of_copies_of_a_part_of_something(name):
+    copy = COPIES[name]
+
+    def program(x):
+        results = []
+        for part in (x[1:], x.view(3, 5, 4).transpose(1, 2)[1:], x[2:].expand(2, 4, 5), x.flip(0)[1:]):
+            y = copy(part)
+            views = (
+                y[None],
+                y.reshape(-1, 2),
+                y[1, 1:],
+                y.mT,
+                y[:1, 2],
+                y.flatten()[9:].as_strided((2, 3), (2, 3), 7),
+                y.unbind(1)[2],
+            )
+            results += [v + 1 for v in views]
+            z = torch.zeros(3, 5)
+            z[:1, 2] = y[1, :1, 0]
+            results.append(z)
+        return tuple(results)
+
+    check(program, torch.randn(3, 4, 5), exact=True)
