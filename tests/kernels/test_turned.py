@@ -92,3 +92,11 @@ def test_other_vector_units(flags, monkeypatch):
     monkeypatch.setattr(harness, "FLAGS", f"{harness.FLAGS} {flags}")
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.uint8):
         check(lambda x: copy(x.t()), data((100, 99), dtype))
+
+
+@pytest.mark.parametrize("side", (2, 5, 7))
+def test_short_loops_that_are_one_longer_loop_are_no_reason_to_turn(side):
+    """Small images with something for each channel: all positions together are the vector loop."""
+    x, scale = data((3, 64, side, side), torch.float32), data((64, 1, 1), torch.float32, 1)
+    check(lambda x, scale: x * scale + 1, x, scale, turned=False)
+    check(lambda x, y: torch.cat([x, y], 1) * 2, x, data((3, 8, side, side), torch.float32, 2), turned=False)
