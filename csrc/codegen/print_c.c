@@ -17,6 +17,7 @@
 #define LANE_CHUNK 256                      /* the same for tiles */
 #define ROW_BYTES 32768                     /* of row arrays in one kernel */
 #define ROW_COST 8                          /* cost from which a value is kept in a row array */
+#define MOST_SPLIT 2048                     /* steps of a loop whose last vector is worth code of its own */
 #define GRAIN_WORK 32768                    /* additions worth a thread */
 
 typedef struct {
@@ -28,6 +29,7 @@ typedef struct {
     mp_turn turn;   /* of a kernel without reductions */
     const char *
         *array; /* [n_exprs]: what a load reads in its place, turned or chosen before the vector loop; NULL elsewhere */
+    int64_t lanes;  /* of a vector register, for the smallest elements in memory */
     uint32_t inner; /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
 } c_kernel;
 
@@ -55,13 +57,16 @@ static void close_block(c_kernel *k)
 }
 
 /* The vector loop of a tile. */
-static void open_lanes(c_kernel *k)
+static void open_lanes_between(c_kernel *k, const char *begin, const char *end)
 {
+    int v = k->kir->vector;
     mp_print_line(&k->p, "#pragma omp simd%s%s", k->kir->checks ? " reduction(|:bad)" : "",
                   k->p.near ? " reduction(|:far)" : "");
-    mp_print_line(&k->p, "for (int64_t i%d = c0; i%d < c1; i%d++) {", k->kir->vector, k->kir->vector, k->kir->vector);
+    mp_print_line(&k->p, "for (int64_t i%d = %s; i%d < %s; i%d++) {", v, begin, v, end, v);
     k->p.indent++;
 }
+
+static void open_lanes(c_kernel *k) { open_lanes_between(k, "c0", "c1"); }
 
 /* -- What a pass does ---------------------------------------------------------------------------------------------- */
 
@@ -108,6 +113,25 @@ static void print_pass_stores(c_kernel *k, int pass)
         if (stored_in(k, store, pass) || (stored_broadcast(k, store) && pass == k->kir->n_passes))
             mp_print_store(&k->p, store);
     }
+}
+
+/* -- Whole vectors --------------------------------------------------------------------------------------------------- */
+
+/* A loop of a known number of steps that does not fill its last vector is printed as two: whole vectors, and one that ends where the loop
+** ends and does some elements twice, which compilers would else do one by one. Storing twice is harmless; sums leave out what they have. */
+typedef struct {
+    int64_t whole; /* steps of the first loop, all if there is no second */
+    int64_t again; /* where the second one begins */
+    int n;         /* loops */
+} vector_parts;
+
+static vector_parts split_vectors(const c_kernel *k, int64_t extent)
+{
+    int64_t lanes = k->lanes;
+    while (lanes > extent) lanes /= 2;
+    vector_parts parts = {.whole = extent, .n = 1};
+    if (extent < 4 || extent % lanes == 0 || extent > MOST_SPLIT) return parts;
+    return (vector_parts){.whole = extent - extent % lanes, .again = extent - lanes, .n = 2};
 }
 
 /* -- Form 1: the vector loop is reduced ---------------------------------------------------------------------------- */
@@ -181,12 +205,18 @@ static void print_simd(c_kernel *k, int pass)
     mp_print_line(&k->p, "%s", text.chars);
 }
 
-static void print_accumulate(c_kernel *k, uint32_t i)
+/* Elements before `from` were taken already. */
+static void print_accumulate(c_kernel *k, uint32_t i, int64_t from)
 {
     const mp_kexpr *e = &k->kir->exprs[i];
     char x[64], q[16];
     mp_print_name(&k->p, e->arg[0], x);
     snprintf(q, sizeof q, "q%u", i);
+    if (from && (e->aux == MP_RED_SUM || e->aux == MP_RED_PROD)) {
+        mp_print_line(&k->p, "const %s m%u = i%d >= %lld ? %s : %s;", type_of(k, i), i, k->kir->vector, (long long)from,
+                      x, mp_print_identity(&k->p, e));
+        snprintf(x, sizeof x, "m%u", i);
+    }
     if (nan_tracked(e)) {
         mp_print_line(&k->p, "%s = %s %c %s ? %s : %s;", q, x, e->aux == MP_RED_MAX ? '>' : '<', q, x, q);
         mp_print_line(&k->p, "n%u |= %s != %s;", i, x, x);
@@ -227,18 +257,23 @@ static void print_row_pass(c_kernel *k, int pass)
                       (long long)kir->extent[v]);
     }
     declare_sums(k, pass, 'q');
-    print_simd(k, pass);
-    if (chunked)
-        mp_print_line(p, "for (int64_t i%u = c0; i%u < c1; i%u++) {", v, v, v), p->indent++;
-    else
-        open_loop(k, v);
-    mp_print_needed(p, bit, bit);
-    for (uint32_t i = 0; i < kir->n_exprs; i++)
-        if (k->row_kept[i] && p->need[i]) mp_print_line(p, "b%u[i%u] = t%u;", i, v, i);
-    for (uint32_t i = 0; i < kir->n_exprs; i++)
-        if (reduced_in(k, i, pass)) print_accumulate(k, i);
-    print_pass_stores(k, pass);
-    close_block(k);
+    vector_parts parts = split_vectors(k, kir->extent[v]);
+    for (int part = 0; part < parts.n; part++) {
+        print_simd(k, pass);
+        if (chunked)
+            mp_print_line(p, "for (int64_t i%u = c0; i%u < c1; i%u++) {", v, v, v);
+        else
+            mp_print_line(p, "for (int64_t i%u = %lld; i%u < %lld; i%u++) {", v, (long long)(part ? parts.again : 0), v,
+                          (long long)(part ? kir->extent[v] : parts.whole), v);
+        p->indent++;
+        mp_print_needed(p, bit, bit);
+        for (uint32_t i = 0; i < kir->n_exprs; i++)
+            if (k->row_kept[i] && p->need[i]) mp_print_line(p, "b%u[i%u] = t%u;", i, v, i);
+        for (uint32_t i = 0; i < kir->n_exprs; i++)
+            if (reduced_in(k, i, pass)) print_accumulate(k, i, part ? parts.whole : 0);
+        print_pass_stores(k, pass);
+        close_block(k);
+    }
     for (uint32_t i = 0; i < kir->n_exprs; i++) {
         if (!reduced_in(k, i, pass)) continue;
         const char *a = mp_pool_printf(p->out->pool, "a%u", i), *q = mp_pool_printf(p->out->pool, "q%u", i);
@@ -447,6 +482,8 @@ static void print_tile_stores(c_kernel *k)
     const mp_kir *kir = k->kir;
     uint32_t bit = vector_bit(k);
     bool any = false, near = false;
+    vector_parts parts = {.n = 1};
+    if (k->n_tiles == 1 && k->turn.loop < 0 && kir->n_loops > 1) parts = split_vectors(k, kir->extent[kir->vector]);
     mp_print_need_none(p);
     for (uint32_t i = 0; i < kir->n_stores; i++)
         if (stored_at_row(k, &kir->stores[i])) mp_print_need(p, kir->stores[i].what), any = true;
@@ -457,13 +494,18 @@ static void print_tile_stores(c_kernel *k)
     if (near) mp_print_line(p, "int far = 0;");
     for (int way = near ? 0 : 1; way < 2; way++) {
         p->near = way == 0;
-        if (near && way == 1) mp_print_line(p, "if (far)"), p->indent++;
-        open_lanes(k);
-        mp_print_needed(p, bit, bit);
-        for (uint32_t i = 0; i < kir->n_stores; i++)
-            if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
-        close_block(k);
-        if (near && way == 1) p->indent--;
+        if (near && way == 1) mp_print_line(p, "if (far) {"), p->indent++;
+        for (int part = 0; part < parts.n; part++) {
+            const char *begin = part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.again) : "c0";
+            const char *end =
+                parts.n == 2 && !part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.whole) : "c1";
+            open_lanes_between(k, begin, end);
+            mp_print_needed(p, bit, bit);
+            for (uint32_t i = 0; i < kir->n_stores; i++)
+                if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
+            close_block(k);
+        }
+        if (near && way == 1) p->indent--, mp_print_line(p, "}");
     }
 }
 
@@ -553,6 +595,10 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
 {
     c_kernel k = {.kir = kir};
     mp_print_init(&k.p, kir, &mp_target_c, out);
+    int64_t element = 8;
+    for (uint32_t i = 0; i < kir->n_buffers; i++)
+        if (mp_dtype_bytes(kir->buffers[i].dtype) < element) element = mp_dtype_bytes(kir->buffers[i].dtype);
+    k.lanes = vector_bits / 8 / element;
     k.row_kept = MP_NEW(out->pool, bool, kir->n_exprs + 1);
     bool lanes = kir->vector >= 0 && !(kir->reduced >> kir->vector & 1);
     int64_t outer = 1, inner = 1;

@@ -404,3 +404,23 @@ def test_short_dims_that_lie_side_by_side_are_one_loop_along_memory():
     c = equal(lambda x, m: (x - m) * (x - m).mean((0, 2, 3), keepdim=True), x, mean)
     source = c.schedule["source"]
     assert "i2 * 128]" not in source and "i2]" in source
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8], ids=str)
+def test_rows_of_any_length_are_taken_once(dtype):
+    """The last vector of a row overlaps the one before: no element is missed, and none is counted twice."""
+    lengths = (3, 4, 5, 7, 9, 15, 17, 31, 33, 49, 63, 65, 100)
+    rows = [torch.randn(3, n, generator=torch.Generator().manual_seed(n)) for n in lengths]
+    rows = [r.to(dtype) if dtype.is_floating_point else (r * 3).abs().to(dtype) for r in rows]
+
+    def all_ways(*rows):
+        ways = []
+        for x in rows:
+            ways += [x.sum(1), x.amax(1), x.argmax(1), (x + 1) * x[:, :1]]
+            ways += [x.softmax(1), x.var(1)] if x.is_floating_point() else [(x % 3 + 1).prod(1), (x > 2).any(1)]
+        return tuple(ways)
+
+    compiled = Compiled(trace(all_ways, rows))
+    exact = not dtype.is_floating_point
+    for got, want in zip(compiled(*rows, pieces=2), all_ways(*rows), strict=True):
+        torch.testing.assert_close(got, want, **({"rtol": 0, "atol": 0} if exact else {}))
