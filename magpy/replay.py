@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from magpy import aten_trace
-from magpy.aten_graph import Unsupported
 from magpy.random_ops import OPS
 
 
@@ -39,14 +38,21 @@ def _make_leaf(cls: type, data: torch.Tensor, requires_grad: bool = False) -> to
 
 
 def _tensor(data: Any, **kwargs: Any) -> torch.Tensor:
-    """torch.tensor of numbers among which there are tensors of one number: their data stay data."""
+    """torch.tensor of numbers and arrays, some of which are tensors of the graph: their data stay data."""
+    if isinstance(data, torch.Tensor):
+        made = stacked(data, kwargs.get("dtype") or data.dtype, kwargs.get("device") or data.device).clone()
+        return made.requires_grad_(kwargs.get("requires_grad", False))
     if not _holds_tensors(data):
         return torch.tensor(data, **kwargs)
     requires_grad = kwargs.pop("requires_grad", False)
     with aten_trace.outside():
         like = torch.tensor(_as_numbers(data), **kwargs)
-    made = _stacked(data, like.dtype, like.device)
+    made = stacked(data, like.dtype, like.device)
     return made.requires_grad_(requires_grad)
+
+
+def _as_tensor(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return torch.as_tensor(data, *args, **kwargs) if not _holds_tensors(data) or args else _tensor(data, **kwargs)
 
 
 def _holds_tensors(data: Any) -> bool:
@@ -58,17 +64,16 @@ def _as_numbers(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return [_as_numbers(d) for d in data]
     if isinstance(data, torch.Tensor):
-        if data.dim():
-            raise Unsupported("torch.tensor of tensors that are no single numbers")
-        return torch.zeros((), dtype=data.dtype)
+        zeros = torch.zeros(tuple(data.shape), dtype=data.dtype)
+        return zeros.numpy() if data.dim() else zeros
     return data
 
 
-def _stacked(data: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def stacked(data: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if isinstance(data, (list, tuple)):
         if not data:
             return torch.empty(0, dtype=dtype, device=device)
-        return torch.stack([_stacked(d, dtype, device) for d in data])
+        return torch.stack([stacked(d, dtype, device) for d in data])
     if isinstance(data, torch.Tensor):
         return data.detach().to(device=device, dtype=dtype)
     return torch.tensor(data, dtype=dtype, device=device)
@@ -79,6 +84,7 @@ REPLAYED: dict[Any, Callable[..., Any]] = {
     torch._shape_as_tensor: _shape_as_tensor,
     torch.Tensor._make_subclass: _make_leaf,
     torch.tensor: _tensor,
+    torch.as_tensor: _as_tensor,
     torch.random.manual_seed: OPS.seed,
     torch.Generator.manual_seed: OPS.generator_seed,
     torch.Generator.get_state: OPS.generator_state,

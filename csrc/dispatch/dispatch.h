@@ -49,6 +49,7 @@ typedef struct {
     mp_plan *plan;    /* borrowed from runner if it is a _C.Plan, else NULL */
     uint32_t n_inputs;  /* graph inputs: the first n_inputs of the guards' wanted objects */
     uint32_t n_numbers; /* graph inputs that are ints or floats and become tensors */
+    uint32_t n_arrays;  /* those that are numpy arrays, likewise: over their memory */
     uint32_t n_objects; /* what mocks name: the wanted objects after the inputs */
     uint32_t n_mutated; /* outputs [0, n_mutated) are new data for inputs mutated[i], copied at commit */
     uint32_t

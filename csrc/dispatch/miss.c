@@ -1,6 +1,7 @@
 /* Misses: observe the call and make a trace of it. */
 #include "dispatch/dispatch.h"
 #include "observe/observe.h"
+#include "trace/ndarray.h"
 
 #include <string.h>
 #include <time.h>
@@ -176,11 +177,15 @@ static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
         Py_XSETREF(make, make ? PyObject_CallOneArg(make, tensor) : NULL);
         return make;
     }
+    if (tensor && mp_is_array(tensor)) {
+        PyObject *make = import_attribute("magpy.arrays", "array_input");
+        Py_XSETREF(make, make ? PyObject_CallOneArg(make, tensor) : NULL);
+        return make;
+    }
     if (tensor) return Py_NewRef(tensor);
     const mp_tensor_meta *meta = NULL;
     for (uint32_t i = 0; i < recording->n_reads && !meta; i++)
-        if (recording->reads[i].kind == MP_READ_TENSOR_META && recording->reads[i].owner == id)
-            meta = recording->reads[i].meta;
+        if (recording->reads[i].meta && recording->reads[i].owner == id) meta = recording->reads[i].meta;
     if (!meta) return PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
     PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
     for (int d = 0; sizes && strides && d < meta->ndim; d++) {
@@ -481,6 +486,7 @@ static int guards(const mp_recording *recording, const mp_call *call, mp_trace *
     for (uint32_t i = 0; i < trace->n_inputs; i++) {
         wanted[i] = recording->values[recording->inputs[i]].input;
         PyTypeObject *type = recording->objects[wanted[i]].type;
+        trace->n_arrays += !strcmp(type->tp_name, "numpy.ndarray");
         trace->n_numbers += type == &PyLong_Type || type == &PyFloat_Type;
     }
     if (n_objects) memcpy(wanted + trace->n_inputs, objects, n_objects * sizeof *wanted);

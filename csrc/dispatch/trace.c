@@ -1,5 +1,6 @@
 /* One trace: its life, and one compiled run (compute, rebuild, commit). */
 #include "dispatch/dispatch.h"
+#include "trace/ndarray.h"
 
 #include <string.h>
 
@@ -367,7 +368,7 @@ static void unmark_inputs(const mp_trace *trace, PyObject *const *inputs)
     PyErr_Restore(type, value, traceback);
 }
 
-mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **result)
+static mp_run_end run_with(mp_trace *trace, PyObject *const *bound, PyObject **result)
 {
     PyObject *stack[ON_STACK] = {NULL}, **outputs = stack, *random = NULL;
     *result = NULL;
@@ -424,7 +425,7 @@ static PyObject *mutated_pairs(const mp_trace *trace, PyObject *const *inputs, P
     return pairs;
 }
 
-mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_call *call, PyObject **answer)
+static mp_run_end verify_with(mp_trace *trace, PyObject *const *bound, const mp_call *call, PyObject **answer)
 {
     PyObject **outputs = PyMem_Calloc(trace->n_outputs + 1, sizeof *outputs), *pairs = NULL, *compiled = NULL,
              *result = NULL;
@@ -470,5 +471,62 @@ done:
     Py_XDECREF(compiled);
     release_outputs(trace, outputs);
     PyMem_Free(outputs);
+    return end;
+}
+
+/* -- Arrays among the inputs -------------------------------------------------------------------------------------------------- */
+
+static void free_shown(const mp_trace *trace, PyObject **shown)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    for (uint32_t i = 0; shown && i < trace->n_inputs + trace->n_objects; i++) Py_XDECREF(shown[i]);
+    PyMem_Free(shown);
+    PyErr_Restore(type, value, traceback);
+}
+
+/* What is bound, with tensors over the memory of the arrays among the graph's inputs. Owned array of owned, or NULL with an exception. */
+static PyObject **with_shown(const mp_trace *trace, PyObject *const *bound)
+{
+    static PyObject *make; /* owned by the process: magpy.arrays.array_input */
+    if (!make) {
+        PyObject *module = PyImport_ImportModule("magpy.arrays");
+        make = module ? PyObject_GetAttrString(module, "array_input") : NULL;
+        Py_XDECREF(module);
+        if (!make) return NULL;
+    }
+    uint32_t n = trace->n_inputs + trace->n_objects;
+    PyObject **shown = PyMem_Calloc(n + 1, sizeof *shown);
+    if (!shown) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        bool array = i < trace->n_inputs && mp_is_array(bound[i]);
+        shown[i] = array ? PyObject_CallOneArg(make, bound[i]) : Py_XNewRef(bound[i]);
+        if (!array || shown[i]) continue;
+        free_shown(trace, shown);
+        return NULL;
+    }
+    return shown;
+}
+
+mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **result)
+{
+    if (MP_LIKELY(!trace->n_arrays)) return run_with(trace, bound, result);
+    *result = NULL;
+    PyObject **shown = with_shown(trace, bound);
+    mp_run_end end = shown ? run_with(trace, shown, result) : failed();
+    free_shown(trace, shown);
+    return end;
+}
+
+mp_run_end mp_trace_verify(mp_trace *trace, PyObject *const *bound, const mp_call *call, PyObject **result)
+{
+    if (!trace->n_arrays) return verify_with(trace, bound, call, result);
+    *result = NULL;
+    PyObject **shown = with_shown(trace, bound);
+    mp_run_end end = shown ? verify_with(trace, shown, call, result) : MP_RUN_RAISED;
+    free_shown(trace, shown);
     return end;
 }

@@ -6,11 +6,12 @@
 */
 #include "guard/program.h"
 
+#include "trace/ndarray.h"
 #include "trace/recorder.h"
 
 typedef struct {
     mp_obj_id object;
-    bool written;
+    bool written, array;
     char *first, *begin, *end;
 } span;
 
@@ -22,6 +23,7 @@ struct guard_overlaps {
         int64_t distance; /* from a's first element to b's */
     } *pairs;             /* those that overlapped, at least one of them written to */
     uint32_t n_pairs;
+    bool arrays; /* one of them is a numpy array, which the graph takes for a tensor with memory of its own */
 };
 
 void guard_overlaps_free(struct guard_overlaps *overlaps)
@@ -39,8 +41,11 @@ static bool locate(struct guard_overlaps *overlaps, PyObject *(*object_of)(const
     for (uint32_t i = 0; i < overlaps->n; i++) {
         span *s = &overlaps->spans[i];
         PyObject *tensor = object_of(context, s->object);
-        if (!tensor || !guard_tensor_is(tensor) || !guard_tensor_range(tensor, &s->first, &s->begin, &s->end))
+        if (tensor && mp_is_array(tensor))
+            mp_array_range(tensor, &s->first, &s->begin, &s->end);
+        else if (!tensor || !guard_tensor_is(tensor) || !guard_tensor_range(tensor, &s->first, &s->begin, &s->end))
             return false;
+        s->array = tensor && mp_is_array(tensor);
     }
     for (uint32_t i = 1; i < overlaps->n; i++) {
         span s = overlaps->spans[i];
@@ -71,6 +76,7 @@ static bool each_overlap(struct guard_overlaps *overlaps,
 
 static bool remember(struct guard_overlaps *overlaps, const span *a, const span *b)
 {
+    if (a->array || b->array) overlaps->arrays = true;
     struct pair *pairs = PyMem_Realloc(overlaps->pairs, (overlaps->n_pairs + 1) * sizeof *pairs);
     if (!pairs) return false;
     overlaps->pairs = pairs;
@@ -116,6 +122,11 @@ int guard_overlaps_new(const mp_recording *recording, struct guard_overlaps **ou
         return -1;
     }
     if (!each_overlap(overlaps, remember)) goto no_memory;
+    if (overlaps->arrays) {
+        guard_overlaps_free(overlaps);
+        mp_reason_set(why, MP_REASON_UNGUARDABLE, "a numpy array that overlaps another input, one of which is changed");
+        return -1;
+    }
     *out = overlaps;
     return 0;
 no_memory:

@@ -3,6 +3,7 @@
 
 #include "observe/observe.h"
 #include "trace/lru.h"
+#include "trace/ndarray.h"
 #include "trace/recorder.h"
 
 #include <structmember.h>
@@ -497,6 +498,20 @@ static bool read_base_value(mp_guard_program *prog, const mp_read *read, look at
 static bool read_tensor_meta(mp_guard_program *prog, const mp_read *read, look at)
 { return read->meta && guard_tensor_is(at.owner) && guard_tensor_same(at.owner, read->meta); }
 
+static bool read_array_meta(mp_guard_program *prog, const mp_read *read, look at)
+{
+    const mp_array *a = (const mp_array *)at.owner;
+    const mp_tensor_meta *meta = read->meta;
+    if (!meta || !mp_is_array(at.owner) || a->nd != meta->ndim || a->descr != PyTuple_GET_ITEM(read->value, 0) ||
+        PyLong_AsLong(PyTuple_GET_ITEM(read->value, 1)) != (a->flags & MP_ARRAY_WRITEABLE) ||
+        !(a->flags & MP_ARRAY_ALIGNED))
+        return false;
+    Py_ssize_t size = mp_array_item_size(at.owner);
+    for (int d = 0; d < a->nd; d++)
+        if (a->dimensions[d] != meta->size[d] || a->strides[d] != meta->stride[d] * size) return false;
+    return true;
+}
+
 /* The descriptor is looked for below the Python classes: their properties would be user code. */
 static bool read_tensor_attr(mp_guard_program *prog, const mp_read *read, look at)
 {
@@ -537,6 +552,7 @@ static bool (*const evaluate[MP_READ_KIND_COUNT])(mp_guard_program *, const mp_r
     [MP_READ_MEMBER] = read_member,
     [MP_READ_SLOT] = read_slot,
     [MP_READ_TENSOR_META] = read_tensor_meta,
+    [MP_READ_ARRAY_META] = read_array_meta,
     [MP_READ_TENSOR_ATTR] = read_tensor_attr,
     [MP_READ_DEREF] = read_deref,
     [MP_READ_CONTEXT_VAR] = read_context_var,

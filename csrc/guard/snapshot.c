@@ -420,6 +420,7 @@ static void (*const prove[MP_READ_KIND_COUNT])(builder *, const mp_read *) = {
     [MP_READ_MEMBER] = prove_member,
     [MP_READ_SLOT] = prove_slot,
     [MP_READ_TENSOR_META] = prove_tensor,
+    [MP_READ_ARRAY_META] = prove_by_looking,
     [MP_READ_TENSOR_ATTR] = prove_by_looking,
     [MP_READ_DEREF] = prove_deref,
     [MP_READ_CONTEXT_VAR] = prove_by_looking,

@@ -464,3 +464,12 @@ bool guard_tensor_range(PyObject *tensor, char **first, char **begin, char **end
     *end += (high + 1) * bytes;
     return true;
 }
+
+bool mp_guard_tensor_range(PyObject *tensor, char **first, char **begin, char **end)
+{
+    if (guard_tensor_load() < 0) {
+        PyErr_Clear();
+        return false;
+    }
+    return guard_tensor_range(tensor, first, begin, end);
+}

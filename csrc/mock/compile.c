@@ -8,6 +8,7 @@
 #include "mock/program.h"
 
 #include "trace/map.h"
+#include "trace/ndarray.h"
 #include "trace/raw.h"
 #include <structmember.h>
 
@@ -696,7 +697,7 @@ static bool is_true(PyObject *object, const char *attribute)
 /* Keep what one more value's tensor is. False without memory. */
 static bool add_look(walker *w, PyObject *object)
 {
-    PyObject *strides = PyObject_CallMethod(object, "stride", NULL);
+    PyObject *strides = mp_is_array(object) ? mp_array_strides(object) : PyObject_CallMethod(object, "stride", NULL);
     PyObject *inference = PyObject_CallMethod(object, "is_inference", NULL);
     PyErr_Clear();
     bool leaf = is_true(object, "requires_grad") && is_true(object, "is_leaf");
@@ -745,6 +746,24 @@ static mp_operand number(walker *w, PyObject *object, mp_value_id id)
     return value == MP_NO_OPERAND ? value : make(w, MP_MOCK_NUMBER, &value, 1, NULL, NULL);
 }
 
+static mp_operand array(walker *w, PyObject *object)
+{
+    bool owns = false;
+    mp_reason why = {0};
+    mp_value_id id =
+        w->source->find_array ? w->source->find_array(w->source->context, object, &owns, &why) : MP_NO_VALUE;
+    if (id == MP_NO_VALUE) {
+        if (why.code) *w->why = why;
+        return why.code ? MP_NO_OPERAND : unrebuildable(w, object, "");
+    }
+    mp_operand value = output(w, id, object);
+    PyObject *how = Py_BuildValue("(OO)", owns ? Py_True : Py_False,
+                                  ((mp_array *)object)->flags & MP_ARRAY_WRITEABLE ? Py_True : Py_False);
+    if (value != MP_NO_OPERAND) value = how ? make(w, MP_MOCK_ARRAY, &value, 1, how, NULL) : no_memory(w);
+    Py_XDECREF(how);
+    return value;
+}
+
 static mp_operand tensor(walker *w, PyObject *object)
 {
     mp_value_id id = w->source->find_value(w->source->context, object);
@@ -785,6 +804,8 @@ static mp_operand value_of(walker *w, PyObject *object)
         operand = external_once(w, id);
     else if (is_tensor(w, object))
         operand = tensor(w, object);
+    else if (mp_is_array(object))
+        operand = array(w, object);
     else
         operand = make_by_type(w, object);
     w->depth--;
@@ -875,6 +896,8 @@ static mp_obj_id recorded_object(void *context, PyObject *object) { return mp_re
 static mp_value_id recorded_value(void *context, PyObject *tensor) { return mp_recording_find_value(context, tensor); }
 static mp_value_id recorded_number(void *context, PyObject *object)
 { return mp_recording_find_number(context, object); }
+static mp_value_id recorded_array(void *context, PyObject *array, bool *owns, mp_reason *why)
+{ return mp_recording_find_array(context, array, owns, why); }
 static bool recorded_internal(void *context, PyObject *object) { return mp_recording_is_internal(context, object); }
 static PyObject *recorded_path(void *context, mp_obj_id object) { return mp_recording_path(context, object); }
 
@@ -884,6 +907,7 @@ mp_mock_program *mp_mock_compile(const mp_recording *recording, mp_reason *why)
                              .find_object = recorded_object,
                              .find_value = recorded_value,
                              .find_number = recorded_number,
+                             .find_array = recorded_array,
                              .is_internal = recorded_internal,
                              .path = recorded_path,
                              .result = recording->result,

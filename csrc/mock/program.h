@@ -21,6 +21,7 @@ typedef struct mp_step mp_step;
 #define MP_MOCK_OPS(X)                                                                                                 \
     X(NUMBER)        /* graph output: the int or float that is its only element */                                     \
     X(TENSOR)        /* graph output, as a target for its attributes */                                                \
+    X(ARRAY)         /* graph output: a numpy array over its memory, or with memory of its own */                      \
     X(TUPLE)         /* items */                                                                                       \
     X(TUPLE_LIKE)    /* items; an instance of a tuple subclass */                                                      \
     X(LIST)          /* items */                                                                                       \
@@ -102,9 +103,10 @@ typedef struct {
     mp_obj_id (*find_object)(void *context, PyObject *object);
     mp_value_id (*find_value)(void *context, PyObject *tensor);
     mp_value_id (*find_number)(void *context, PyObject *object); /* the graph value of an int or float that is data */
-    bool (*is_internal)(void *context, PyObject *object);        /* a function or class made by the call */
-    PyObject *(*path)(void *context, mp_obj_id object);          /* owned str, or NULL with an exception */
-    PyObject *result;                                            /* borrowed */
+    mp_value_id (*find_array)(void *context, PyObject *array, bool *owns, mp_reason *why); /* NULL: there are none */
+    bool (*is_internal)(void *context, PyObject *object); /* a function or class made by the call */
+    PyObject *(*path)(void *context, mp_obj_id object);   /* owned str, or NULL with an exception */
+    PyObject *result;                                     /* borrowed */
     const mp_write *writes;
     uint32_t n_writes;
 } mp_mock_source;

@@ -59,6 +59,20 @@ static PyObject *make_NUMBER(const mp_mock_run *run, const mp_step *step, const 
     return PyObject_Vectorcall(item, &tensor, 1, NULL);
 }
 
+/* data: (does it own its memory, may it be written to). */
+static PyObject *make_ARRAY(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{
+    static PyObject *make; /* owned by the process: magpy.arrays.array_result */
+    if (!make) {
+        PyObject *module = PyImport_ImportModule("magpy.arrays");
+        make = module ? PyObject_GetAttrString(module, "array_result") : NULL;
+        Py_XDECREF(module);
+        if (!make) return NULL;
+    }
+    return PyObject_CallFunctionObjArgs(make, ARG(0), PyTuple_GET_ITEM(step->data, 0), PyTuple_GET_ITEM(step->data, 1),
+                                        NULL);
+}
+
 static PyObject *make_TUPLE(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
     PyObject *tuple = PyTuple_New(step->n);
@@ -284,10 +298,10 @@ static int fill_ITERATOR_FILL(const mp_mock_run *run, const mp_step *step, const
 
 static const maker makers[MP_MOCK_OP_COUNT] = {
 #define MAKES(op) [MP_MOCK_##op] = make_##op
-    MAKES(TENSOR),    MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW),
-    MAKES(DICT),      MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),  MAKES(DEQUE_NEW), MAKES(SLICE),
-    MAKES(BYTEARRAY), MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),  MAKES(PARTIAL),   MAKES(FUNCTION),
-    MAKES(VIEW),      MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
+    MAKES(TENSOR),   MAKES(ARRAY),     MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE), MAKES(LIST),
+    MAKES(LIST_NEW), MAKES(DICT),      MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),  MAKES(DEQUE_NEW),
+    MAKES(SLICE),    MAKES(BYTEARRAY), MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),  MAKES(PARTIAL),
+    MAKES(FUNCTION), MAKES(VIEW),      MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
 };
 static const filler fillers[MP_MOCK_OP_COUNT] = {
 #define FILLS(op) [MP_MOCK_##op] = fill_##op

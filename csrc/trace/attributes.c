@@ -4,6 +4,7 @@
 ** a getattro of its own ends the trace. What is found is only recorded, never called: Python code behind a descriptor is a frame
 ** of its own and shows itself.
 */
+#include "trace/arrays.h"
 #include "trace/raw.h"
 
 #include "observe/observe.h"
@@ -380,6 +381,10 @@ void mp_rec_attr(mp_recorder *rec, PyObject *object, PyObject *name)
         return;
     }
     if (mp_is_scalar(object)) return;
+    if (mp_is_array(object)) {
+        mp_array_attr(rec, object, name);
+        return;
+    }
     if (mp_is_tensor(object)) { /* C getters of tensors arrive by the torch mode */
         PyObject *descr = mp_raw_type_lookup(type, name);
         if (descr && Py_IS_TYPE(descr, &PyGetSetDescr_Type)) return;
@@ -470,6 +475,10 @@ void mp_rec_generic_store(mp_recorder *rec, PyObject *object, PyObject *name, Py
 
 void mp_rec_store_attr(mp_recorder *rec, PyObject *object, PyObject *name, PyObject *value)
 {
+    if (mp_is_array(object)) {
+        mp_array_store_attr(rec, object, name);
+        return;
+    }
     PyTypeObject *type = Py_TYPE(object);
     const char *hook = value ? "__setattr__" : "__delattr__";
     if (mp_is_tensor(object) && PyUnicode_CheckExact(name)) { /* C setters of tensors arrive by the torch mode */

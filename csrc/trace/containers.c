@@ -4,6 +4,7 @@
 ** else goes by the C base: list, tuple, dict, set, frozenset, deque. A dict key that only user code could compare is looked for by
 ** identity, and if that does not decide, the trace ends.
 */
+#include "trace/arrays.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -387,6 +388,10 @@ static void deep(mp_recorder *rec, PyObject *object, const mp_chain *outer)
         mp_rec_touch(rec, object);
         return;
     }
+    if (mp_is_array(object)) {
+        mp_array_settle(rec, object, false);
+        return;
+    }
     for (const mp_chain *at = outer; at; at = at->outer)
         if (at->object == object) return;
     mp_chain here = {outer, object, outer ? outer->depth + 1 : 0};
@@ -461,6 +466,10 @@ void mp_rec_operand(mp_recorder *rec, PyObject *object, bool is_deep)
         mp_rec_touch(rec, object);
         return;
     }
+    if (mp_is_array(object)) {
+        mp_array_settle(rec, object, false);
+        return;
+    }
     mp_rec_type(rec, object);
     bool container = mp_is_container(object) || is_proxy(object) || is_ndarray(object);
     if (!container) {
@@ -485,6 +494,10 @@ static bool always_true(PyTypeObject *type)
 void mp_rec_truth(mp_recorder *rec, PyObject *object)
 {
     if (mp_is_scalar(object) || mp_is_tensor(object)) return;
+    if (mp_is_array(object)) {
+        mp_array_settle(rec, object, false);
+        return;
+    }
     mp_rec_type(rec, object);
     if (!mp_type_mutable(Py_TYPE(object)) && always_true(Py_TYPE(object))) return;
     if (!mp_is_container(object)) {
@@ -646,6 +659,10 @@ void mp_rec_iterate(mp_recorder *rec, PyObject *object)
         mp_rec_touch(rec, object);
         return;
     }
+    if (mp_is_array(object)) {
+        mp_array_iterate(rec, object);
+        return;
+    }
     mp_rec_type(rec, object);
     PyTypeObject *type = Py_TYPE(object);
     if (python_handles(rec, object, "__iter__")) return;
@@ -661,8 +678,10 @@ void mp_rec_iterate(mp_recorder *rec, PyObject *object)
 void mp_rec_contains(mp_recorder *rec, PyObject *container, PyObject *key)
 {
     if (mp_is_scalar(container) || mp_is_tensor(container)) return;
-    mp_rec_type(rec, container);
+    if (mp_is_array(container)) mp_array_settle(rec, container, false);
     if (!mp_is_scalar(key)) mp_rec_deep(rec, key);
+    if (mp_is_array(container)) return;
+    mp_rec_type(rec, container);
     if (is_nan(key)) mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "a NaN is looked for in a container");
     if (python_handles(rec, container, "__contains__")) return;
     if (mp_rec_ensure(rec, container) == MP_NO_OBJ || PyType_Check(container) || has_base_value(container)) return;

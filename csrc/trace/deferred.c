@@ -31,6 +31,7 @@ typedef struct {
 struct mp_deferred {
     void *frame;          /* the frame whose running instruction is a deferred call, or NULL */
     bool early;           /* that call is a draw */
+    bool silent;          /* what is touched inside does not matter */
     bool plain;           /* its arguments are constants: so is a scalar result */
     bool unused;          /* nobody looks at the result */
     bool effects, warned; /* was there any effect, a warning? */
@@ -190,7 +191,7 @@ static void touch_by_call(mp_recorder *rec, PyObject *callable, PyObject *const 
 
 void mp_rec_unseen(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg)
 {
-    if (rec->why.code || !rec->deferred) return;
+    if (rec->why.code || !rec->deferred || rec->deferred->silent) return;
     mp_kept kept = mp_keep();
     PyObject *names = frame->code->co_names;
     switch (opcode) {
@@ -384,6 +385,13 @@ void mp_deferred_begin(mp_recorder *rec, const mp_frame *frame, bool early)
     if (!state) return;
     state->frame = frame->id;
     state->early = early;
+    state->silent = false;
+}
+
+void mp_deferred_silent(mp_recorder *rec, const mp_frame *frame)
+{
+    mp_deferred_begin(rec, frame, false);
+    if (rec->deferred) rec->deferred->silent = true;
 }
 
 bool mp_rec_deferring(const mp_recorder *rec) { return rec->deferred && rec->deferred->frame && !rec->why.code; }

@@ -1,4 +1,5 @@
 /* Effects: the table of C callables, resolved once, and what each class of effect records. */
+#include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
@@ -613,6 +614,8 @@ static void torch_done(mp_recorder *rec, PyObject *data, PyObject **slot)
         const mp_effect *shown = mp_effect_of_torch(func);
         if (!seen && shown && shown->effect == MP_EFFECT_REFUSED)
             mp_call_abandon(&call, MP_REASON_UNKNOWN_C_CALLABLE, "not traceable");
+        else if (!seen && PyType_Check(func) && mp_holds_array(args, 0) && mp_is_tensor(result))
+            mp_array_constructed(rec, args, kwargs, result);
         else if (mp_has_tensor(result)) {
             bool known =
                 seen && !mp_rec_has_unknown(rec, result); /* seen: also where it gives back what it was given */
@@ -667,6 +670,7 @@ static bool is_deferred(const mp_effect *effect)
 void mp_effect_apply(mp_call *call, const mp_effect *effect)
 {
     if (effect->effect != MP_EFFECT_TORCH && !is_deferred(effect) && mp_number_call(call)) return;
+    if (mp_array_call(call, false)) return;
     switch ((mp_effect_class)effect->effect) {
     case MP_EFFECT_SPECIAL: effect->handler(call); return;
     case MP_EFFECT_PURE:

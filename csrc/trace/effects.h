@@ -129,6 +129,9 @@ void mp_defer(mp_call *call, bool text, bool at_frames);
 /* The call gives another result each time: every run makes it again (draws.c). */
 void mp_draw_call(mp_call *call);
 void mp_clock_call(mp_call *call);
+/* A C function of Python or (numpy) of numpy that computes with arrays is about to be called. True: it meets data, and is recorded
+** (arrays_met.c). */
+bool mp_array_call(mp_call *call, bool numpy);
 /* What the call looks at of numbers that are data (numbers.c). True: it computes a number from numbers, and nothing is left to record. */
 bool mp_number_call(mp_call *call);
 

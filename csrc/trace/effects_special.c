@@ -1,6 +1,7 @@
 /* Handlers of the C callables whose effect no class describes: attributes by name, type tests, dict look-ups, context variables,
 ** weak references. Each records what the C code is about to read and write, with raw looks.
 */
+#include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/lru.h"
 #include "trace/raw.h"
@@ -404,6 +405,10 @@ void mp_handle_len(mp_call *call)
 {
     PyObject *object = argument(call, 0);
     if (!object) return;
+    if (mp_is_array(object)) {
+        mp_array_is_data(call->rec, object); /* how it lies in memory is guarded */
+        return;
+    }
     if (is_object(object) && mp_type_mutable(Py_TYPE(object)))
         mp_type_attr_named(call->rec, Py_TYPE(object), "__len__");
     if (mp_type_python(Py_TYPE(object), "__len__") && !mp_is_tensor(object)) {

@@ -1,5 +1,6 @@
 /* Handlers of torch's and numpy's own C callables: is there a torch function, mode stacks, autograd.Function, numpy on constants. */
 #include "observe/observe.h"
+#include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
@@ -12,32 +13,51 @@ static void no_memory(mp_call *call)
     mp_rec_abandon(call->rec, MP_REASON_NO_MEMORY, "call");
 }
 
-static PyObject *keyword(const mp_call *call, const char *name)
-{
-    for (Py_ssize_t i = 0; i < call->nkw; i++)
-        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), name) == 0) return call->kwvalues[i];
-    return NULL;
-}
-
-/* -- numpy: pure where no tensor and no array from outside comes in, and nothing is written to a given array -------------------------------- */
+/* -- numpy: a constant where all that comes in is constant, else an operator of the graph ------------------------------------------------------- */
 
 void mp_handle_numpy(mp_call *call)
 {
-    mp_kept kept = mp_keep();
-    PyObject *name = PyObject_GetAttrString(call->callable, "__name__"); /* C getters of numpy's types */
-    bool empty = name && PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "empty_like") == 0;
-    Py_XDECREF(name);
-    mp_restore(kept);
-    PyObject *out = keyword(call, "out");
-    bool given = empty || (out && out != Py_None), ufunc = !strcmp(Py_TYPE(call->callable)->tp_name, "numpy.ufunc");
-    for (Py_ssize_t i = 0; i < call->nargs; i++) given = given || mp_has_tensor(call->args[i]);
-    if (given || (ufunc && call->nargs > 2)) {
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "on tensors, or into an array");
-        return;
-    }
+    if (mp_array_call(call, true)) return;
     for (Py_ssize_t i = 0; i < call->nargs; i++) mp_effect_read(call, call->args[i], true);
     for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], true);
     mp_effect_check_result(call);
+    bool calls = false; /* the program's functions, which are watched */
+    for (Py_ssize_t i = 0; i < call->nargs + call->nkw; i++) {
+        PyObject *argument = i < call->nargs ? call->args[i] : call->kwvalues[i - call->nargs];
+        calls = calls || (PyCallable_Check(argument) && !PyType_Check(argument));
+    }
+    if (!calls && !mp_rec_abandoned(call->rec)) mp_deferred_silent(call->rec, call->frame);
+}
+
+/* data: (_C.Value of the array). */
+static void shown(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    mp_kept kept = mp_keep();
+    PyObject *func = slot ? PyObject_GetAttrString((PyObject *)mp_names.tensor_base, "detach") : NULL;
+    if (func && !mp_rec_abandoned(rec)) mp_rec_template_op(rec, func, Py_NewRef(data), *slot);
+    Py_XDECREF(func);
+    Py_DECREF(data);
+    mp_restore(kept);
+}
+
+/* The tensor shows the array's memory. */
+void mp_handle_from_numpy(mp_call *call)
+{
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    PyObject *array = call->nargs == 1 && !call->nkw && mp_is_array(call->args[0]) ? call->args[0] : NULL;
+    if (!state || state->muted || !array || !mp_array_plain(array)) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE,
+                        "of an array that torch has no type for or may not write to");
+        return;
+    }
+    mp_kept kept = mp_keep();
+    PyObject *value = mp_array_value(call->rec, array, true), *args = value ? PyTuple_Pack(1, value) : NULL;
+    Py_XDECREF(value);
+    if (args)
+        mp_rec_pend(call->rec, call->frame, shown, args);
+    else
+        no_memory(call); /* unless there is a reason */
+    mp_restore(kept);
 }
 
 /* -- torch ------------------------------------------------------------------------------------------------------------------------------------ */

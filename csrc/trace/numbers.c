@@ -287,7 +287,7 @@ static bool is_changing(mp_recorder *rec, PyObject *name) /* steals it; may be N
 /* *object, external object `id` from now on, becomes a number and an input of the graph. Its entry, or NULL. */
 static number *add_outside(mp_recorder *rec, PyObject **object, mp_obj_id id)
 {
-    mp_value_id value = mp_rec_number_input(rec, id);
+    mp_value_id value = mp_rec_object_input(rec, id);
     uint32_t n = rec->numbers ? rec->numbers->n : 0;
     if (value == MP_NO_VALUE) return NULL;
     mp_number_add(rec, object, name_of_value(value), leaf(value));

@@ -4,6 +4,7 @@
 ** handler touch nothing but the frame itself. Where the instruction calls Python code (properties, special methods), that code is a
 ** frame and shows itself.
 */
+#include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
@@ -600,7 +601,7 @@ void mp_rec_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int
     if (MP_UNLIKELY(rec->numbers != NULL)) mp_number_instruction(rec, frame, opcode, oparg);
     if (MP_UNLIKELY(rec->oracle != NULL)) mp_oracle_look(rec, frame, opcode);
     rec->in_instruction = true;
-    handlers[opcode](rec, frame, oparg);
+    if (!mp_array_instruction(rec, frame, opcode, oparg)) handlers[opcode](rec, frame, oparg);
     rec->in_instruction = false;
     if (MP_UNLIKELY(rec->n_number_reads)) mp_number_met_end(rec, frame, opcode);
     mp_restore(kept);

@@ -4,6 +4,7 @@
 ** found by version counters afterwards, and its results are bound to new values. What it reads of data ends the trace, unless the
 ** data is a constant of the trace.
 */
+#include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
@@ -616,6 +617,38 @@ static bool admit(mp_recorder *rec, running_op *op)
     return true;
 }
 
+/* Does it take arrays as it takes tensors? as_tensor may share their memory. */
+static bool takes_arrays(PyObject *func, bool *shared)
+{
+    static const char *const names[] = {"tensor", "as_tensor", "new_tensor", "__getitem__", "__setitem__"};
+    bool method = Py_IS_TYPE(func, &PyMethodDescr_Type) || Py_IS_TYPE(func, &PyWrapperDescr_Type);
+    const char *name = method                    ? PyUnicode_AsUTF8(PyDescr_NAME(func))
+                       : PyCFunction_Check(func) ? ((PyCFunctionObject *)func)->m_ml->ml_name
+                                                 : "";
+    *shared = name && !strcmp(name, "as_tensor");
+    for (size_t i = 0; name && i < sizeof names / sizeof *names; i++)
+        if (!strcmp(names[i], name)) return true;
+    return false;
+}
+
+/* Arrays among the arguments are values of the graph: the operator is recorded with tensors over them. */
+static void settle_arrays(mp_recorder *rec, running_op *op)
+{
+    bool shared;
+    if (!mp_holds_array(op->real_args, 0) && !(op->kwargs && mp_holds_array(op->kwargs, 0))) return;
+    if (!takes_arrays(op->func, &shared)) return; /* read as other arguments are */
+    shared = shared && PyTuple_GET_SIZE(op->real_args) && mp_is_array(PyTuple_GET_ITEM(op->real_args, 0));
+    PyObject *args = mp_arrays_as_tensors(rec, op->real_args, shared);
+    PyObject *kwargs = args && op->kwargs ? mp_arrays_as_tensors(rec, op->kwargs, shared) : NULL;
+    if (args && (kwargs || !op->kwargs)) {
+        Py_SETREF(op->real_args, args);
+        Py_XSETREF(op->kwargs, kwargs);
+    } else {
+        Py_XDECREF(args);
+        Py_XDECREF(kwargs);
+    }
+}
+
 /* Inside a call that is one node of the graph, tensors are its own or its arguments: what it takes from elsewhere would be no argument
 ** of the node. */
 static bool visit_given(mp_recorder *rec, PyObject *tensor, void *context)
@@ -652,6 +685,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     op->effect = class_of(op->func);
     op->marks = is_requires_grad(op->func) && PyTuple_GET_SIZE(op->real_args) && !state->muted;
     if (op->marks) op->required = is_required(PyTuple_GET_ITEM(op->real_args, 0));
+    if (!state->muted) settle_arrays(rec, op);
     if (!state->muted) settle_slices(rec, op);
     if (!state->muted) settle_numbers(rec, op);
     op->constant = true;
@@ -798,6 +832,8 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
     if (!mp_rec_abandoned(rec)) {
         if (!out) /* the program may catch it, and a compiled run would not know that it is raised */
             abandon_func(rec, MP_REASON_EXCEPTION, op->func, NULL);
+        else if (op->effect == MP_EFFECT_META && mp_is_array(out) && PyTuple_GET_SIZE(op->real_args))
+            mp_array_adopt(rec, out, PyTuple_GET_ITEM(op->real_args, 0)); /* tensor.numpy() */
         else if (op->effect == MP_EFFECT_ATTR)
             end_attr(rec, op, out);
         else if (op->marks) {
@@ -841,6 +877,16 @@ void mp_rec_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwarg
 
 void mp_rec_template_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *out)
 { append_op(rec, func, args, NULL, out, false, false); }
+
+void mp_rec_values_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *out)
+{
+    uint32_t index = rec->recording->n_ops;
+    append_op(rec, func, args, NULL, Py_None, false, false);
+    if (rec->recording->n_ops > index)
+        Py_SETREF(rec->recording->ops[index].out, out);
+    else
+        Py_DECREF(out);
+}
 
 void mp_rec_constant_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *constant, PyObject *out)
 {

@@ -207,6 +207,7 @@ static PyObject *location_text(const mp_recording *recording, const mp_read *rea
     case MP_READ_VALUE:
     case MP_READ_SAME_ARG:
     case MP_READ_TENSOR_META:
+    case MP_READ_ARRAY_META:
     case MP_READ_BASE_VALUE: return object_text(recording, read->owner, depth);
     case MP_READ_TYPE: return step(recording, read, "type(%U)%U", false, depth);
     case MP_READ_DICT: return step(recording, read, "vars(%U)%U", false, depth);

@@ -4,6 +4,7 @@
 ** first is no read. Reads that show how much there is or in which order (LEN, KEY_AT) are corrected for what the call itself has
 ** added, so that a recording always speaks of the state before the call.
 */
+#include "trace/arrays.h"
 #include "trace/recorder_internal.h"
 
 #include "observe/observe.h"
@@ -522,6 +523,8 @@ void mp_rec_write(mp_recorder *rec, PyObject *owner, mp_write_kind kind, PyObjec
 void mp_rec_own(mp_recorder *rec, PyObject *container)
 {
     if (MP_UNLIKELY(rec->deferred != NULL)) mp_deferred_conflict(rec, container, NULL, true);
+    if (mp_is_array(container) && mp_array_is_data(rec, container))
+        mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "a numpy array that C code changes");
     mp_obj_id id = rec->why.code ? MP_NO_OBJ : mp_rec_find(rec, container);
     if (id == MP_NO_OBJ || rec->object_state[id] & MP_STATE_OWNED) return;
     mp_rec_whole(rec, container);

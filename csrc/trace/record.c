@@ -1,4 +1,5 @@
 /* Recorder: its life, the reference graph, the stack of observed frames, sites. */
+#include "trace/arrays.h"
 #include "trace/numbers.h"
 
 #include "guard/torch_state.h"
@@ -454,6 +455,7 @@ mp_recorder *mp_rec_new(PyObject *target, PyObject *const *args, size_t nargs, P
         return NULL;
     }
     mp_scalars_prepare();
+    mp_arrays_prepare();
     rec->started = now();
     rec->recording->recorder = rec;
     rec->target = Py_NewRef(target);
@@ -519,6 +521,7 @@ void mp_rec_free(mp_recorder *rec)
     for (uint32_t i = 0; i < rec->n_locations; i++) Py_XDECREF(rec->locations[i].key);
     for (uint32_t i = 0; i < rec->n_frames; i++) Py_XDECREF(rec->frames[i].pending_data);
     mp_numbers_free(rec);
+    mp_arrays_free(rec);
     mp_rec_free_op_state(rec);
     mp_rec_free_deferred(rec);
     mp_oracle_free(rec);

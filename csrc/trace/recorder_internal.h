@@ -107,6 +107,7 @@ struct mp_recorder {
     uint32_t number_reads[2]; /* reads of changing numbers that it has met */
     int n_number_reads;
     struct mp_numbers *numbers;   /* owned by numbers.c, NULL while there are none */
+    struct mp_arrays *arrays;     /* owned by arrays.c, NULL while there are none */
     struct mp_op_state *op_state; /* owned by ops.c: allocated at first use, freed by mp_rec_free_op_state */
 };
 
@@ -178,6 +179,8 @@ void mp_oracle_free(mp_recorder *rec);
 
 /* The instruction of `frame` is a call whose inside is no part of the recording. early: later runs make it before everything else. */
 void mp_deferred_begin(mp_recorder *rec, const mp_frame *frame, bool early);
+/* Likewise, and nothing is asked of what it looks at: it has been recorded, or every run makes the same call at that place. */
+void mp_deferred_silent(mp_recorder *rec, const mp_frame *frame);
 /* The instruction of this frame has ended, or the frame has: so has the deferred call that it made, if it made one. */
 void mp_deferred_ended(mp_recorder *rec, void *frame, bool raised);
 /* The program is about to read or write (owner, key), key NULL for all of it: abandons if that shows that an effect is late. Only to be called

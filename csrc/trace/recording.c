@@ -1,4 +1,5 @@
 /* The finished recording: its end, look-ups in it, and references to its objects. */
+#include "trace/arrays.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
 
@@ -70,6 +71,16 @@ mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *ob
 {
     mp_recorder *rec = recording->recorder;
     return rec && mp_number_is(rec, object) ? mp_number_value(rec, object) : MP_NO_VALUE;
+}
+
+mp_value_id mp_recording_find_array(const mp_recording *recording, PyObject *array, bool *owns, mp_reason *why)
+{
+    mp_recorder *rec = recording->recorder;
+    PyObject *value = rec ? mp_array_at_end(rec, array, owns) : NULL;
+    mp_value_id id = value ? mp_index_of(value) : MP_NO_VALUE;
+    Py_XDECREF(value);
+    if (rec && rec->why.code) *why = rec->why;
+    return rec && rec->why.code ? MP_NO_VALUE : id;
 }
 
 bool mp_recording_is_internal(const mp_recording *recording, PyObject *object)

@@ -72,6 +72,7 @@ PyObject *mp_object_get(const mp_object *object);
                        name, such as __code__, __defaults__, __kwdefaults__, __closure__, __globals__, __func__, __self__, fget */ \
     X(SLOT)         /* key is a C member or getset descriptor that has no side effect: key.__get__(owner). MISSING if it raises */ \
     X(TENSOR_META)  /* metadata of a tensor; Held: META */                                                                         \
+    X(ARRAY_META)   /* how a numpy array lies in memory: Held: META; value is (dtype, writeable flag) */                           \
     X(TENSOR_ATTR)  /* key is a getset descriptor name of a tensor that is state, not metadata: grad, grad_fn, _base, ... */       \
     X(DEREF)        /* a weak reference's referent; MISSING if dead */                                                             \
     X(CONTEXT_VAR)  /* contextvars.ContextVar; MISSING if unset */                                                                 \
@@ -261,6 +262,9 @@ mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *ten
 /* The graph value (a tensor without dimensions) of an int or float that is data, which may add an operator to the recording; MP_NO_VALUE: a
 ** constant of the trace. */
 mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object);
+/* The graph value of a numpy array that is data, or that the result shares memory with, as it is at the end, which may add operators to the
+** recording; MP_NO_VALUE with *why set: it cannot be made again. */
+mp_value_id mp_recording_find_array(const mp_recording *recording, PyObject *array, bool *owns, mp_reason *why);
 /* Is this value what a draw gave? */
 bool mp_recording_is_draw(const mp_recording *recording, mp_value_id value);
 /* Did the call make this function, type or module? */

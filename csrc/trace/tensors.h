@@ -115,13 +115,20 @@ mp_value_id mp_rec_bind_new(mp_recorder *rec, PyObject *tensor, uint32_t op);
 /* Has the tensor, whose value is known, the version that was last seen? Called quietly. */
 bool mp_rec_unchanged(mp_recorder *rec, PyObject *tensor);
 
+/* The tensor's memory was changed behind its version counter. */
+void mp_rec_memory_changed(mp_recorder *rec, PyObject *tensor);
+/* Is it a view of a tensor that is known? Called quietly. */
+bool mp_rec_shares_memory(mp_recorder *rec, PyObject *tensor);
+
+/* Record func with templates of its arguments and of its results (both stolen), whose values are new. */
+void mp_rec_values_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *out);
 /* Record func with a template of its arguments (stolen) as an operator that gives `out`. */
 void mp_rec_template_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *out);
 
 /* A value without a tensor of the program's, or MP_NO_VALUE after abandoning. */
 mp_value_id mp_rec_new_value(mp_recorder *rec, uint32_t op);
-/* External object `object`, an int or float, becomes a graph input: a tensor without dimensions. MP_NO_VALUE after abandoning. */
-mp_value_id mp_rec_number_input(mp_recorder *rec, mp_obj_id object);
+/* External object `object`, an int, float or numpy array, becomes a graph input: every run makes a tensor of it. MP_NO_VALUE after abandoning. */
+mp_value_id mp_rec_object_input(mp_recorder *rec, mp_obj_id object);
 /* Bind the unknown tensors in `out` to new values made by operator `op`. */
 void mp_rec_bind_results(mp_recorder *rec, PyObject *out, uint32_t op, bool constant);
 /* Does `out` hold a tensor that is neither known nor external? */

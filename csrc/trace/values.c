@@ -1,4 +1,5 @@
 /* Values: which tensor is which value of the graph, what was last seen of it, and templates of arguments and results. */
+#include "trace/arrays.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
@@ -326,7 +327,7 @@ static mp_value_id new_input(mp_recorder *rec, PyObject *tensor, mp_obj_id objec
     return id;
 }
 
-mp_value_id mp_rec_number_input(mp_recorder *rec, mp_obj_id object)
+mp_value_id mp_rec_object_input(mp_recorder *rec, mp_obj_id object)
 {
     mp_value_id id = mp_rec_new_value(rec, 0);
     if (id == MP_NO_VALUE) return id;
@@ -477,6 +478,32 @@ static void adopt_versions(mp_recorder *rec, const changes *found, bool constant
     }
 }
 
+void mp_rec_memory_changed(mp_recorder *rec, PyObject *tensor)
+{
+    PyObject *quiet = mp_quiet_begin();
+    changes found = {{mp_tensor_storage(tensor)}, 1};
+    adopt_versions(rec, &found, false);
+    mp_deferred_changed(rec, found.storage[0]);
+    mp_quiet_end(quiet);
+}
+
+bool mp_rec_shares_memory(mp_recorder *rec, PyObject *tensor)
+{
+    void *storage = mp_tensor_storage(tensor);
+    for (uint32_t i = 0; i < rec->n_bound; i++) {
+        PyObject *other = mp_watched(rec->bound[i].watch);
+        if (other && other != tensor && mp_tensor_storage(other) == storage) return true;
+    }
+    return !storage;
+}
+
+static bool visit_array_memory(mp_recorder *rec, PyObject *tensor, void *context)
+{
+    changes *found = context;
+    if (shares(found, mp_tensor_storage(tensor))) mp_array_tensor_changed(rec, tensor);
+    return true;
+}
+
 int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool constant)
 {
     if (mp_rec_abandoned(rec) || !rec->recording) return -1;
@@ -485,6 +512,10 @@ int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool
     bool all = mp_each_tensor(rec, args, visit_changed, &found) && mp_each_tensor(rec, kwargs, visit_changed, &found);
     if (!all) mp_rec_abandon(rec, MP_REASON_INTERNAL, "an operator changed more than %d tensors", MAX_CHANGED);
     if (all && found.n) adopt_versions(rec, &found, constant);
+    if (all && found.n && rec->arrays) {
+        mp_each_tensor(rec, args, visit_array_memory, &found);
+        mp_each_tensor(rec, kwargs, visit_array_memory, &found);
+    }
     for (int i = 0; i < found.n; i++) mp_deferred_changed(rec, found.storage[i]);
     mp_quiet_end(quiet);
     return all ? found.n > 0 : -1;

@@ -280,12 +280,12 @@ def test_a_view_of_a_constant_that_is_written_is_no_constant():
     "refused",
     [
         lambda a: torch.autograd.Variable(a, requires_grad=True, name="v") * 2,
-        lambda a: a.numpy(),
+        lambda a: a.numpy().data,
         lambda a: a.untyped_storage(),
         lambda a: a.data_ptr(),
         lambda a: (b := a.sin(), a.requires_grad_(), a.requires_grad_(False), a.requires_grad_(), b),
         lambda a: a.set_(torch.ones(2)),
-        lambda a: torch.from_numpy(__import__("numpy").ones(2)),
+        lambda a: torch.from_numpy(__import__("numpy").broadcast_to(1.0, 2)),
     ],
 )
 def test_what_writes_or_shares_unseen_ends_the_trace(refused):

@@ -48,7 +48,8 @@ def test_no_callable_has_two_classes():
         (torch.is_grad_enabled, "STATE"),
         (torch._C._get_tracing_state, "STATE"),
         (torch._C._get_cudnn_enabled, "STATE_CALL"),
-        (torch.from_numpy, "REFUSED"),
+        (torch.from_numpy, "SPECIAL"),
+        (torch.frombuffer, "REFUSED"),
     ],
 )
 def test_class_of(callable_, effect):

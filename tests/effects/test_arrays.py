@@ -1,0 +1,325 @@
+"""numpy arrays that meet tensors: every way from one to the other and back, what shares memory, what is changed by whom
+and when, and arrays from outside, whose elements are read by every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import magpy
+from tests.traps.differential import attempt, same_as_eager
+
+X = torch.arange(6.0).reshape(2, 3) + 1
+
+
+def told(value: Any) -> Any:
+    """What can be compared of a result: of arrays also how they lie in memory."""
+    if isinstance(value, np.ndarray):
+        flags = value.flags
+        return "array", str(value.dtype), value.shape, value.strides, flags.owndata, flags.writeable, value.tolist()
+    if isinstance(value, np.generic):
+        return str(value.dtype), value.item()
+    if isinstance(value, torch.Tensor):
+        return "tensor", str(value.dtype), tuple(value.shape), value.stride(), value.requires_grad, value.tolist()
+    if isinstance(value, (tuple, list)):
+        return type(value)(told(v) for v in value)
+    return value
+
+
+class Outside:
+    """State that programs find and that changes between calls."""
+
+    def __init__(self) -> None:
+        self.table = np.arange(6.0).reshape(2, 3)
+        self.weights = np.ones(3, np.float32)
+        self.places = np.array([0, 2])
+        self.frozen = np.array([0.5, 1.5, 2.5], np.float32)
+        self.frozen.flags.writeable = False
+        self.shared = np.zeros(3, np.float32)
+        self.tensor = torch.from_numpy(self.shared)
+
+
+def tanh_and_back(o, x):
+    return torch.from_numpy(np.tanh(x.numpy())) * 2
+
+
+def copy_changed(o, x):
+    a = x.numpy().copy()
+    a[0] = 7
+    a += 1
+    a[:, 1] *= x.numpy()[:, 0]
+    np.multiply(a, 2, out=a)
+    a[a > 30] = 0
+    return torch.from_numpy(a)
+
+
+def filled(o, x):
+    z = np.zeros((3, 2), np.float32)
+    z[:] = x.numpy().T
+    z[0, 0] = -1
+    z.sort(axis=0)
+    return torch.from_numpy(z), z.sum(axis=1)
+
+
+def written_through(o, x):
+    y = x + 1
+    y.numpy()[0, 1:] = 100
+    return y * 2, y
+
+
+def argument_written_through(o, x):
+    x.numpy()[0, 1] = 55
+    view = x.numpy()[1]
+    view *= 3
+    return x * 1
+
+
+def tensor_changed_after(o, x):
+    y = x.clone()
+    a = y.numpy()
+    y.add_(1)
+    b = a * 2
+    y.mul_(10)
+    return b, a + 0
+
+
+def from_numpy_changed(o, x):
+    a = np.ones((2, 3), np.float32)
+    t = torch.from_numpy(a)
+    t.add_(x)
+    a[0] = 5
+    return t * 2, a.copy(), a.mean(axis=0)
+
+
+def joined(o, x):
+    return torch.as_tensor(np.concatenate([x.numpy(), o.table.astype("f4")])).mean(0)
+
+
+def branch(o, x):
+    return x * 2 if (x.numpy() > 0).all() else x - 1
+
+
+def rows(o, x):
+    return [torch.from_numpy(row.copy()) for row in x.numpy()], [row[::-1].copy() for row in x.numpy()]
+
+
+def constants(o, x):
+    grid = np.stack(np.meshgrid(np.arange(2), np.linspace(0, 1, 3), indexing="ij"), -1).astype(np.float32)
+    t = torch.from_numpy(grid)
+    return x + t[..., 1], torch.tensor(grid).sum(), torch.eye(3)[np.array([2, 0])], grid.dtype.name
+
+
+def module_like(o, x):
+    h = x.detach().cpu().numpy()
+    distance = ((h[:, None] - h[None]) ** 2).sum(-1)
+    order = distance.argsort(axis=1)
+    return x[torch.from_numpy(order[:, 0].copy())], np.where(distance > 1, 1, 0)
+
+
+def sizes(o, x):
+    a = x.numpy()
+    return x.new_zeros(a.shape), len(a), a.ndim, a.size, x.view(int(np.prod(a.shape)))
+
+
+ROUTES: dict[str, tuple[Callable, int]] = {  # program, hits in 4 calls
+    "tanh and back": (tanh_and_back, 3),
+    "from_numpy of a constant": (lambda o, x: x * torch.from_numpy(np.arange(3, dtype=np.float32)), 3),
+    "tensor of an array from outside": (lambda o, x: x + torch.tensor(o.table).float(), 3),
+    "from_numpy of an array from outside": (lambda o, x: x + torch.from_numpy(o.weights), 3),
+    "as_tensor": (lambda o, x: (torch.as_tensor(o.table, dtype=torch.float32) + x, torch.as_tensor(x.numpy()) + 1), 3),
+    "tensor of a list of arrays": (lambda o, x: torch.tensor([x.numpy(), o.table.astype(np.float32)]), 3),
+    "FloatTensor": (lambda o, x: torch.FloatTensor(o.table) + x, 3),
+    "new_tensor": (lambda o, x: x.new_tensor(o.table), 3),
+    "read only": (lambda o, x: x * torch.tensor(o.frozen), 3),
+    "index": (lambda o, x: (x[:, o.places], x[:, np.array([0, 2])]), 3),
+    "tensor times array": (lambda o, x: (x * o.table, x + o.weights, x == o.table), 3),
+    "ufunc of a tensor": (lambda o, x: np.sqrt(x), 3),
+    "array of tensors": (lambda o, x: (np.array(x), np.asarray(x + 1), np.stack([x, x])), 3),
+    "array results": (lambda o, x: (np.add(x.numpy(), 1), x.numpy().T, x.numpy()[:, ::2], x.numpy().astype("i8")), 3),
+    "reductions": (lambda o, x: (x.numpy().sum(0), np.mean(x.numpy(), axis=1), np.cumsum(x.numpy())), 3),
+    "item": (lambda o, x: x * x.numpy().item(3) + o.table.item(1), 3),
+    "copy changed": (copy_changed, 3),
+    "filled": (filled, 3),
+    "written through": (written_through, 3),
+    "argument written through": (argument_written_through, 3),
+    "tensor changed after": (tensor_changed_after, 3),
+    "from_numpy changed": (from_numpy_changed, 3),
+    "joined": (joined, 3),
+    "branch": (branch, 3),
+    "rows": (rows, 3),
+    "constants": (constants, 3),
+    "distances": (module_like, 2),
+    "sizes": (sizes, 3),
+    "number": (lambda o, x: x * float(np.mean(x.numpy())), 0),
+    "mask": (lambda o, x: (x[x.numpy() > 3], np.nonzero(x.numpy() > 3)), 0),
+    "unique": (lambda o, x: np.unique(x.numpy().round(), return_inverse=True), 0),
+    "scalars": (lambda o, x: (x.numpy().max(), int(x.numpy()[0, 0]), x.numpy().tolist(), str(o.places)), 0),
+    "outside and shared": (lambda o, x: (x + o.tensor, torch.from_numpy(o.shared) * x), 3),
+}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_every_route_gives_what_eager_gives(name):
+    program, hits = ROUTES[name]
+
+    def scenario(wrap):
+        o = Outside()
+        fast = wrap(lambda x: program(o, x))
+        for i in range(4):
+            x = (X + i).clone()
+            o.table[0] += i
+            o.weights[1] = i
+            o.shared[0] = i
+            yield told(fast(x)), x, told(o.table)
+
+    same_as_eager(scenario, min_hits=hits)
+
+
+WRITERS: dict[str, Callable] = {
+    "item": lambda o, x: o.weights.__setitem__(0, 3) or torch.from_numpy(o.weights) * x,
+    "in place": lambda o, x: np.add(o.weights, x.numpy()[0], out=o.weights) * 2,
+    "torch": lambda o, x: torch.from_numpy(o.weights).add_(x[0]) + 1,
+    "both": lambda o, x: (torch.from_numpy(o.shared).add_(x[0]), o.tensor + 1)[1],
+    "view": lambda o, x: np.copyto(o.table[0], x.numpy()[1]) or x + torch.tensor(o.table[0, 1:2]),
+    "attribute": lambda o, x: setattr(o, "weights", (x * 2).numpy()[0]) or x,
+    "read only": lambda o, x: attempt(lambda: o.frozen.__setitem__(0, 1)) and x,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_arrays_from_outside_that_the_call_changes(name):
+    def scenario(wrap):
+        o = Outside()
+        fast = wrap(lambda x: WRITERS[name](o, x))
+        for i in range(4):
+            yield told(attempt(fast, (X + i).clone())), told(o.weights), told(o.table), told(o.shared), o.tensor
+
+    same_as_eager(scenario)
+
+
+def test_an_argument_that_is_an_array_is_an_input():
+    def scenario(wrap):
+        fast = wrap(lambda a, x: (torch.from_numpy(a) * x, a + 1, a))
+        for i in range(3):
+            a = np.full(3, i, np.float32)
+            product, more, same = fast(a, X)
+            yield product, told(more), same is a
+        for a in (np.ones((2, 3), np.float32), np.ones(3), np.ones(6, np.float32)[::2], np.ones(3, np.float32)[::-1]):
+            yield told(attempt(fast, a, X))
+
+    same_as_eager(scenario, min_hits=2)
+
+
+def test_results_share_memory_as_in_eager():
+    def scenario(wrap):
+        def program(x, a):
+            y = x * 2
+            return y, y.numpy(), y.numpy()[0], torch.from_numpy(a), a[1:], x.numpy()
+
+        fast = wrap(program)
+        for i in range(3):
+            x, a = (X + i).clone(), np.arange(3.0)
+            y, whole, row, t, part, own = fast(x, a)
+            y[0, 0] = 40
+            whole[0, 1] = 41
+            row[2] = 42
+            t[1] = 43
+            part[1] = 44
+            own[1, 1] = 45
+            yield y, whole.tolist(), row.tolist(), t, part.tolist(), x, a.tolist()
+
+    same_as_eager(scenario, min_hits=2)
+
+
+def test_an_array_that_owns_its_memory_and_a_tensor_over_it_fall_back():
+    def scenario(wrap):
+        def program(x):
+            a = x.numpy() * 2
+            return a, torch.from_numpy(a)
+
+        fast = wrap(program)
+        for _ in range(3):
+            a, t = fast(X)
+            t[0, 0] = 9
+            yield told(a), t
+
+    same_as_eager(scenario)
+
+
+def test_errors_and_warnings_of_numpy_are_the_programs():
+    def scenario(wrap):
+        divide = wrap(lambda x: torch.from_numpy(1 / x.numpy()))
+        solve = wrap(lambda x: torch.from_numpy(np.linalg.inv(x.numpy())))
+        index = wrap(lambda x, i: torch.from_numpy(x.numpy()[i.numpy()]))
+        for k in (1.0, 2.0, 0.0, 3.0):
+            with np.testing.suppress_warnings() as seen:
+                log = seen.record(RuntimeWarning)
+                yield divide(X * k)
+                yield [str(w.message) for w in log]
+        for k in (1.0, 2.0, 0.0):
+            yield attempt(solve, torch.eye(3) * k)
+        for place in (0, 1, 2, 1):
+            yield attempt(index, X, torch.tensor([place]))
+
+    same_as_eager(scenario)
+
+
+def test_training_around_arrays():
+    def scenario(wrap):
+        torch.manual_seed(3)
+        layer = nn.Linear(3, 3)
+
+        def loss(x):
+            y = layer(x)
+            best = y.detach().numpy().argmax(axis=1)
+            return nn.functional.cross_entropy(y, torch.from_numpy(best)) + (y * torch.tensor(np.ones(3))).mean()
+
+        fast = wrap(loss)
+        for i in range(4):
+            value = fast(X + i)
+            value.backward()
+            yield value, layer.weight.grad.clone()
+
+    same_as_eager(scenario, min_hits=3)
+
+
+def test_the_reason_names_what_numpy_did():
+    fast = torch.compile(lambda x: np.array(x.numpy(), dtype=object), backend="magpy", fullgraph=True)
+    with pytest.raises(magpy.FullgraphError, match="numpy with data: a result whose elements torch has no type for"):
+        fast(X)
+
+
+def test_programs_of_many_steps_with_changes_between_them():
+    steps = [
+        lambda a, b: a + b, lambda a, b: a[::2].sum() * b, lambda a, b: np.where(a > b, a, b), lambda a, b: a[::-1] - b,
+        lambda a, b: a.__iadd__(b), lambda a, b: a.__setitem__(0, b[1]) or a, lambda a, b: np.clip(a, -3, 3) * b,
+        lambda a, b: a[1:].__setitem__(slice(None), b[:-1]) or a, lambda a, b: np.sort(a) @ b * np.ones_like(a),
+        lambda a, b: torch.from_numpy(a).mul_(2) is None or a, lambda a, b: np.roll(a, 1) / 4,
+        lambda a, b: a.copy() * -1,
+    ]  # fmt: skip
+    for seed in range(12):
+        chosen = np.random.RandomState(seed).randint(0, len(steps), 5)
+
+        def scenario(wrap, chosen=chosen):
+            kept = np.linspace(-1, 2, 4)
+
+            def program(x):
+                a, b = x.numpy() * 1.0, kept
+                for k in chosen:
+                    a, b = steps[k](a, b), a
+                return torch.from_numpy(np.ascontiguousarray(a)) + x, b * 2
+
+            fast = wrap(program)
+            for i in range(3):
+                kept[i] = i
+                yield (
+                    told(attempt(fast, torch.tensor([0.5, -1.0, 3.0, 2.0], dtype=torch.float64) * (i + 1))),
+                    told(kept),
+                )
+
+        same_as_eager(scenario)
