@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from magpy import _C
+
 _library = torch.library.Library("magpy_random", "DEF")
 _TAGS = (torch.Tag.nondeterministic_seeded,)
 
@@ -58,3 +60,15 @@ def generators_of(nodes: Any) -> tuple[torch.Generator, ...]:
             if isinstance(arg, torch.Generator) and arg is not torch.default_generator:
                 found[id(arg)] = arg
     return tuple(found.values())
+
+
+def draws_as_known() -> bool:
+    """Does torch draw bernoulli_ of floats here as magpy does, leaving its generator in the same state?"""
+    theirs, ours = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    with torch.no_grad(), torch._C.DisableTorchFunction():
+        for n, p in ((700, 0.3), (1, 0.5), (333, 0.9)):
+            expected = torch.empty(n, dtype=torch.float32).bernoulli_(p, generator=theirs)
+            drawn = torch.empty(n, dtype=torch.float32)
+            if not _C.bernoulli(ours, drawn, p) or not torch.equal(drawn, expected):
+                return False
+        return torch.equal(theirs.get_state(), ours.get_state())

@@ -9,18 +9,20 @@
 **   L  int[]?: pointer to a pointer or NULL, length
 **   v  Tensor[]: pointer to handles, length V  Tensor?[]: pointer to pointers to handles or NULL, length
 **   c  str: char pointer                    C  str?: pointer to a char pointer, or NULL
+**   -  nothing: the argument must be None and is not passed
 ** then a pointer to a handle for each result; an out-variant takes the handle of its result first instead. Integers, pointers and
 ** doubles go in registers of their own in the x86-64 and AArch64 (Linux) calling conventions, and at most four doubles occur, so one
 ** call form, all words first and the doubles after them, passes every signature. On other machines this tier is not used.
 */
 #include "run/op.h"
+#include "run/random.h"
 
 #define MAX_WORDS 32
 #define MAX_DOUBLES 4
 
 /* To add an operator: its name as in the graph, the function, the letters of the schema's arguments, the number of results
 ** (0: out-variant). Operators whose Scalar may be an integer of meaning are taken only for floating-point tensors (see below). Random
-** operators are left to the dispatcher, which takes the generator that eager would take. */
+** operators are left to the dispatcher, which takes the generator that eager would take; noise of dropout is drawn here (random.h). */
 static const struct {
     const char *op, *symbol, *args;
     uint8_t n_results;
@@ -56,6 +58,7 @@ static const struct {
     {"aten.avg_pool3d.default", "aoti_torch_cpu_avg_pool3d", "tlllbbI", 1},
     {"aten.avg_pool3d_backward.default", "aoti_torch_cpu_avg_pool3d_backward", "ttlllbbI", 1},
     {"aten.baddbmm.default", "aoti_torch_cpu_baddbmm_out", "tttss", 0},
+    {"aten.bernoulli.p", "mp_random_bernoulli", "td-", 0},
     {"aten.bmm.default", "aoti_torch_cpu_bmm_out", "tt", 0},
     {"aten.bucketize.Tensor", "aoti_torch_cpu_bucketize_Tensor", "ttbb", 1},
     {"aten.cat.default", "aoti_torch_cpu_cat", "vi", 1},
@@ -215,6 +218,7 @@ static bool put_argument(layout *out, char letter, const mp_arg *arg)
     bool none = arg->kind == MP_ARG_NONE;
     int32_t narrow = (int32_t)arg->i;
     switch (letter) {
+    case '-': return none;
     case 't': return arg->kind == MP_ARG_VALUE && put_patch(out, out->n_words, false, arg->value) && put_word(out, 0);
     case 'T':
         if (none) return put_word(out, 0);
@@ -243,6 +247,23 @@ static bool put_argument(layout *out, char letter, const mp_arg *arg)
 }
 
 /* -- Resolving -------------------------------------------------------------------------------------------------------- */
+
+/* The function of a row of the table, or NULL. */
+static void *function_of(const char *symbol, const mp_graph *graph, const mp_gnode *node)
+{
+    if (strcmp(symbol, "mp_random_bernoulli") != 0) return mp_torch_symbol(symbol);
+    const mp_meta *meta = &graph->metas[node->first];
+    const mp_arg *p = &node->args[1];
+    int64_t dense = 1;
+    for (int d = meta->ndim; d-- > 0; dense *= meta->size[d])
+        if (meta->size[d] != 1 && meta->stride[d] != dense) return NULL;
+    bool taken = meta->dtype == MP_F32 && dense > 0 && p->kind == MP_ARG_FLOAT && p->f >= 0 && p->f <= 1;
+    union {
+        int (*function)(mp_handle, mp_handle, double);
+        void *address;
+    } own = {mp_random_bernoulli};
+    return taken && mp_random_usable() ? own.address : NULL;
+}
 
 /* Copy the finished layout into the plan's words and `op`. Returns 1, or -1 on no memory. */
 static int keep(layout *from, mp_op *op, mp_words *words, mp_store *store)
@@ -277,7 +298,7 @@ int mp_shim_resolve(mp_op *op, const mp_graph *graph, mp_words *words, mp_store 
     size_t row = 0, n = sizeof table / sizeof *table;
     while (row < n && strcmp(table[row].op, op->node->op) != 0) row++;
     if (row == n || strlen(table[row].args) != op->node->n_args) return 0;
-    void *function = mp_torch_symbol(table[row].symbol);
+    void *function = function_of(table[row].symbol, graph, op->node);
     if (!function) return 0;
     layout out = {.store = store};
     op->out = table[row].n_results == 0;

@@ -4,6 +4,7 @@
 #include "run/cache.h"
 #include "run/compiler.h"
 #include "run/conv.h"
+#include "run/random.h"
 #include "run/weights.h"
 
 typedef struct {
@@ -330,6 +331,9 @@ static PyMethodDef functions[] = {
     {"cpu_info", cpu_info, METH_NOARGS, "The CPU that kernels are compiled for: model, vector_bits."},
     {"_product_bits", set_product_bits, METH_O,
      "For tests: width of the vectors in products that are made from now on; 0 is the CPU's own."},
+    {"bernoulli", mp_random_py_bernoulli, METH_VARARGS,
+     "bernoulli(generator, tensor, p) -> bool: what tensor.bernoulli_(p, generator=generator) does to a contiguous "
+     "tensor of float32. False, with nothing drawn, where the generator is not as known."},
     {"_run_load_code", load_code, METH_VARARGS, NULL},
     {NULL},
 };
