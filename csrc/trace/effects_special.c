@@ -552,19 +552,38 @@ static bool library_function(PyObject *cached)
     return library;
 }
 
+static bool is_fixed(PyObject *object) { return mp_is_scalar(object) || mp_is_identity_type(object); }
+
+static uint32_t n_varying(mp_recorder *rec) { return rec->op_state ? rec->op_state->n_varying : 0; }
+
+/* Is it a tensor that the call has computed from constants? The cache keeps it: nothing may change it from now on. */
+static bool keep_constant(mp_recorder *rec, PyObject *tensor)
+{
+    mp_value_id value = mp_is_tensor(tensor) ? mp_rec_find_value(rec, tensor) : MP_NO_VALUE;
+    mp_facts *facts = value != MP_NO_VALUE ? mp_rec_facts(rec, value) : NULL;
+    if (!facts || !facts->constant) return false;
+    facts->cached = true;
+    return true;
+}
+
 /* A cached function: the program says that its result depends on its arguments alone. Where the result is None nothing is learned, a
-** scalar is what the guard's own call must give again; while the cache is filled, the call may only read. */
+** scalar is what the guard's own call must give again; while the cache is filled, the call may only read, or compute a tensor from
+** constants, as each run will. A tensor that was there already is that of its arguments, where those are all fixed. data: (function, args, are
+** all arguments fixed, number of writes, of operators, of varying operators). */
 static void cached(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = slot ? *slot : NULL;
-    unsigned int writes, ops;
+    unsigned int writes, ops, varying;
     PyObject *function, *args;
+    int fixed;
     if (result && !mp_rec_abandoned(rec) && rec->recording &&
-        PyArg_ParseTuple(data, "OOII", &function, &args, &writes, &ops)) {
+        PyArg_ParseTuple(data, "OOpIII", &function, &args, &fixed, &writes, &ops, &varying)) {
         bool plain = true;
         for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++)
             plain = plain && mp_is_scalar(PyTuple_GET_ITEM(args, i));
-        if (writes != rec->recording->n_writes || ops != rec->recording->n_ops)
+        if (writes == rec->recording->n_writes && varying == n_varying(rec) && keep_constant(rec, result))
+            ;
+        else if (writes != rec->recording->n_writes || ops != rec->recording->n_ops)
             mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a cached function ran for the first time, with effects");
         else if (result == Py_None || PyType_Check(result) || PyModule_Check(result))
             ;
@@ -572,7 +591,7 @@ static void cached(mp_recorder *rec, PyObject *data, PyObject **slot)
             mp_rec_read(rec, function, MP_READ_STATE_CALL, args, result);
         else if (mp_is_scalar(result) || mp_rec_find(rec, result) != MP_NO_OBJ)
             ;
-        else if (!mp_is_tensor(result))
+        else if (!mp_is_tensor(result) || fixed)
             mp_rec_pin(rec, result, "cached result");
         else
             mp_rec_abandon(rec, MP_REASON_UNKNOWN_TENSOR, "a cached tensor");
@@ -660,9 +679,13 @@ void mp_handle_lru_cache(mp_call *call)
     PyObject *args = PyTuple_New(call->nargs + (call->nkw ? 1 : 0));
     for (Py_ssize_t i = 0; args && i < call->nargs; i++) PyTuple_SET_ITEM(args, i, Py_NewRef(call->args[i]));
     if (args && call->nkw) PyTuple_SET_ITEM(args, call->nargs, PyList_New(0)); /* not to be called again: not plain */
-    PyObject *data = args ? Py_BuildValue("(OOII)", call->callable, args, call->rec->recording->n_writes,
-                                          call->rec->recording->n_ops)
-                          : NULL;
+    bool fixed = true;
+    for (Py_ssize_t i = 0; i < call->nargs; i++) fixed = fixed && is_fixed(call->args[i]);
+    for (Py_ssize_t i = 0; i < call->nkw; i++) fixed = fixed && is_fixed(call->kwvalues[i]);
+    PyObject *data =
+        args ? Py_BuildValue("(OOOIII)", call->callable, args, fixed ? Py_True : Py_False,
+                             call->rec->recording->n_writes, call->rec->recording->n_ops, n_varying(call->rec))
+             : NULL;
     Py_XDECREF(args);
     if (data)
         mp_rec_pend(call->rec, call->frame, cached, data);

@@ -67,6 +67,7 @@ static void append_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     op->kwargs = kwargs;
     op->state = state;
     op->site = mp_rec_site(rec);
+    if (!constant && rec->op_state) rec->op_state->n_varying++;
     mp_rec_bind_results(rec, out, index, constant);
     PyObject *made = mp_rec_template(rec, out);
     rec->recording->ops[index].out = made ? made : Py_NewRef(Py_None);
@@ -789,11 +790,24 @@ static void mark(mp_recorder *rec, PyObject *tensor, bool required)
     Py_XDECREF(now);
 }
 
+/* Tensor's operators that torch writes in Python compute like those in C++. */
+static bool is_python_operator(PyObject *func)
+{
+    static const char *const names[] = {"__pow__",      "__rpow__",     "__rsub__",      "__rdiv__",
+                                        "__rtruediv__", "__floordiv__", "__rfloordiv__", "__rmod__",
+                                        "__rmatmul__",  "__rlshift__",  "__rrshift__"};
+    PyObject *name = ((PyFunctionObject *)func)->func_name;
+    bool found = false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        found = found || PyUnicode_CompareWithASCIIString(name, names[i]) == 0;
+    return found && mp_raw_type_lookup(mp_names.tensor, name) == func;
+}
+
 static void end_op(mp_recorder *rec, running_op *op, PyObject *out)
 {
     bool derived = op->tensors > 0 && op->constant &&
                    (op->effect == MP_EFFECT_OP || op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_SHAPES) &&
-                   !PyFunction_Check(op->func);
+                   (!PyFunction_Check(op->func) || is_python_operator(op->func));
     bool constant = ((op->effect == MP_EFFECT_FACTORY || op->effect == MP_EFFECT_COPIES) && op->constant) ||
                     (op->effect == MP_EFFECT_LIKE && op->tensors <= 1 && !op->numbers) ||
                     (derived && !(op->kwargs && PyDict_GetItemString(op->kwargs, "generator")));

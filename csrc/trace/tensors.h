@@ -63,6 +63,7 @@ typedef struct {      /* [value] */
     uint32_t version; /* expected _version; inference tensors have none: 0 */
     bool versioned;
     bool constant; /* computed from constants of the trace alone, so that its data may be looked at */
+    bool cached;   /* a library's cache holds it as well: nothing may change it */
     void *data;    /* data pointer of an input when first touched */
     uint32_t read; /* inputs: index of the TENSOR_META read, or MP_NO_READ */
 } mp_facts;
@@ -71,6 +72,7 @@ typedef struct mp_op_state {
     mp_facts *facts;
     uint32_t n_facts;
     uint32_t seen;        /* torch functions shown by the mode so far */
+    uint32_t n_varying;   /* operators whose results or effects depend on more than constants */
     int muted;            /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
     PyObject *given;      /* borrowed: arguments of the innermost such call, or NULL */
     bool accept_checks;   /* data that is looked at becomes a check */

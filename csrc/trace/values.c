@@ -469,6 +469,7 @@ static void adopt_versions(mp_recorder *rec, const changes *found, bool constant
         bool counted = version != facts->version || !facts->versioned;
         facts->version = version;
         if (!constant) facts->constant = false;
+        if (facts->cached) mp_rec_abandon(rec, MP_REASON_ALIAS_WRITE, "a cached tensor is changed");
         mp_obj_id input = rec->recording->values[rec->bound[i].value].input;
         if (input == MP_NO_OBJ) continue;
         for (uint32_t k = 0; k < rec->recording->n_inputs; k++)

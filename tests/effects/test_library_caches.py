@@ -1,0 +1,144 @@
+"""Cached functions of installed libraries that give tensors: where nothing but constants goes in, a call that fills the
+cache, or finds it filled, is part of a trace."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.counting import Counted
+
+SOURCE = """
+import functools
+import torch
+
+OUTSIDE = torch.ones(3)
+
+@functools.lru_cache(maxsize=1)
+def table(n, dtype=torch.float32):
+    x = torch.arange(n, dtype=dtype)
+    return (10000 ** (x / n) - 1).cos()
+
+@functools.lru_cache(maxsize=4)
+def noise(n):
+    return torch.rand(n)
+
+@functools.lru_cache(maxsize=4)
+def counting(n):
+    OUTSIDE.add_(1)
+    return torch.ones(n)
+
+@functools.lru_cache(maxsize=4)
+def of_outside(n):
+    return torch.ones(n) * OUTSIDE
+
+class Model:
+    def __init__(self, scale):
+        self.scale = scale
+
+    @functools.lru_cache(maxsize=4)
+    def positions(self, n):
+        return torch.ones(n) * self.scale
+"""
+
+X = torch.arange(3.0)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Callable[[], ModuleType]:
+    path = tmp_path / "site-packages" / "cached_library.py"
+    path.parent.mkdir()
+    path.write_text(SOURCE)
+
+    def load() -> ModuleType:
+        spec = importlib.util.spec_from_file_location("cached_library", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def one(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return x + lib.table(3)
+
+
+def keywords(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return x + lib.table(n=3, dtype=torch.float64)
+
+
+def evicting(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return x + lib.table(3) + lib.table(1) + lib.table(n=3)
+
+
+def changing_size(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return lib.table(3 + k % 2)[:3] * x
+
+
+def changed_in_place(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return lib.table(3).add_(1) * x
+
+
+def view_changed_in_place(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    lib.table(3)[1:].mul_(2)
+    return lib.table(3) * x
+
+
+def random_numbers(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return x + lib.noise(3)
+
+
+def writing_outside(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return x + lib.counting(3) + lib.OUTSIDE
+
+
+def reading_outside(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    if k == 3:
+        lib.OUTSIDE.add_(1)
+    return x + lib.of_outside(3)
+
+
+def methods(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    if not hasattr(lib, "models"):
+        lib.models = [lib.Model(2.0), lib.Model(3.0)]
+    return x + lib.models[k % 2].positions(3)
+
+
+PROGRAMS = [one, keywords, evicting, changing_size, changed_in_place, view_changed_in_place, random_numbers,
+            writing_outside, reading_outside, methods]  # fmt: skip
+IN_GRAPHS = (one, keywords, evicting, changing_size)
+
+
+@pytest.mark.parametrize("between", ["nothing", "cleared", "changed", "filled"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
+def test_equals_eager(library, program, between):
+    results: list[list] = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, backend="magpy")):
+        lib = library()
+        call, seen = wrap(program), []
+        torch.manual_seed(0)
+        if between == "filled":
+            lib.table(3), lib.table(n=3), lib.noise(3), lib.counting(3)
+        with Counted() as counted:
+            for k in range(7):
+                seen.append(call(lib, X, k).tolist())
+                if between == "cleared" and k == 3:
+                    lib.table.cache_clear(), lib.noise.cache_clear(), lib.counting.cache_clear()
+                if between == "changed" and k == 3:
+                    lib.table(3).add_(1), lib.noise(3).add_(1)
+        results.append([*seen, lib.OUTSIDE.tolist(), torch.rand(1).item()])
+    actual, expected = results[1], results[0]
+    if (
+        between == "changed" and program in IN_GRAPHS
+    ):  # what a library keeps is the library's alone: its functions are pure
+        actual, expected = actual[:4], expected[:4]
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    if program in IN_GRAPHS:
+        assert counted.hits >= 3, counted.fallbacks
