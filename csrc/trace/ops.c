@@ -323,14 +323,20 @@ static const char *member_name(PyObject *func) /* of a getset whose __get__ or _
     return name;
 }
 
-/* Is this index data: a mask of bool or uint8, whose count of true elements is the result's size? */
-static bool visit_mask(mp_recorder *rec, PyObject *tensor, void *context)
+static long dtype_code(PyObject *tensor)
 {
     PyObject *dtype = mp_tensor_ask(mp_names.dtype, tensor);
     PyObject *code = dtype ? PyDict_GetItemWithError(mp_names.dtypes, dtype) : NULL;
     long kind = code ? PyLong_AsLong(code) : 0;
     Py_XDECREF(dtype);
     PyErr_Clear();
+    return kind;
+}
+
+/* Is this index data: a mask of bool or uint8, whose count of true elements is the result's size? */
+static bool visit_mask(mp_recorder *rec, PyObject *tensor, void *context)
+{
+    long kind = dtype_code(tensor);
     return kind != 0 && kind != 11;
 }
 
@@ -402,18 +408,31 @@ static bool is_required(PyObject *tensor)
     return required;
 }
 
-/* Does a slice in the index hold a tensor? */
+/* An index without dimensions counts as the int that it holds (bool and uint8 are masks). */
+static bool is_place(PyObject *index)
+{
+    if (!mp_is_tensor(index)) return false;
+    PyObject *sizes = mp_tensor_ask(mp_names.shape, index);
+    bool single = sizes && PyTuple_GET_SIZE(sizes) == 0;
+    long code = single ? dtype_code(index) : 0;
+    Py_XDECREF(sizes);
+    PyErr_Clear();
+    return code >= 1 && code <= 4; /* int8 to int64 */
+}
+
+/* Does the index hold tensors that are taken for numbers? */
 static bool sliced_by_tensor(PyObject *index)
 {
     if (PySlice_Check(index)) return mp_has_tensor(index);
     for (Py_ssize_t i = 0; PyTuple_Check(index) && i < PyTuple_GET_SIZE(index); i++)
         if (sliced_by_tensor(PyTuple_GET_ITEM(index, i))) return true;
-    return false;
+    return is_place(index);
 }
 
-/* The index with tensors in slices replaced by their numbers. Owned, or NULL with an exception. */
+/* The index with such tensors replaced by their numbers. Owned, or NULL with an exception. */
 static PyObject *slices_as_numbers(PyObject *index)
 {
+    if (is_place(index)) return PyNumber_Index(index);
     if (PySlice_Check(index)) {
         PySliceObject *slice = (PySliceObject *)index;
         PyObject *bounds[3] = {slice->start, slice->stop, slice->step}, *numbers[3] = {NULL}, *made = NULL;
@@ -453,16 +472,18 @@ static bool visit_bound(mp_recorder *rec, PyObject *tensor, void *context)
 
 static void check_bounds(mp_recorder *rec, PyObject *index)
 {
-    if (PySlice_Check(index)) mp_each_tensor(rec, index, visit_bound, NULL);
+    if (PySlice_Check(index) || is_place(index)) mp_each_tensor(rec, index, visit_bound, NULL);
     for (Py_ssize_t i = 0; PyTuple_Check(index) && i < PyTuple_GET_SIZE(index); i++)
         check_bounds(rec, PyTuple_GET_ITEM(index, i));
 }
 
-/* tensor[a:b] with bounds that are tensors is recorded with the numbers they are: constants of the trace, or looked at and checked. */
+/* tensor[a:b] and tensor[i] with bounds and places that are tensors are recorded with the numbers they are: constants of the trace, or
+** looked at and checked. */
 static void settle_slices(mp_recorder *rec, running_op *op)
 {
-    if (!Py_IS_TYPE(op->func, &PyWrapperDescr_Type) || PyTuple_GET_SIZE(op->real_args) != 2 ||
-        PyUnicode_CompareWithASCIIString(PyDescr_NAME(op->func), "__getitem__") != 0)
+    Py_ssize_t n = PyTuple_GET_SIZE(op->real_args);
+    if (!Py_IS_TYPE(op->func, &PyWrapperDescr_Type) || n < 2 || n > 3 ||
+        PyUnicode_CompareWithASCIIString(PyDescr_NAME(op->func), n == 2 ? "__getitem__" : "__setitem__") != 0)
         return;
     PyObject *index = PyTuple_GET_ITEM(op->real_args, 1);
     bool constant = true;
@@ -470,13 +491,44 @@ static void settle_slices(mp_recorder *rec, running_op *op)
     if (!sliced_by_tensor(index) || !mp_rec_check_tensors(rec, index, &constant, &count)) return;
     if (!constant && !rec->op_state->accept_checks) return;
     if (!constant) check_bounds(rec, index);
-    PyObject *numbers = slices_as_numbers(index);
-    PyObject *args = numbers ? PyTuple_Pack(2, PyTuple_GET_ITEM(op->real_args, 0), numbers) : NULL;
+    PyObject *numbers = slices_as_numbers(index), *tensor = PyTuple_GET_ITEM(op->real_args, 0);
+    PyObject *args = NULL;
+    if (numbers)
+        args = n == 2 ? PyTuple_Pack(2, tensor, numbers)
+                      : PyTuple_Pack(3, tensor, numbers, PyTuple_GET_ITEM(op->real_args, 2));
     Py_XDECREF(numbers);
     if (args)
         Py_SETREF(op->real_args, args);
     else
         PyErr_Clear(); /* the call itself raises */
+}
+
+/* _reshape_from_tensor(x, sizes) is x.reshape(numbers), constants of the trace or looked at and checked. */
+static void settle_reshape(mp_recorder *rec, running_op *op)
+{
+    const char *name = PyCFunction_Check(op->func) ? ((PyCFunctionObject *)op->func)->m_ml->ml_name : "";
+    if (strcmp(name, "_reshape_from_tensor") != 0 || op->kwargs || PyTuple_GET_SIZE(op->real_args) != 2) return;
+    PyObject *sizes = PyTuple_GET_ITEM(op->real_args, 1);
+    bool constant = true;
+    int count = 0;
+    if (!mp_is_tensor(sizes) || !mp_rec_check_tensors(rec, sizes, &constant, &count)) return;
+    if (!constant && !rec->op_state->accept_values) return; /* refused as data that is looked at */
+    PyObject *quiet = mp_quiet_begin(), *tolist = tensor_method("tolist"), *reshape = tensor_method("reshape");
+    PyObject *numbers = tolist && reshape ? PyObject_CallOneArg(tolist, sizes) : NULL;
+    mp_quiet_end(quiet);
+    PyObject *args = numbers ? PyTuple_Pack(2, PyTuple_GET_ITEM(op->real_args, 0), numbers) : NULL;
+    running_op look = {.func = tolist, .real_args = args ? PyTuple_Pack(1, sizes) : NULL, .tensors = 1};
+    if (look.real_args) {
+        if (!constant) add_check(rec, &look, numbers);
+        Py_SETREF(op->func, Py_NewRef(reshape));
+        Py_SETREF(op->real_args, Py_NewRef(args));
+    }
+    PyErr_Clear(); /* then it stays as it is */
+    Py_XDECREF(look.real_args);
+    Py_XDECREF(args);
+    Py_XDECREF(numbers);
+    Py_XDECREF(reshape);
+    Py_XDECREF(tolist);
 }
 
 static bool numbers_are_tensors(PyObject *args, PyObject *kwargs, Py_ssize_t from)
@@ -683,6 +735,7 @@ void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject
     op->kwargs = kwargs && PyDict_Check(kwargs) && PyDict_GET_SIZE(kwargs) ? Py_NewRef(kwargs) : NULL;
     settle_store(op);
     settle_copy(op);
+    if (!state->muted) settle_reshape(rec, op);
     op->effect = class_of(op->func);
     op->marks = is_requires_grad(op->func) && PyTuple_GET_SIZE(op->real_args) && !state->muted;
     if (op->marks) op->required = is_required(PyTuple_GET_ITEM(op->real_args, 0));

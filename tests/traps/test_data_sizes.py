@@ -29,6 +29,22 @@ def filled(x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def placed(x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    y[x[:, 0].argmax()] = x[0] * 2
+    y[0, x[0].argmin()] += 1
+    y[x[:, 1].argmax(), torch.tensor([0, 2])] = 3
+    row = y[x[:, 2].argmin().int() - 4]
+    row += 5  # of y
+    return y
+
+
+def reshaped(x: torch.Tensor) -> torch.Tensor:
+    sizes = torch.cat([(x[0, :1] > 0).long() * 2 + 2, torch.tensor([-1])])
+    y = torch.onnx.operators.reshape_from_tensor_shape(x, sizes)
+    return torch.onnx.operators.reshape_from_tensor_shape(y, torch.onnx.operators.shape_as_tensor(x)) * y.shape[0]
+
+
 def rows(x: torch.Tensor) -> Any:
     kept = [row for row in x if row.sum() > 0]
     return torch.stack(kept) if kept else x[:0]
@@ -59,6 +75,9 @@ PROGRAMS: dict[str, Callable[[torch.Tensor], Any]] = {
     "one_hot": lambda x: F.one_hot((x.abs() * 3).long()),
     "slices": lambda x: (x[: count(x) // 2] * 2, x.flatten()[(x > 0).sum() :], x[:, : (x[0] > 0).sum()]),
     "index": lambda x: x[count(x) % 4] * 2,
+    "places": lambda x: (x[x[:, 0].argmax()], x[:, x[0].argmax()] * 2, x[x[:, 0].argmin(), None, x[0].argmin() - 3]),
+    "places that are set": placed,
+    "reshaped by data": reshaped,
     "split": lambda x: torch.split(x.flatten(), [count(x), x.numel() - count(x)]),
     "sizes from tensors": lambda x: (torch.zeros((x > 0).sum()), x.expand((x > 0).sum(), *x.shape), torch.arange((x > 0).sum())),
     "loop": lambda x: [x[i % 4] * i for i in range(count(x))],
@@ -106,6 +125,25 @@ def test_nothing_and_everything() -> None:
     for x in (torch.zeros(3), torch.ones(3), torch.zeros(3), torch.ones(3)):
         assert_same(fast(x), (x[x > 0], torch.nonzero(x), x[x > 0].sum()))
     assert find_callable(fast).hits == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+def test_places_of_every_type_and_out_of_range(dtype: torch.dtype) -> None:
+    def program(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        y[place] = 0
+        return y[place] + y[0]
+
+    fast = torch.compile(program, backend="magpy")
+    for k in (1, 0, 3, 1, 0, 3, 2):
+        x, place = data(k), torch.tensor(k).to(dtype)
+        assert_same(fast(x, place), program(x, place))
+    if dtype not in (torch.int64, torch.int8):
+        return
+    assert find_callable(fast).hits == 3
+    assert_same(fast(x, place - 4), program(x, place - 4))
+    with pytest.raises(IndexError, match="out of bounds|out of range"):
+        fast(x, place + 4)
 
 
 def test_gradients_of_selected_elements() -> None:
