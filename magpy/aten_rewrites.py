@@ -200,25 +200,67 @@ def _max_dim(build: Builder, node: Node) -> Val:
 # -- Convolutions -----------------------------------------------------------------------------------------------------
 
 
+def _forms(node: Node) -> list[str]:
+    """Kernels of our own that may compute this convolution."""
+    x, w, _, stride, padding, dilation, transposed, output_padding, groups = node.args
+    taps, one = w.meta[2][2:], [1, 1]
+    if x.meta[0] is not torch.float32 or not own_convolutions():
+        return []
+    if groups != 1:
+        return ["depthwise"] if not transposed and groups == x.meta[2][1] == w.meta[2][0] else []
+    plain = stride == dilation == one
+    if not transposed:
+        return ["direct", "winograd", "winograd2"] if plain and taps == (3, 3) else ["direct"]
+    if taps == (2, 2) and stride == [2, 2] or taps == (1, 1) and plain:
+        return ["direct"]
+    return ["winograd", "winograd2"] if taps == (3, 3) and plain and not any(output_padding) else []
+
+
 def _convolution(build: Builder, node: Node) -> Val:
     """The same convolution by a kernel of our own on the plain weight, if that is faster than oneDNN."""
-    x, w, groups = node.args[0], node.args[1], node.args[-1]
-    forms = ["depthwise"] if groups == x.meta[2][1] == w.meta[2][0] else []
-    if node.args[6]:
-        forms = ["direct"] if groups == 1 and w.meta[2][2:] == (2, 2) and node.args[3] == [2, 2] else []
-    elif groups == 1:
-        winograd = w.meta[2][2:] == (3, 3) and node.args[3] == node.args[5] == [1, 1]
-        forms = ["direct", "winograd", "winograd2"] if winograd else ["direct"]
-    if not forms or x.meta[0] is not torch.float32 or not own_convolutions():
-        raise Keep
-    form = choices.choose(f"convolution float32 {_shape_text(node)} {'/'.join(forms)}", lambda: _ways(node, forms))
-    if form not in forms:
-        raise Keep
+    form = _best_form(node, lambda arguments: call(node.target, arguments))
     made = Node(node.target, node.args)
     made.form = form
     made.vals = [Val(made, 0, node.val.meta)]
     build.nodes.append(made)
     return made.val
+
+
+def _best_form(node: Node, operator: Callable[[list[Any]], Any], of: str = "convolution") -> str:
+    """The fastest form for a convolution. `operator` does the same with tensors for the arguments. Raises Keep if that
+    is faster."""
+    forms = _forms(node)
+    key = f"{of} float32 {_shape_text(node)} {'/'.join(forms)}"
+    form = choices.choose(key, lambda: _ways(node, forms, operator)) if forms else None
+    if form not in forms:
+        raise Keep
+    return form
+
+
+def _input_gradient(node: Node) -> list[Node] | None:
+    """The backward pass of a convolution with its first result by a kernel of our own, if that is faster: it is a
+    transposed convolution of the gradient."""
+    gradient, x, w, biases, stride, padding, dilation, transposed, output_padding, groups, mask = node.args
+    given = node.vals[0]
+    if not mask[0] or given is None or transposed or given.meta[1].type != "cpu" or 0 in given.meta[2]:
+        return None
+    made = Node(aten.convolution.default, (gradient, w, None, stride, padding, dilation, True, output_padding, groups))
+    made.vals = [Val(made, 0, given.meta)]
+
+    def operator(arguments: list[Any]) -> Any:
+        like = stand_in(x, "cpu")
+        rest = (biases, stride, padding, dilation, False, output_padding, groups, [True, False, False])
+        return call(node.target, [arguments[0], like, arguments[1], *rest])
+
+    try:
+        made.form = _best_form(made, operator, "gradient of convolution")
+    except Keep:
+        return None
+    if not any(mask[1:]):
+        return [made]
+    others = Node(node.target, (*node.args[:-1], [False, *mask[1:]]))
+    others.vals = [None, *(None if v is None else Val(others, v.position, v.meta) for v in node.vals[1:])]
+    return [others, made]
 
 
 def _shape_text(node: Node) -> str:
@@ -227,8 +269,8 @@ def _shape_text(node: Node) -> str:
     return f"{sizes} {stride} {padding} {dilation}{' transposed' if transposed else ''} groups={groups}"
 
 
-def _ways(node: Node, forms: list[str]) -> dict[str, Callable]:
-    """The convolution by the kernels of these forms and by the operator, as calls that can be timed."""
+def _ways(node: Node, forms: list[str], operator: Callable[[list[Any]], Any]) -> dict[str, Callable]:
+    """The convolution by the kernels of these forms and by `operator`, as calls that can be timed."""
     ways: dict[str, Callable] = {}
     for form in forms:
         graph = Graph()
@@ -243,7 +285,7 @@ def _ways(node: Node, forms: list[str]) -> dict[str, Callable]:
             if [step[0] for step in plan.steps if step[0] != "alloc"] == ["kernel"]:
                 ways[form] = functools.partial(_kernel_seconds, plan, tensors)
     arguments = [*tensors, None, *node.args[3:]]
-    return {**ways, "operator": lambda: call(node.target, arguments)}
+    return {**ways, "operator": lambda: operator(arguments)}
 
 
 def _kernel_seconds(plan: Any, tensors: list[torch.Tensor]) -> float:

@@ -163,6 +163,7 @@ static void divide_winograd(mp_conv *c, int64_t tile)
     int64_t sums = 2 * VECTOR * round_up(c->panel * tile * c->ow);
     int64_t gathered = (tile + 2) * (c->tiles_x * tile + 2) * VECTOR,
             finished = parts * c->m_step + sums + c->plain_scratch;
+    if (c->turned) finished += VECTOR * c->ci * 9; /* a copy of some weights */
     c->scratch = parts * (c->u_first ? c->v_step : c->u_step) + (gathered > finished ? gathered : finished);
 }
 
@@ -191,7 +192,12 @@ bool mp_conv_describe(const mp_graph *graph, const mp_gnode *node, mp_conv *out)
         !pair(&args[5], space, 1, &out->dh, &out->dw))
         return false;
     if (out->sh < 1 || out->sw < 1 || out->ph < 0 || out->pw < 0 || out->dh < 1 || out->dw < 1) return false;
-    if (turned) {
+    if (turned && out->sh * out->sw * out->dh * out->dw == 1) {
+        /* the same as one that is not transposed, but for the order of weights */
+        out->turned = 1;
+        out->ph = out->kh - 1 - out->ph, out->pw = out->kw - 1 - out->pw;
+        if (out->ph < 0 || out->pw < 0 || depthwise || (!winograd && out->kh * out->kw > 1)) return false;
+    } else if (turned) {
         if (depthwise || winograd || space != 2 || !transposed_covered(out, &args[7])) return false;
         divide_transposed(out);
         return true;

@@ -7,7 +7,8 @@
 #include "ir/graph.h"
 #include "ir/pool.h"
 
-/* n images of ci channels, h x w, at x + x_offset; co x ci x kh x kw weights at w + w_offset; n x co x oh x ow sums. Strides s,
+/* n images of ci channels, h x w, at x + x_offset; co x ci x kh x kw weights at w + w_offset
+** (`turned`: ci x co, and taps from the last to the first); n x co x oh x ow sums. Strides s,
 ** padding p, dilation d for rows and columns. Work item i computes channel block i % n_blocks (of `block`) of panel i / n_blocks
 ** (of `panel` output positions): panels run over one image after the other or, `merged`, over all positions of all images. WINOGRAD:
 ** panels are of `panel` rows of tiles of `tile` x `tile` sums, and n_prepare items come before the others, which write the workspace
@@ -18,7 +19,7 @@
 #define MP_CONV_FIELDS(F) \
     F(n) F(ci) F(h) F(w) F(co) F(oh) F(ow) F(kh) F(kw) F(sh) F(sw) F(ph) F(pw) F(dh) F(dw) \
     F(x_offset) F(x_image) F(x_channel) F(w_offset) \
-    F(form) F(merged) F(panel) F(block) F(n_panels) F(n_blocks) F(tile_channels) F(scratch) \
+    F(form) F(turned) F(merged) F(panel) F(block) F(n_panels) F(n_blocks) F(tile_channels) F(scratch) \
     F(tile) F(tiles_y) F(tiles_x) F(v_row) F(v_step) F(u_step) F(m_step) F(u_first) F(chunk) F(n_prepare) F(workspace) \
     F(plain) F(plain_scratch)
 /* clang-format on */

@@ -150,6 +150,66 @@ def test_transposed_in_steps_of_its_size(n, ci, h, w, co, with_bias):
     assert "convolution" in steps[0][2]
 
 
+@pytest.mark.parametrize(
+    "form, n, ci, h, w, co, k, padding",
+    [
+        ("direct", 1, 3, 4, 5, 2, 1, 0),
+        ("direct", 2, 20, 9, 31, 13, 1, 0),
+        *itertools.product(["winograd", "winograd2"], [1], [5], [6], [6], [7], [3], [1]),
+        *itertools.product(["winograd", "winograd2"], [2], [70], [8], [8], [50], [3], [1]),
+        *itertools.product(["winograd", "winograd2"], [3], [33], [20], [21], [17], [3], [0]),
+        *itertools.product(["winograd", "winograd2"], [1], [6], [5], [40], [5], [3], [2]),
+    ],
+)
+def test_transposed_in_steps_of_one(form, n, ci, h, w, co, k, padding):
+    torch.manual_seed(0)
+    x, weight = torch.randn(n, ci, h, w), torch.randn(ci, co, k, k)
+    for value in (None, math.inf, math.nan):
+        if value is not None:
+            x[-1, 1, 2, 3] = value
+        args = (x, weight, None, [1, 1], [padding] * 2, [1, 1], True, [0, 0], 1)
+        graph = Graph()
+        operands = [graph.add_placeholder((t.dtype, t.device, tuple(t.shape), t.stride(), 0)) for t in (x, weight)]
+        node = Node(torch.ops.aten.convolution.default, (*operands, *args[2:]))
+        eager = torch.ops.aten.convolution.default(*args)
+        exact = torch.ops.aten.convolution.default(x.double(), weight.double(), *args[2:]).float()
+        node.form = form
+        node.vals = [Val(node, 0, (eager.dtype, eager.device, tuple(eager.shape), eager.stride(), 0))]
+        graph.nodes, graph.outputs = [node], [node.val]
+        plan = _C.compile_graph(*describe(graph))
+        assert [s[0] for s in plan.steps if s[0] != "alloc"] == ["kernel"]
+        torch.testing.assert_close(plan([x, weight])[0], exact, rtol=2e-5, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "k, padding, stride, groups", [(3, 1, 1, 1), (3, 0, 1, 1), (1, 0, 1, 1), (3, 1, 2, 1), (3, 1, 1, 2)]
+)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (1, 2)], ids=str)
+def test_gradients_are_those_of_eager(monkeypatch, k, padding, stride, groups, bias, frozen):
+    """With a kernel of our own for the input's gradient wherever there is one, and each gradient wanted or not."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 6, 12, 13), torch.randn(8, 6 // groups, k, k)] + ([torch.randn(8)] if bias else [])
+    results = []
+    for compiled in (False, True):
+        leaves = [t.clone().requires_grad_(i not in frozen) for i, t in enumerate(tensors)]
+        wanted = [t for t in leaves if t.requires_grad]
+        if not wanted:
+            pytest.skip("nothing to differentiate")
+
+        def program(*leaves):
+            return F.conv2d(*leaves, *(() if bias else (None,)), stride, padding, 1, groups).tanh()
+
+        if compiled:
+            program = torch.compile(program, backend="magpy", fullgraph=True)
+        for _ in range(2):
+            results.append(torch.autograd.grad(program(*leaves).square().sum(), wanted))
+    for got in results[2:]:
+        for a, b in zip(got, results[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+            assert a.stride() == b.stride()
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_geometries(seed):
     rng = random.Random(seed)
