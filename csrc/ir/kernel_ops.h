@@ -40,6 +40,8 @@ MP_KOP(POW, "pow", 2, SAME, 60)
 MP_KOP(AND, "and", 2, SAME, 1)
 MP_KOP(OR, "or", 2, SAME, 1)
 MP_KOP(XOR, "xor", 2, SAME, 1)
+MP_KOP(SHL, "shl", 2, SAME, 2) /* integers; as far as there are bits, or further: 0 */
+MP_KOP(SHR, "shr", 2, SAME, 2) /* with the sign */
 MP_KOP(LT, "lt", 2, BOOL, 1)
 MP_KOP(LE, "le", 2, BOOL, 1)
 MP_KOP(GT, "gt", 2, BOOL, 1)

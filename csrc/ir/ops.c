@@ -133,6 +133,14 @@ static const mp_op table[] = {
     POINT("aten.bitwise_or.Scalar", 'R', "or(a,b)"),
     POINT("aten.bitwise_xor.Tensor", 'R', "xor(a,b)"),
     POINT("aten.bitwise_xor.Scalar", 'R', "xor(a,b)"),
+    POINT("aten.bitwise_left_shift.Tensor", 'R', "shl(a,b)"),
+    POINT("aten.bitwise_left_shift.Tensor_Scalar", 'R', "shl(a,b)"),
+    POINT("aten.bitwise_right_shift.Tensor", 'R', "shr(a,b)"),
+    POINT("aten.bitwise_right_shift.Tensor_Scalar", 'R', "shr(a,b)"),
+    POINT("aten.__lshift__.Scalar", 'R', "shl(a,b)"),
+    POINT("aten.__lshift__.Tensor", 'R', "shl(a,b)"),
+    POINT("aten.__rshift__.Scalar", 'R', "shr(a,b)"),
+    POINT("aten.__rshift__.Tensor", 'R', "shr(a,b)"),
     POINT("aten.bitwise_not.default", 'R', "bitnot(a)"),
     /* copies and constants */
     POINT("aten.clone.default", 'R', "a"),
@@ -321,6 +329,7 @@ static bool point_covered(const mp_graph *graph, const mp_gnode *node, const mp_
     int dtype = graph->metas[node->first].dtype;
     bool whole = !mp_dtype_float(dtype);
     const char *formula = row->formula;
+    if (strncmp(formula, "sh", 2) == 0 && (!whole || dtype == MP_BOOL)) return false;
     if (!whole || row->rule == 'P') return true;
     if (strncmp(formula, "fmod", 4) == 0 || strncmp(formula, "remainder", 9) == 0 || strncmp(formula, "floor", 5) == 0)
         return dtype != MP_BOOL && safe_divisor(node);
