@@ -155,6 +155,7 @@ static const char *text_expr(mp_printer *p, mp_kid kid)
     char args[3][64] = {"", "", ""};
     for (int k = 0; k < 3; k++)
         if (e->arg[k] != MP_NO_KID) mp_print_name(p, e->arg[k], args[k]);
+    if (e->op == MP_K_WHERE && p->array && p->array[kid]) return p->array[kid];
     switch (e->op) {
     case MP_K_CONST: return text_const(p, e);
     case MP_K_LOAD: return text_load(p, e, args);

@@ -18,6 +18,8 @@
 #define ROW_BYTES 32768                     /* of row arrays in one kernel */
 #define ROW_COST 8                          /* cost from which a value is kept in a row array */
 #define MOST_SPLIT 2048                     /* steps of a loop whose last vector is worth code of its own */
+#define MOST_CUTS 6                         /* of a vector loop where conditions turn */
+#define CUT_COST 100                        /* most additions of a loop that is printed for what lies between cuts */
 #define GRAIN_WORK 32768                    /* additions worth a thread */
 
 typedef struct {
@@ -448,12 +450,20 @@ static void print_tile_pass(c_kernel *k, int pass)
         if (reduced_in(k, i, pass)) p->at[i] = MP_AT_LANES;
 }
 
+/* Is a load's memory (or that of the loads it is one of) of the registers' type? */
+static bool same_memory(const c_kernel *k, mp_kid kid, mp_dtype dtype)
+{
+    const mp_kexpr *e = &k->kir->exprs[kid];
+    return e->op != MP_K_LOAD || k->kir->buffers[e->aux].dtype == dtype;
+}
+
 /* Loads under a condition that is the same for all lanes (pieces of a concatenation, rows of padding) read zeros where it does not
 ** hold: what is chosen is the address, before the vector loop, so that the loop itself has no condition. */
 static void print_chosen(c_kernel *k)
 {
     mp_printer *p = &k->p;
     uint32_t v = (uint32_t)k->kir->vector, bit = 1u << v;
+    const char **chosen = MP_NEW(p->out->pool, const char *, k->kir->n_exprs + 1);
     for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
         const mp_kexpr *e = &k->kir->exprs[i];
         if (!p->need[i] || e->op != MP_K_LOAD || e->arg[0] == MP_NO_KID || e->arg[1] != MP_NO_KID || k->array[i])
@@ -464,6 +474,18 @@ static void print_chosen(c_kernel *k)
         mp_print_line(p, "const %s *restrict h%u = t%u ? p%u + (%s + c0) : (const void *)mp_zeros;",
                       p->target->memory[k->kir->buffers[e->aux].dtype], i, e->arg[0], e->aux, mp_print_affine(p, &at));
         k->array[i] = mp_pool_printf(p->out->pool, "h%u[%s]", i, p->lane);
+        chosen[i] = mp_pool_printf(p->out->pool, "h%u", i);
+    }
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) { /* of two that are chosen by such a condition, one is read */
+        const mp_kexpr *e = &k->kir->exprs[i];
+        if (!p->need[i] || e->op != MP_K_WHERE || (p->deps[e->arg[0]] & bit) || p->at[e->arg[0]] == MP_AT_LANES)
+            continue;
+        const char *yes = chosen[e->arg[1]], *no = chosen[e->arg[2]];
+        if (!yes || !no || k->kir->exprs[e->arg[1]].dtype != e->dtype || e->dtype == MP_BOOL) continue;
+        if (!same_memory(k, e->arg[1], e->dtype) || !same_memory(k, e->arg[2], e->dtype)) continue;
+        mp_print_line(p, "const %s *restrict h%u = t%u ? %s : %s;", p->target->memory[e->dtype], i, e->arg[0], yes, no);
+        k->array[i] = mp_pool_printf(p->out->pool, "h%u[%s]", i, p->lane);
+        chosen[i] = mp_pool_printf(p->out->pool, "h%u", i);
     }
 }
 
@@ -474,6 +496,46 @@ static bool has_near(const c_kernel *k)
     return any;
 }
 
+/* Where on the vector loop a condition turns that says on which side of a number its variable is (pieces side by side, borders), in order.
+** Loops that are printed for what lies between have no such conditions. Returns how many there are. */
+static int find_cuts(const c_kernel *k, int64_t *cuts)
+{
+    const mp_kir *kir = k->kir;
+    int n = 0, cost = 0;
+    for (uint32_t i = 0; i < kir->n_stores; i++) cost += kir->exprs[kir->stores[i].what].cost;
+    if (cost > CUT_COST) return 0; /* much text for little */
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        const mp_kexpr *e = &kir->exprs[i];
+        if (!k->p.need[i] || (e->op != MP_K_LT && e->op != MP_K_GE)) continue;
+        const mp_kexpr *x = &kir->exprs[e->arg[0]], *bound = &kir->exprs[e->arg[1]];
+        if (x->op != MP_K_INDEX || bound->op != MP_K_CONST || mp_affine_deps(&x->at) != vector_bit(k)) continue;
+        int64_t step = x->at.coef[kir->vector];
+        if (step != 1 && step != -1) continue;
+        int64_t cut = step == 1 ? bound->i - x->at.base : x->at.base - bound->i + 1;
+        int at = 0;
+        while (at < n && cuts[at] < cut) at++;
+        if (cut <= 0 || cut >= kir->extent[kir->vector] || (at < n && cuts[at] == cut)) continue;
+        if (n == MOST_CUTS) return 0;
+        for (int m = n++; m > at; m--) cuts[m] = cuts[m - 1];
+        cuts[at] = cut;
+    }
+    return n;
+}
+
+/* The vector loop of a tile that has all of it, as loops with known ends. */
+static int split_lanes(const c_kernel *k, int64_t (*part)[2])
+{
+    int64_t cuts[MOST_CUTS + 1], begin = 0;
+    int n_cuts = find_cuts(k, cuts), n = 0;
+    cuts[n_cuts] = k->kir->extent[k->kir->vector];
+    for (int c = 0; c <= n_cuts; begin = cuts[c++]) {
+        vector_parts parts = split_vectors(k, cuts[c] - begin);
+        part[n][0] = begin, part[n++][1] = begin + parts.whole;
+        if (parts.n == 2) part[n][0] = begin + parts.again, part[n++][1] = cuts[c];
+    }
+    return n;
+}
+
 /* What a tile stores after all passes. With operations that have a cheap way all of it is done the cheap way first, and done again
 ** where that did not hold: buffers that are written are not read, so nothing is lost. */
 static void print_tile_stores(c_kernel *k)
@@ -482,12 +544,13 @@ static void print_tile_stores(c_kernel *k)
     const mp_kir *kir = k->kir;
     uint32_t bit = vector_bit(k);
     bool any = false, near = false;
-    vector_parts parts = {.n = 1};
-    if (k->n_tiles == 1 && k->turn.loop < 0 && kir->n_loops > 1) parts = split_vectors(k, kir->extent[kir->vector]);
+    int64_t part[2 * (MOST_CUTS + 1)][2];
     mp_print_need_none(p);
     for (uint32_t i = 0; i < kir->n_stores; i++)
         if (stored_at_row(k, &kir->stores[i])) mp_print_need(p, kir->stores[i].what), any = true;
     if (!any) return;
+    bool known = k->n_tiles == 1 && k->turn.loop < 0 && kir->n_loops > 1;
+    int n_parts = known ? split_lanes(k, part) : 1;
     mp_print_needed(p, bit, 0);
     print_chosen(k);
     for (uint32_t i = 0; i < kir->n_exprs; i++) near |= p->need[i] && (p->deps[i] & bit) && mp_print_has_near(p, i);
@@ -495,14 +558,13 @@ static void print_tile_stores(c_kernel *k)
     for (int way = near ? 0 : 1; way < 2; way++) {
         p->near = way == 0;
         if (near && way == 1) mp_print_line(p, "if (far) {"), p->indent++;
-        for (int part = 0; part < parts.n; part++) {
-            const char *begin = part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.again) : "c0";
-            const char *end =
-                parts.n == 2 && !part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.whole) : "c1";
+        for (int i = 0; i < n_parts; i++) {
+            const char *begin = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][0]) : "c0";
+            const char *end = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][1]) : "c1";
             open_lanes_between(k, begin, end);
             mp_print_needed(p, bit, bit);
-            for (uint32_t i = 0; i < kir->n_stores; i++)
-                if (stored_at_row(k, &kir->stores[i])) mp_print_store(p, &kir->stores[i]);
+            for (uint32_t s = 0; s < kir->n_stores; s++)
+                if (stored_at_row(k, &kir->stores[s])) mp_print_store(p, &kir->stores[s]);
             close_block(k);
         }
         if (near && way == 1) p->indent--, mp_print_line(p, "}");

@@ -424,3 +424,26 @@ def test_rows_of_any_length_are_taken_once(dtype):
     exact = not dtype.is_floating_point
     for got, want in zip(compiled(*rows, pieces=2), all_ways(*rows), strict=True):
         torch.testing.assert_close(got, want, **({"rtol": 0, "atol": 0} if exact else {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool], ids=str)
+def test_pieces_along_rows_and_across_them(dtype):
+    """Loops are cut where pieces and borders meet; pieces of whole rows are chosen by address."""
+    lengths = (1, 2, 5, 16, 33, 130)
+    pieces = [torch.randn(6, n, generator=torch.Generator().manual_seed(n)) * 3 for n in lengths]
+    pieces = [p > 0 if dtype == torch.bool else p.abs().to(dtype) for p in pieces]
+
+    def all_ways(*pieces):
+        two, three, all_of_them = torch.cat(pieces[3:5], 1), torch.cat(pieces[:3], 1), torch.cat(pieces, 1)
+        rows = torch.cat([pieces[5], pieces[5][:2], pieces[5][1:4]], 0)
+        mixed = torch.cat([torch.cat([pieces[4][:, :17], pieces[3]], 1), pieces[4]], 0)
+        ways = [two, three, all_of_them, rows, mixed, F.pad(pieces[4], (3, 1, 1, 2))]
+        if dtype.is_floating_point:
+            reflected = F.pad(two.view(6, 7, 7), (2, 2), mode="reflect")
+            ways += [reflected, rows + rows.flip(1), F.gelu(all_of_them)]
+        return tuple(ways)
+
+    compiled = Compiled(trace(all_ways, pieces))
+    for parts in (1, 3):
+        for got, want in zip(compiled(*pieces, pieces=parts), all_ways(*pieces), strict=True):
+            torch.testing.assert_close(got, want)
