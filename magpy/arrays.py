@@ -234,6 +234,35 @@ torch.library.register_fake("magpy::array", _array_meta, lib=steps._library)
 torch.fx.node.has_side_effect(torch.ops.magpy.array.default)
 
 
+# -- Random elements --------------------------------------------------------------------------------------------------
+
+
+def kept(value: Any) -> Any:
+    """A copy of a constant argument of a draw: lists, tuples and arrays of numbers and text. None: it is no such."""
+    if isinstance(value, np.ndarray):
+        return value.copy("K") if value.dtype != object else None
+    if type(value) in (list, tuple):
+        items = [kept(item) for item in value]
+        return None if any(item is None for item in items) else type(value)(items)
+    return value if isinstance(value, (bool, int, float, complex, str, bytes, np.generic)) else None
+
+
+def drawn(array: Any, meta: tuple) -> torch.Tensor | None:
+    """What a run has drawn, as an input of the graph. None: it is not laid out as the recorded array."""
+    sizes, strides, dtype = meta
+    if type(array) is not np.ndarray or DTYPES.get(array.dtype) is not dtype:
+        return None
+    tensor = torch.from_numpy(array)
+    return tensor if tuple(tensor.shape) == sizes and _same_strides(tensor, strides) else None
+
+
+def shuffled(shuffle: Any, generator: Any, array: np.ndarray) -> np.ndarray:
+    """The draw that generator.shuffle(array) is: the array shuffled."""
+    array = array.copy("K")
+    shuffle(generator, array)
+    return array
+
+
 # -- Inputs and results -----------------------------------------------------------------------------------------------
 
 

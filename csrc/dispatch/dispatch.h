@@ -38,6 +38,7 @@ typedef struct {        /* a call that every run makes before the graph, as in m
     PyObject *keeper;   /* (get, set), a random.Random, or None */
     PyObject *result;   /* must be given again; NULL: it is a graph input, a number of `type` */
     PyTypeObject *type; /* borrowed: float or int */
+    PyObject *meta;     /* owned: a numpy array of this meta, or NULL */
 } mp_trace_draw;
 
 /* One trace. Shared by its callable and the runs in progress (`refs`). */
@@ -106,8 +107,8 @@ typedef struct {             /* the draws of one run */
 int mp_draw_all(const mp_trace *trace, PyObject *const *bound, mp_drawn *drawn);
 void mp_drawn_undo(mp_drawn *drawn); /* put all states back; keeps a pending exception */
 void mp_drawn_end(mp_drawn *drawn);
-/* A tensor without dimensions of a drawn number: owned, or NULL with an exception. */
-PyObject *mp_draw_tensor(PyObject *number);
+/* A drawn number, or array of this meta (else NULL), as a tensor: owned, or NULL with an exception; None for an array of another. */
+PyObject *mp_draw_tensor(PyObject *drawn, PyObject *meta);
 void mp_draws_free(mp_trace *trace);
 
 /* -- Fallbacks and statistics (stats.c) --------------------------------------------------------------------------- */

@@ -136,16 +136,23 @@ void mp_drawn_end(mp_drawn *drawn)
 
 /* -- Drawing -------------------------------------------------------------------------------------------------------------- */
 
-PyObject *mp_draw_tensor(PyObject *number)
+PyObject *mp_draw_tensor(PyObject *drawn, PyObject *meta)
 {
-    static PyObject *make; /* owned by the process: magpy.effects.number_tensor */
+    static PyObject *make, *make_array; /* owned by the process: magpy.effects.number_tensor, magpy.arrays.drawn */
+    if (meta && !make_array) {
+        PyObject *module = PyImport_ImportModule("magpy.arrays");
+        make_array = module ? PyObject_GetAttrString(module, "drawn") : NULL;
+        Py_XDECREF(module);
+        if (!make_array) return NULL;
+    }
+    if (meta) return PyObject_CallFunctionObjArgs(make_array, drawn, meta, NULL);
     if (!make) {
         PyObject *module = PyImport_ImportModule("magpy.effects");
         make = module ? PyObject_GetAttrString(module, "number_tensor") : NULL;
         Py_XDECREF(module);
         if (!make) return NULL;
     }
-    return PyObject_CallOneArg(make, number);
+    return PyObject_CallOneArg(make, drawn);
 }
 
 /* 1 done, 0 another result, 2 another of very many, -1 an exception. */
@@ -157,13 +164,16 @@ static int draw_one(const mp_trace_draw *draw, mp_drawn *drawn)
     int same = 1;
     if (draw->result)
         same = mp_scalar_same(draw->result, result) ? 1 : mp_answer_is_value(draw->result) ? 2 : 0;
-    else if (!Py_IS_TYPE(result, draw->type))
+    else if (!draw->meta && !Py_IS_TYPE(result, draw->type))
         same = 0;
     else {
-        PyObject *tensor = mp_draw_tensor(result);
+        PyObject *tensor = mp_draw_tensor(result, draw->meta);
         if (!tensor)
             same = -1;
-        else
+        else if (tensor == Py_None) {
+            Py_DECREF(tensor);
+            same = 2;
+        } else
             drawn->made[drawn->n_bound + drawn->n_made++] = tensor;
     }
     Py_DECREF(result);
@@ -196,6 +206,7 @@ void mp_draws_free(mp_trace *trace)
         Py_XDECREF(draw->kwargs);
         Py_XDECREF(draw->keeper);
         Py_XDECREF(draw->result);
+        Py_XDECREF(draw->meta);
     }
     PyMem_Free(trace->draws);
 }

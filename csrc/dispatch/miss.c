@@ -349,7 +349,8 @@ static int draws(const mp_recording *recording, mp_trace *trace)
                                           Py_NewRef(from->kwargs),
                                           Py_NewRef(from->keeper),
                                           number ? NULL : Py_NewRef(from->result),
-                                          PyFloat_CheckExact(from->result) ? &PyFloat_Type : &PyLong_Type};
+                                          PyFloat_CheckExact(from->result) ? &PyFloat_Type : &PyLong_Type,
+                                          Py_XNewRef(from->meta)};
         trace->n_draws = i + 1;
         trace->n_drawn += number;
         trace->values = trace->values || (!number && from->result != Py_None && !PyBool_Check(from->result));
@@ -364,7 +365,7 @@ static PyObject *graph_inputs(const mp_recording *recording)
     for (uint32_t i = 0; inputs && i < recording->n_inputs + recording->n_draws; i++) {
         const mp_draw *draw = i < recording->n_inputs ? NULL : &recording->draws[i - recording->n_inputs];
         if (draw && draw->value == MP_NO_VALUE) continue;
-        PyObject *tensor = draw ? mp_draw_tensor(draw->result)
+        PyObject *tensor = draw ? mp_draw_tensor(draw->result, draw->meta)
                                 : input_tensor(recording, recording->values[recording->inputs[i]].input);
         if (!tensor || PyList_Append(inputs, tensor) < 0) Py_CLEAR(inputs);
         Py_XDECREF(tensor);

@@ -4,6 +4,7 @@
 ** learns of it is checked; other constants must be given again. Arguments are constants or the very objects of the recording. A
 ** generator whose state a draw moves is named, so that a run that is thrown away puts it back.
 */
+#include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
@@ -11,17 +12,31 @@
 
 /* -- Arguments ---------------------------------------------------------------------------------------------------------- */
 
-/* May it be given again in every run: is it a constant, or the very object? */
-static bool again(mp_call *call, PyObject *object)
+/* What every run is to give again: a constant (of lists and arrays of constants, a copy as they are now), or the very object. Owned, or NULL
+** after abandoning. */
+static PyObject *again(mp_call *call, PyObject *object)
 {
-    if (mp_key_plain(object)) return true;
+    if (mp_key_plain(object)) return Py_NewRef(object);
+    bool several = PyList_CheckExact(object) || PyTuple_CheckExact(object) || mp_is_array(object);
+    if (several && !mp_has_tensor(object)) {
+        PyObject *module = PyImport_ImportModule("magpy.arrays");
+        PyObject *copy = module ? PyObject_CallMethod(module, "kept", "O", object) : NULL;
+        Py_XDECREF(module);
+        PyErr_Clear();
+        if (copy && copy != Py_None) {
+            mp_number_settle_inside(call->rec, object);
+            mp_effect_read(call, object, true); /* elements that are data are looked at */
+            return copy;
+        }
+        Py_XDECREF(copy);
+    }
     if (!mp_is_container(object) && !mp_is_tensor(object) && mp_rec_ensure(call->rec, object) != MP_NO_OBJ) {
         mp_rec_identity(call->rec, object);
-        return true;
+        return Py_NewRef(object);
     }
     mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE,
                     "gives another result each time, and its arguments may change or were made by the call");
-    return false;
+    return NULL;
 }
 
 /* (func, args, kwargs, keeper or None): owned, or NULL with an exception or after abandoning. */
@@ -33,15 +48,25 @@ static PyObject *packed(mp_call *call)
              *data = NULL;
     bool good = kwargs != NULL;
     for (Py_ssize_t i = 0; good && i < call->nargs; i++) {
-        good = again(call, call->args[i]);
-        if (i >= skip) PyTuple_SET_ITEM(args, i - skip, Py_NewRef(call->args[i]));
+        PyObject *item = again(call, call->args[i]);
+        good = item != NULL;
+        if (item && i >= skip)
+            PyTuple_SET_ITEM(args, i - skip, item);
+        else
+            Py_XDECREF(item);
     }
-    for (Py_ssize_t i = 0; good && i < call->nkw; i++)
-        good = again(call, call->kwvalues[i]) &&
-               PyDict_SetItem(kwargs, PyTuple_GET_ITEM(call->kwnames, i), call->kwvalues[i]) == 0;
+    for (Py_ssize_t i = 0; good && i < call->nkw; i++) {
+        PyObject *name = PyTuple_GET_ITEM(call->kwnames, i), *item = again(call, call->kwvalues[i]);
+        bool out = PyUnicode_CompareWithASCIIString(name, "out") == 0 && call->kwvalues[i] != Py_None;
+        if (out) mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "writes into an array");
+        good = item && !out && PyDict_SetItem(kwargs, name, item) == 0;
+        Py_XDECREF(item);
+    }
     if (good && PyFunction_Check(call->callable)) {
         mp_function_code(call->rec, call->callable);
-        good = again(call, call->callable);
+        PyObject *function = again(call, call->callable);
+        good = function != NULL;
+        Py_XDECREF(function);
     }
     PyObject *module = good ? PyImport_ImportModule("magpy.effects") : NULL;
     PyObject *first = call->nargs ? call->args[0] : Py_None;
@@ -55,6 +80,48 @@ static PyObject *packed(mp_call *call)
 }
 
 /* -- Results ------------------------------------------------------------------------------------------------------------ */
+
+/* Append a draw, whose result (borrowed) is graph input `value`, or is to be given again. meta: stolen, an array's or NULL. */
+static void append(mp_recorder *rec, PyObject *data, PyObject *result, mp_value_id value, PyObject *meta)
+{
+    mp_recording *recording = rec->recording;
+    mp_draw *draw = mp_rec_grow(rec, &recording->draws, &recording->n_draws, sizeof *draw);
+    if (!draw) {
+        Py_XDECREF(meta);
+        return;
+    }
+    *draw = (mp_draw){.func = Py_NewRef(PyTuple_GET_ITEM(data, 0)),
+                      .args = Py_NewRef(PyTuple_GET_ITEM(data, 1)),
+                      .kwargs = Py_NewRef(PyTuple_GET_ITEM(data, 2)),
+                      .keeper = Py_NewRef(PyTuple_GET_ITEM(data, 3)),
+                      .result = Py_NewRef(result),
+                      .meta = meta,
+                      .value = value,
+                      .site = mp_rec_site(rec)};
+}
+
+/* The draw has given `array`, or has set its elements anew (drawn NULL). */
+static void drawn_array(mp_recorder *rec, PyObject *data, PyObject *array, PyObject *drawn)
+{
+    bool fresh = drawn && mp_rec_find(rec, array) == MP_NO_OBJ && mp_array_is_new(rec, array);
+    PyObject *meta = (fresh || !drawn) && mp_array_plain(array) ? mp_array_meta(array) : NULL;
+    PyObject *copy = meta ? PyObject_CallMethod(array, "copy", "s", "K") : NULL;
+    mp_value_id value = copy ? mp_rec_new_value(rec, UINT32_MAX) : MP_NO_VALUE;
+    if (value == MP_NO_VALUE) {
+        Py_XDECREF(meta);
+        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "random elements of a type that torch does not have");
+    } else {
+        append(rec, data, copy, value, meta);
+        PyObject *stored = drawn ? NULL : mp_value_new(value);
+        if (drawn)
+            mp_array_bind(rec, array, value);
+        else if (stored)
+            mp_array_store(rec, array, stored);
+        Py_XDECREF(stored);
+    }
+    Py_XDECREF(copy);
+    PyErr_Clear();
+}
 
 /* Fits into a tensor of the graph? */
 static bool is_number(PyObject *object)
@@ -73,6 +140,10 @@ static void drawn(mp_recorder *rec, PyObject *data, PyObject **slot)
     if (!result || rec->why.code || !recording) goto done;
     mp_call call = {.rec = rec, .callable = PyTuple_GET_ITEM(data, 0)};
     bool number = is_number(result);
+    if (mp_is_array(result)) {
+        drawn_array(rec, data, result, result);
+        goto done;
+    }
     if (!number && !mp_is_scalar(result)) {
         mp_call_abandon(&call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another object each time, not a number");
         goto done;
@@ -83,15 +154,7 @@ static void drawn(mp_recorder *rec, PyObject *data, PyObject **slot)
     }
     mp_value_id value = number ? mp_rec_new_value(rec, UINT32_MAX) : MP_NO_VALUE;
     if (number && value == MP_NO_VALUE) goto done;
-    mp_draw *draw = mp_rec_grow(rec, &recording->draws, &recording->n_draws, sizeof *draw);
-    if (!draw) goto done;
-    *draw = (mp_draw){.func = Py_NewRef(PyTuple_GET_ITEM(data, 0)),
-                      .args = Py_NewRef(PyTuple_GET_ITEM(data, 1)),
-                      .kwargs = Py_NewRef(PyTuple_GET_ITEM(data, 2)),
-                      .keeper = Py_NewRef(PyTuple_GET_ITEM(data, 3)),
-                      .result = Py_NewRef(result),
-                      .value = value,
-                      .site = mp_rec_site(rec)};
+    append(rec, data, result, value, NULL);
     if (number) mp_number_read(rec, slot, value, NULL);
 done:
     Py_XDECREF(data);
@@ -103,6 +166,14 @@ static bool own_generator(mp_call *call)
     PyObject *self = call->nargs ? call->args[0] : NULL;
     if (!self || mp_is_scalar(self) || mp_rec_find(call->rec, self) != MP_NO_OBJ) return false;
     PyTypeObject *type = Py_TYPE(self), *base = type->tp_base;
+    if (!strcmp(type->tp_name, "numpy.random.mtrand.RandomState") ||
+        !strcmp(type->tp_name, "numpy.random._generator.Generator")) { /* see mp_handle_numpy_generator */
+        for (Py_ssize_t i = 1; i < call->nargs; i++) mp_effect_read(call, call->args[i], true);
+        for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], true);
+        mp_effect_check_result(call);
+        if (!mp_rec_abandoned(call->rec)) mp_deferred_silent(call->rec, call->frame);
+        return true;
+    }
     if (!base || strcmp(base->tp_name, "_random.Random") || strcmp(type->tp_name, "Random")) return false;
     PyObject *name = mp_callable_name(call->callable);
     const char *text = name ? PyUnicode_AsUTF8(name) : NULL;
@@ -129,6 +200,57 @@ void mp_draw_call(mp_call *call)
         mp_deferred_begin(rec, call->frame, true);
     } else
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws"); /* unless there is a reason already */
+    mp_restore(kept);
+}
+
+/* numpy.random.RandomState(seed), default_rng(seed): a generator of the call's own. */
+void mp_handle_numpy_generator(mp_call *call)
+{
+    bool seeded = call->nargs == 1 && !call->nkw && call->args[0] != Py_None && mp_key_plain(call->args[0]);
+    if (seeded) {
+        mp_effect_check_result(call);
+        mp_deferred_silent(call->rec, call->frame);
+    } else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another generator each time");
+}
+
+/* data: the draw, then the array, which has been shuffled. */
+static void shuffled(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    mp_kept kept = mp_keep();
+    if (slot && !mp_rec_abandoned(rec)) drawn_array(rec, data, PyTuple_GET_ITEM(data, 4), NULL);
+    Py_DECREF(data);
+    mp_restore(kept);
+}
+
+/* generator.shuffle(array): every run shuffles a copy of the array as it was, which is data from then on. */
+void mp_handle_shuffle(mp_call *call)
+{
+    mp_recorder *rec = call->rec;
+    mp_op_state *state = mp_rec_op_state(rec);
+    PyObject *array = call->nargs == 2 && !call->nkw && mp_is_array(call->args[1]) ? call->args[1] : NULL;
+    if (array && !mp_array_is_data(rec, array) && own_generator(call)) return; /* still a constant */
+    if (!state || !state->accept_checks || state->muted || !array || mp_array_is_data(rec, array)) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "shuffles something else than an array of constants");
+        return;
+    }
+    mp_kept kept = mp_keep();
+    PyObject *module = PyImport_ImportModule("magpy.arrays");
+    PyObject *func = module ? PyObject_GetAttrString(module, "shuffled") : NULL, *draw = func ? packed(call) : NULL;
+    PyObject *args = NULL, *data = NULL;
+    if (draw && PyTuple_GET_SIZE(PyTuple_GET_ITEM(draw, 1)) == 2)
+        args = PyTuple_Pack(3, call->callable, PyTuple_GET_ITEM(PyTuple_GET_ITEM(draw, 1), 0),
+                            PyTuple_GET_ITEM(PyTuple_GET_ITEM(draw, 1), 1));
+    if (args) data = PyTuple_Pack(5, func, args, PyTuple_GET_ITEM(draw, 2), PyTuple_GET_ITEM(draw, 3), array);
+    if (data) {
+        mp_rec_pend_must(rec, call->frame, shuffled, data);
+        mp_deferred_begin(rec, call->frame, true);
+    } else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws"); /* unless there is a reason already */
+    Py_XDECREF(module);
+    Py_XDECREF(func);
+    Py_XDECREF(draw);
+    Py_XDECREF(args);
     mp_restore(kept);
 }
 

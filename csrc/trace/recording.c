@@ -152,6 +152,7 @@ void mp_recording_free(mp_recording *recording)
         Py_XDECREF(recording->draws[i].kwargs);
         Py_XDECREF(recording->draws[i].keeper);
         Py_XDECREF(recording->draws[i].result);
+        Py_XDECREF(recording->draws[i].meta);
     }
     for (uint32_t i = 0; i < recording->n_sites; i++) Py_XDECREF(recording->sites[i].code);
     Py_XDECREF(recording->result);

@@ -192,8 +192,9 @@ typedef struct {
     PyObject *kwargs; /* owned dict of the same */
     PyObject *keeper; /* owned: (get, set) of the state that it moves, a random.Random, or None */
     PyObject *result; /* owned: what the program was given */
+    PyObject *meta;   /* owned: of a result that is a numpy array (mp_array_meta), or NULL */
     mp_value_id
-        value; /* the graph input that the result is, a tensor without dimensions; MP_NO_VALUE: `result` must be given again */
+        value; /* the graph input that the result is, without dimensions or that array; MP_NO_VALUE: `result` must be given again */
     uint32_t site;
 } mp_draw;
 

@@ -323,3 +323,100 @@ def test_programs_of_many_steps_with_changes_between_them():
                 )
 
         same_as_eager(scenario)
+
+
+GENERATOR = np.random.default_rng(5)
+LEGACY = np.random.RandomState(5)
+CHOICES = [0, 2, 1]
+
+
+def shuffled_places(x):
+    places = np.arange(3)
+    np.random.shuffle(places)
+    more = np.arange(6.0).reshape(3, 2)
+    GENERATOR.shuffle(more)
+    return x[:, places], torch.from_numpy(more), places
+
+
+def mixed(x):
+    lam = np.random.beta(0.3, 0.3)
+    order = np.random.permutation(x.shape[0])
+    noise = torch.from_numpy(np.random.randn(*x.shape).astype(np.float32))
+    return lam * x, (1 - lam) * x[order], noise * np.random.rand(), order
+
+
+def thrown_away(x):
+    noise = np.random.uniform(-1, 1, size=(2, 3))
+    y = x + torch.tensor(noise, dtype=torch.float32)
+    if y.sum() > 21:
+        return y * np.random.rand()
+    return y - torch.from_numpy(np.random.normal(size=3))
+
+
+def of_its_own(x):
+    state = np.random.RandomState(3)
+    a = np.arange(3)
+    state.shuffle(a)
+    return x[:, a] * np.random.default_rng(4).normal(size=3).tolist()[1] + torch.from_numpy(state.rand(3))
+
+
+DRAWS: dict[str, tuple[Callable, int]] = {  # program, hits in 6 calls
+    "rand": (lambda x: x + torch.from_numpy(np.random.rand(2, 3)), 5),
+    "normal": (lambda x: torch.tensor(np.random.normal(0, 0.1, size=x.shape), dtype=x.dtype) + x, 5),
+    "FloatTensor": (lambda x: torch.FloatTensor(np.random.uniform(0, 1, 3)) * x, 5),
+    "randint": (lambda x: x[:, np.random.randint(0, 3, size=4)], 5),
+    "choice": (lambda x: x[:, np.random.choice(3, 2, replace=False)], 5),
+    "choice of a list": (lambda x: x[:, np.random.choice(CHOICES, 5)], 5),
+    "choice of an array": (lambda x: np.random.choice(np.array([0.5, 2.0]), size=(2,), p=[0.25, 0.75]), 5),
+    "permutation": (lambda x: x[torch.from_numpy(np.random.permutation(2))], 5),
+    "permutation of an array": (lambda x: np.random.permutation(np.arange(4) * 2), 5),
+    "generator": (lambda x: x * torch.from_numpy(GENERATOR.random((2, 3))) + GENERATOR.integers(0, 5, 3), 5),
+    "legacy": (lambda x: LEGACY.randn(3) + x.numpy() * LEGACY.rand(2, 1), 5),
+    "result": (lambda x: (np.random.rand(3), np.random.randint(0, 9, (2, 2))), 5),
+    "shuffle": (shuffled_places, 5),
+    "mixed": (mixed, 5),
+    "thrown away": (thrown_away, 2),
+    "of its own": (of_its_own, 5),
+    "seeded": (lambda x: (np.random.seed(7), np.random.rand(2))[1], 5),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_arrays_are_drawn_by_every_run(name):
+    program, hits = DRAWS[name]
+
+    def scenario(wrap):
+        np.random.seed(11)
+        GENERATOR.bit_generator.state = np.random.PCG64(12).state
+        LEGACY.seed(13)
+        CHOICES[:] = [0, 2, 1]
+        fast = wrap(program)
+        for i in range(6):
+            yield told(fast(X + i % 2)), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+            yield repr(GENERATOR.bit_generator.state), LEGACY.get_state()[1].tolist(), LEGACY.get_state()[2]
+        CHOICES[0] = 1
+        yield told(fast(X))
+
+    same_as_eager(scenario, min_hits=hits)
+
+
+def test_shuffling_data_lists_and_arrays_from_outside():
+    def scenario(wrap):
+        np.random.seed(3)
+        outside, items = np.arange(5.0), [1, 2, 3, 4]
+
+        def data(x):
+            a = x.numpy().copy()
+            np.random.shuffle(a)
+            return a
+
+        programs = (
+            data, lambda x: np.random.shuffle(outside) or x, lambda x: np.random.shuffle(items) or x,
+            lambda x: np.random.RandomState(1).shuffle(outside) or x, lambda x: np.random.permutation(outside),
+        )  # fmt: skip
+        for program in programs:
+            fast = wrap(program)
+            for _ in range(3):
+                yield told(fast(X)), outside.tolist(), list(items), np.random.get_state()[2]
+
+    same_as_eager(scenario)
