@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import warnings
@@ -49,6 +50,13 @@ def warning_action(text: str, category: type[Warning], module: str, line: int) -
 def warning_raises(text: str, category: type[Warning], module: str, line: int) -> bool:
     """Would this warning be an exception?"""
     return warning_action(text, category, module, line) == "error"
+
+
+def can_write(path: str) -> bool:
+    """Can the file be opened for writing, as far as one can tell without doing it?"""
+    if os.path.exists(path):
+        return not os.path.isdir(path) and os.access(path, os.W_OK)
+    return os.access(os.path.dirname(path) or os.curdir, os.W_OK | os.X_OK)
 
 
 def keeper(function: Any, first: Any) -> Any:

@@ -800,6 +800,8 @@ static mp_operand value_of(walker *w, PyObject *object)
         operand = constant(w, object);
     else if (is_fixed(object))
         operand = make_constant(w, object, NULL);
+    else if (mp_ref_id(object) != MP_NO_OBJ)
+        operand = constant(w, object); /* what an earlier effect of the commit gives */
     else if ((id = w->source->find_object(w->source->context, object)) != MP_NO_OBJ)
         operand = external_once(w, id);
     else if (is_tensor(w, object))

@@ -550,14 +550,47 @@ static PyObject *make_effect(PyObject *callable, PyObject *how)
     return result;
 }
 
+/* What the effect given by `ref` has given in this commit, or the object itself where it is no such number. Borrowed. */
+static PyObject *given(const mp_mock_run *run, PyObject *ref)
+{
+    mp_obj_id number = mp_ref_id(ref);
+    if (number == MP_NO_OBJ) return ref;
+    for (uint32_t i = 0; i < run->prog->n_stores; i++)
+        if (run->prog->stores[i].kind == MP_WRITE_CALL && number-- == 0)
+            return run->stores[i].old ? run->stores[i].old : ref;
+    return ref;
+}
+
+/* `how` (args, kwargs, frames) with what earlier effects gave in the place of their numbers. Owned, or NULL with an exception. */
+static PyObject *with_given(const mp_mock_run *run, PyObject *how)
+{
+    PyObject *args = PyTuple_GET_ITEM(how, 0), *kwargs = PyTuple_GET_ITEM(how, 1), *key, *value;
+    bool any = false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++) any |= mp_ref_id(PyTuple_GET_ITEM(args, i)) != MP_NO_OBJ;
+    for (Py_ssize_t at = 0; PyDict_Next(kwargs, &at, &key, &value);) any |= mp_ref_id(value) != MP_NO_OBJ;
+    if (!any) return Py_NewRef(how);
+    PyObject *new_args = PyTuple_New(PyTuple_GET_SIZE(args)), *new_kwargs = new_args ? PyDict_New() : NULL,
+             *made = NULL;
+    for (Py_ssize_t i = 0; new_args && i < PyTuple_GET_SIZE(args); i++)
+        PyTuple_SET_ITEM(new_args, i, Py_NewRef(given(run, PyTuple_GET_ITEM(args, i))));
+    for (Py_ssize_t at = 0; new_kwargs && PyDict_Next(kwargs, &at, &key, &value);)
+        if (PyDict_SetItem(new_kwargs, key, given(run, value)) < 0) Py_CLEAR(new_kwargs);
+    if (new_kwargs) made = PyTuple_Pack(3, new_args, new_kwargs, PyTuple_GET_ITEM(how, 2));
+    Py_XDECREF(new_args);
+    Py_XDECREF(new_kwargs);
+    return made;
+}
+
 /* Deferred effects in order; the first that raises ends them, as it would have ended the program. */
 static int run_effects(mp_mock_run *run)
 {
     for (uint32_t i = 0; i < run->prog->n_stores; i++) {
         if (run->prog->stores[i].kind != MP_WRITE_CALL) continue;
-        PyObject *done = make_effect(run->stores[i].key, run->stores[i].value);
+        PyObject *how = with_given(run, run->stores[i].value);
+        PyObject *done = how ? make_effect(run->stores[i].key, how) : NULL;
+        Py_XDECREF(how);
         if (!done) return -1;
-        Py_DECREF(done);
+        run->stores[i].old = done; /* for those that follow */
     }
     return 0;
 }

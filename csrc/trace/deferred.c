@@ -35,6 +35,12 @@ struct mp_deferred {
     bool plain;           /* its arguments are constants: so is a scalar result */
     bool unused;          /* nobody looks at the result */
     bool effects, warned; /* was there any effect, a warning? */
+    bool files;           /* one that makes an object: a file */
+    struct {
+        PyObject *watch; /* owned: weak reference, or the object */
+        uint32_t number; /* of the effect that made it */
+    } *made;
+    uint32_t n_made;
     mp_touched *places;
     uint32_t n_places;
     mp_map index; /* address -> first place */
@@ -65,7 +71,9 @@ void mp_rec_free_deferred(mp_recorder *rec)
         Py_XDECREF(state->places[i].key);
     }
     for (uint32_t i = 0; i < state->n_shown; i++) Py_XDECREF(state->shown[i].tensor);
+    for (uint32_t i = 0; i < state->n_made; i++) Py_XDECREF(state->made[i].watch);
     mp_map_free(&state->index);
+    PyMem_RawFree(state->made);
     PyMem_RawFree(state->places);
     PyMem_RawFree(state->shown);
     PyMem_RawFree(state);
@@ -240,6 +248,39 @@ void mp_rec_unseen(mp_recorder *rec, const mp_frame *frame, int opcode, int opar
     mp_restore(kept);
 }
 
+/* -- Objects that effects make -------------------------------------------------------------------------------------------- */
+
+/* Number of the effect that made the object, or MP_NO_OBJ. */
+static mp_obj_id maker_of(const mp_recorder *rec, PyObject *object)
+{
+    const mp_deferred *state = rec->deferred;
+    for (uint32_t i = state ? state->n_made : 0; i-- > 0;)
+        if (mp_watched(state->made[i].watch) == object) return state->made[i].number;
+    return MP_NO_OBJ;
+}
+
+bool mp_deferred_made(mp_recorder *rec, PyObject *object) { return maker_of(rec, object) != MP_NO_OBJ; }
+bool mp_deferred_files(const mp_recorder *rec) { return rec->deferred && rec->deferred->files; }
+
+/* The last effect gave this object. */
+static void made(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *result = slot ? *slot : NULL;
+    Py_XDECREF(data);
+    if (!result || mp_rec_abandoned(rec) || !rec->recording || !rec->deferred) return;
+    mp_deferred *state = rec->deferred;
+    uint32_t calls = 0;
+    for (uint32_t i = 0; i < rec->recording->n_writes; i++) calls += rec->recording->writes[i].kind == MP_WRITE_CALL;
+    PyObject *watch = mp_watch(result);
+    if (!watch || !mp_rec_grow(rec, &state->made, &state->n_made, sizeof *state->made)) {
+        Py_XDECREF(watch);
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "deferred effects");
+        return;
+    }
+    state->made[state->n_made - 1].watch = watch;
+    state->made[state->n_made - 1].number = calls - 1;
+}
+
 /* -- Arguments ---------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -325,6 +366,8 @@ static PyObject *copy(copier *c, PyObject *object, int depth)
         return Py_NewRef(object);
     }
     if (mp_is_tensor(object)) return copy_tensor(c, object);
+    mp_obj_id maker = maker_of(rec, object);
+    if (maker != MP_NO_OBJ) return depth ? refuse(c, object, "a file inside of something else") : mp_ref_new(maker);
     bool outside = mp_rec_find(rec, object) != MP_NO_OBJ;
     if (PyTuple_CheckExact(object) || PyList_CheckExact(object) || PyDict_CheckExact(object)) {
         if (outside) mp_rec_whole(rec, object);
@@ -440,7 +483,18 @@ static bool result_unused(const mp_frame *frame)
     return unused;
 }
 
-void mp_defer(mp_call *call, bool text, bool at_frames)
+/* The callable as the commit calls it: a C method that is bound to what an effect made, without that. Borrowed. */
+static PyObject *unbound(mp_call *call)
+{
+    PyObject *self = PyCFunction_Check(call->callable) ? PyCFunction_GET_SELF(call->callable) : NULL;
+    if (!self || !call->nargs || call->args[0] != self || !mp_deferred_made(call->rec, self)) return call->callable;
+    PyObject *name = PyUnicode_FromString(((PyCFunctionObject *)call->callable)->m_ml->ml_name);
+    PyObject *found = name ? mp_raw_type_lookup(Py_TYPE(self), name) : NULL;
+    Py_XDECREF(name);
+    return found;
+}
+
+static void defer(mp_call *call, bool text, bool at_frames, mp_pending finish)
 {
     mp_recorder *rec = call->rec;
     if (into_own_buffer(call)) {
@@ -455,9 +509,11 @@ void mp_defer(mp_call *call, bool text, bool at_frames)
     if (!state) return;
     mp_kept kept = mp_keep();
     copier c = {call, text, true};
-    PyObject *self = PyCFunction_Check(call->callable) ? PyCFunction_GET_SELF(call->callable) : NULL;
+    PyObject *callable = unbound(call);
+    PyObject *self = callable && PyCFunction_Check(callable) ? PyCFunction_GET_SELF(callable) : NULL;
     Py_ssize_t skip = self && call->nargs && call->args[0] == self; /* a bound method of a C object keeps its self */
-    PyObject *args = PyTuple_New(call->nargs - skip), *kwargs = NULL, *frames = NULL, *packed = NULL, *name = NULL;
+    PyObject *args = callable ? PyTuple_New(call->nargs - skip) : NULL, *kwargs = NULL, *frames = NULL, *packed = NULL,
+             *name = NULL;
     for (Py_ssize_t i = skip; args && i < call->nargs; i++) {
         bool receiver = i == 0 &&
                         (PyFunction_Check(call->callable) || Py_IS_TYPE(call->callable, &PyMethodDescr_Type)) &&
@@ -477,8 +533,8 @@ void mp_defer(mp_call *call, bool text, bool at_frames)
         state->effects = true;
         state->plain = c.plain;
         state->unused = result_unused(call->frame);
-        mp_rec_effect(rec, call->callable, packed);
-        mp_rec_pend(rec, call->frame, done, name);
+        mp_rec_effect(rec, callable, packed);
+        mp_rec_pend(rec, call->frame, finish, name);
         mp_deferred_begin(rec, call->frame, false);
     } else {
         Py_XDECREF(name);
@@ -489,6 +545,14 @@ void mp_defer(mp_call *call, bool text, bool at_frames)
     Py_XDECREF(frames);
     Py_XDECREF(packed);
     mp_restore(kept);
+}
+
+void mp_defer(mp_call *call, bool text, bool at_frames) { defer(call, text, at_frames, done); }
+
+void mp_defer_making(mp_call *call)
+{
+    defer(call, false, false, made);
+    if (call->rec->deferred) call->rec->deferred->files = true;
 }
 
 /* -- The end -------------------------------------------------------------------------------------------------------------------- */

@@ -184,10 +184,21 @@ static bool own_generator(mp_call *call)
     return n && (!seed || (call->nargs >= 2 && mp_key_plain(call->args[1]) && call->args[1] != Py_None));
 }
 
+/* Does it look at the file system? */
+static bool looks_at_files(mp_call *call)
+{
+    const mp_effect *effect = mp_effect_of(call->callable);
+    return effect && effect->name && (!strcmp(effect->name, "os.path") || !strcmp(effect->name, "posix"));
+}
+
 void mp_draw_call(mp_call *call)
 {
     mp_recorder *rec = call->rec;
     if (own_generator(call)) return; /* what is written in Python shows in frames */
+    if (mp_deferred_files(rec) && looks_at_files(call)) {
+        mp_call_abandon(call, MP_REASON_EFFECT, "looks at files after one was written");
+        return;
+    }
     mp_op_state *state = mp_rec_op_state(rec);
     if (!state || !state->accept_checks) {
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another result each time");

@@ -126,6 +126,8 @@ void mp_call_any(mp_call *call);
 /* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the
 ** frames of its callers. */
 void mp_defer(mp_call *call, bool text, bool at_frames);
+/* Likewise, and its result is an object that only other effects use: a file that is written. */
+void mp_defer_making(mp_call *call);
 /* The call gives another result each time: every run makes it again (draws.c). */
 void mp_draw_call(mp_call *call);
 void mp_clock_call(mp_call *call);

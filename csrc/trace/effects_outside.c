@@ -141,3 +141,57 @@ void mp_handle_warn(mp_call *call)
     Py_XDECREF(row);
     mp_restore(kept);
 }
+
+/* -- Files ------------------------------------------------------------------------------------------------------------------------------------ */
+
+/* open(): a file that is only written is opened at the commit, if a check before it says that it can be. */
+void mp_handle_open(mp_call *call)
+{
+    PyObject *path = argument(call, 0), *mode = argument(call, 1);
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    if (!path) path = keyword(call, "file");
+    if (!mode) mode = keyword(call, "mode");
+    mp_kept kept = mp_keep();
+    const char *how = mode && PyUnicode_CheckExact(mode) ? PyUnicode_AsUTF8(mode) : "r";
+    if (!how || strpbrk(how, "rx+") || keyword(call, "opener") || call->nargs > 7)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE,
+                        "a file is read; read it before the call, or declare the function that does with magpy.opaque");
+    else if (!path || !PyUnicode_CheckExact(path))
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "the file's name is no str; pass str(path)");
+    else if (!state || !state->accept_checks)
+        mp_call_abandon(call, MP_REASON_EFFECT, "a file is written");
+    else {
+        PyObject *module = PyImport_ImportModule("magpy.effects"), *args = PyTuple_Pack(1, path);
+        PyObject *check = module ? PyObject_GetAttrString(module, "can_write") : NULL;
+        if (check && args) {
+            mp_rec_check_call(call->rec, check, args, Py_True);
+            mp_defer_making(call);
+        } else
+            mp_rec_abandon(call->rec, MP_REASON_NO_MEMORY, "files");
+        Py_XDECREF(module);
+        Py_XDECREF(args);
+        Py_XDECREF(check);
+    }
+    mp_restore(kept);
+}
+
+static bool own_file(mp_call *call)
+{
+    if (call->nargs && mp_deferred_made(call->rec, call->args[0])) return true;
+    mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of a file that the call has not opened for writing");
+    return false;
+}
+
+/* with file: gives the file itself. */
+void mp_handle_file_enter(mp_call *call) { (void)own_file(call); }
+
+void mp_handle_file_close(mp_call *call)
+{
+    if (own_file(call)) mp_defer(call, false, false);
+}
+
+/* csv.writer(file) */
+void mp_handle_csv_writer(mp_call *call)
+{
+    if (own_file(call)) mp_defer_making(call);
+}

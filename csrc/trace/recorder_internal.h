@@ -188,6 +188,9 @@ void mp_deferred_ended(mp_recorder *rec, void *frame, bool raised);
 void mp_deferred_conflict(mp_recorder *rec, PyObject *owner, PyObject *key, bool write);
 bool mp_deferred_filters_changed(mp_recorder *rec); /* has the call stored warnings.filters? */
 void mp_deferred_warned(mp_recorder *rec);
+/* Was the object made by an effect of this call, so that only effects may use it? */
+bool mp_deferred_made(mp_recorder *rec, PyObject *object);
+bool mp_deferred_files(const mp_recorder *rec);            /* has the call written files? */
 void mp_deferred_changed(mp_recorder *rec, void *storage); /* the data of tensors there is another from now on */
 void mp_rec_finish_deferred(mp_recorder *rec);             /* last checks; may abandon */
 void mp_rec_free_deferred(mp_recorder *rec);

@@ -271,7 +271,7 @@ bool mp_recording_is_draw(const mp_recording *recording, mp_value_id value);
 /* Did the call make this function, type or module? */
 bool mp_recording_is_internal(const mp_recording *recording, PyObject *object);
 
-/* _C.Ref, an external object inside MP_WAS_ITEMS. new: owned or NULL with an exception; id: MP_NO_OBJ if `ref` is none. */
+/* _C.Ref, an external object inside MP_WAS_ITEMS, or inside the arguments of a CALL write what the write CALL of that number, from 0, gives. new: owned or NULL with an exception; id: MP_NO_OBJ if `ref` is none. */
 PyObject *mp_ref_new(mp_obj_id id);
 mp_obj_id mp_ref_id(PyObject *ref);
 
