@@ -126,6 +126,8 @@ def sized(func: Any, metas: Sequence[Meta], args: Sequence[Any], kwargs: dict[st
     kwargs = kwargs or {}
     if func in REPLAYED:
         return REPLAYED[func](metas, *args, **kwargs)
+    if func is torch.Tensor.__getitem__ and isinstance(args[1], torch.Tensor) and not args[1].dim():
+        args = [t.unsqueeze(0) for t in args]  # a mask of one element, of which torch would take a look
     before = _replayed.__dict__.copy()
     _replayed.metas, _replayed.args, _replayed.kwargs = metas, args, kwargs
     try:

@@ -60,6 +60,7 @@ PROGRAMS: dict[str, Callable[[torch.Tensor], Any]] = {
     "mask": lambda x: (x[x > 0] * 2, x[x[:, 0] > 0], x[x[:, 0] > 0, 1:], x[None][:, x > 0], x[x[:, 0] > 0][:, :2]),
     "statistics of a mask": lambda x: x[x > 0].sum() + x[(x > 0) & (x < 1)].mean(),
     "mask of bytes": lambda x: x[(x > 0).to(torch.uint8)],
+    "mask of one": lambda x: (x[(x > 1).any()] * 2, x[(x[0, 0] > 0).to(torch.uint8)], x[x[0, 1] < 0].sum()),
     "item set": filled,
     "nonzero": lambda x: (torch.nonzero(x > 0), (x > 0).nonzero() + 1, torch.nonzero(x > 0, as_tuple=True)),
     "where": lambda x: (x[torch.where(x > 0)] + 1, torch.argwhere(x > 0) + 1),
