@@ -367,7 +367,7 @@ class _Cut:
         for val in values:
             # A result that shows kept memory under another name could be changed without autograd noticing.
             shown = val not in self.kept and base_of(val).node in bases
-            graph.outputs.append(clone(graph, mapped[val]) if shown else mapped[val])
+            graph.outputs.append(_apart(graph, mapped, val) if shown else mapped[val])
         extra = [val for val in self.kept if val not in values]
         graph.outputs += [mapped[val] for val in extra]
         position = {val: k for k, val in enumerate([*values, *extra])}
@@ -411,6 +411,20 @@ class _Cut:
                 mapped[node.val] = graph.add_constant(self.constants[node])
             else:
                 mapped[node.val] = graph.add_placeholder(node.val.meta)
+
+
+def _apart(graph: Graph, mapped: dict[Val, Val], val: Val) -> Val:
+    """The value in memory of its own, laid out as it is: where its copy would be denser, what it shows is copied."""
+    copy = clone(graph, mapped[val])
+    if copy.meta[3] == val.meta[3]:
+        return copy
+    views, base = list[Node](), val
+    while is_view(base.node.target):
+        views.append(base.node)
+        base = base.node.args[0]
+    apart = {**mapped, base: clone(graph, mapped[base])}
+    _copy(graph, apart, reversed(views))
+    return apart[val]
 
 
 def _copy(graph: Graph, mapped: dict[Val, Val], nodes: Iterable[Node]) -> None:

@@ -51,6 +51,9 @@ PROGRAMS = {
     "grid": lambda x: F.grid_sample(x, torch.zeros(x.shape[0], 2, 2, 2), align_corners=False),
     "like": lambda x: torch.zeros_like(x) + torch.ones_like(x, memory_format=torch.contiguous_format),
     "clone": lambda x: x.clone(),
+    "part of what the backward pass keeps": lambda x: x.exp()[..., :1],
+    "part of it in another order": lambda x: x.tanh().transpose(1, 3)[..., :-1, :],
+    "diagonal of it": lambda x: x.sigmoid().diagonal(0, 2, 3),
     "blocks as channels": lambda x: blocks_as_channels(x.contiguous()),
 }
 
