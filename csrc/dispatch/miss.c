@@ -266,7 +266,7 @@ static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject
             break;
         }
         trace->mutated[i] = (uint32_t)number;
-        trace->uncounted[i] = recording->input_mutated[number] == MP_MUTATION_UNCOUNTED;
+        trace->uncounted[i] = recording->input_mutated[number] != MP_MUTATION_COUNTED;
     }
     Py_DECREF(numbers);
     if (ok) return -1;

@@ -213,8 +213,8 @@ typedef struct {
     uint32_t op;     /* the operator, for results */
 } mp_value;
 
-typedef enum { /* was an input's data changed in place by an operator? */
-               MP_MUTATION_NONE,
+typedef enum {                   /* was an input's data changed in place by an operator? */
+               MP_MUTATION_NONE, /* not that its version counter knows: batch norm changes its statistics without it */
                MP_MUTATION_UNCOUNTED, /* only through .data, of which its version counter does not know */
                MP_MUTATION_COUNTED,
 } mp_mutation;

@@ -119,3 +119,38 @@ def test_set_up_by_the_first_call():
                 yield fast(torch.rand(5, 3)), module.scale, module.ready, module.scale._version
 
     assert same_as_eager(scenario, hits=2).fallbacks == {}
+
+
+def test_batch_norm_called_again_before_the_backward_pass():
+    """Eager changes the statistics, which the first call's backward pass has saved, without counting it."""
+
+    def scenario(wrap):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
+        fast, x = wrap(model), torch.randn(5, 3)
+        for _ in range(3):  # the first call is observed, the second is served while the first is still to go backward
+            (fast(x) * fast(x + 1)).sum().backward()
+            yield [p.grad for p in model.parameters()], [(b.clone(), b._version) for b in model.buffers()]
+
+    same_as_eager(scenario)
+
+
+def test_fused_optimizer_steps_between_forward_and_backward():
+    """Fused optimizers do not count their writes either."""
+
+    def scenario(wrap):
+        w = nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([w], lr=0.5, momentum=0.5, fused=True)
+
+        def step(g):
+            w.grad = g * 1
+            optimizer.step()
+            return g * 2
+
+        fast = wrap(step)
+        for i in range(4):
+            kept = (w * w).sum()
+            out = fast(torch.full((3,), float(i)))
+            yield out, w.detach().clone(), w._version, attempt(kept.backward)
+
+    same_as_eager(scenario)
