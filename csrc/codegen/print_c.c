@@ -20,6 +20,9 @@
 #define MOST_SPLIT 2048                     /* steps of a loop whose last vector is worth code of its own */
 #define MOST_CUTS 6                         /* of a vector loop where conditions turn */
 #define CUT_COST 100                        /* most additions of a loop that is printed for what lies between cuts */
+#define LEAST_ROWS 8                        /* for which what they have in common is computed before */
+#define GATHER_COST 8                       /* most additions beside elements that are read one by one */
+#define LEAST_PLACES 32                     /* of a tile for which they are found before */
 #define GRAIN_WORK 32768                    /* additions worth a thread */
 
 typedef struct {
@@ -31,8 +34,9 @@ typedef struct {
     mp_turn turn;   /* of a kernel without reductions */
     const char *
         *array; /* [n_exprs]: what a load reads in its place, turned or chosen before the vector loop; NULL elsewhere */
-    int64_t lanes;  /* of a vector register, for the smallest elements in memory */
-    uint32_t inner; /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
+    int64_t lanes;   /* of a vector register, for the smallest elements in memory */
+    bool one_by_one; /* the last loop is not for vectors: it does little but read elements from all over */
+    uint32_t inner;  /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
 } c_kernel;
 
 static const char *type_of(const c_kernel *k, mp_kid kid)
@@ -62,8 +66,9 @@ static void close_block(c_kernel *k)
 static void open_lanes_between(c_kernel *k, const char *begin, const char *end)
 {
     int v = k->kir->vector;
-    mp_print_line(&k->p, "#pragma omp simd%s%s", k->kir->checks ? " reduction(|:bad)" : "",
-                  k->p.near ? " reduction(|:far)" : "");
+    if (!k->one_by_one)
+        mp_print_line(&k->p, "#pragma omp simd%s%s", k->kir->checks ? " reduction(|:bad)" : "",
+                      k->p.near ? " reduction(|:far)" : "");
     mp_print_line(&k->p, "for (int64_t i%d = %s; i%d < %s; i%d++) {", v, begin, v, end, v);
     k->p.indent++;
 }
@@ -130,6 +135,7 @@ typedef struct {
 static vector_parts split_vectors(const c_kernel *k, int64_t extent)
 {
     int64_t lanes = k->lanes;
+    if (k->one_by_one) lanes = 1;
     while (lanes > extent) lanes /= 2;
     vector_parts parts = {.whole = extent, .n = 1};
     if (extent < 4 || extent % lanes == 0 || extent > MOST_SPLIT) return parts;
@@ -536,6 +542,65 @@ static int split_lanes(const c_kernel *k, int64_t (*part)[2])
     return n;
 }
 
+/* Do lanes read from places of their own, with little to compute? Gathering instructions take longer than single loads, above all where
+** memory has to be waited for. */
+static bool gathers(const c_kernel *k)
+{
+    const mp_kir *kir = k->kir;
+    uint32_t bit = vector_bit(k);
+    int cost = 0;
+    bool any = false;
+    for (uint32_t i = 0; i < kir->n_stores; i++) cost += kir->exprs[kir->stores[i].what].cost;
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        const mp_kexpr *e = &kir->exprs[i];
+        any |= k->p.live[i] && e->op == MP_K_LOAD && e->arg[1] != MP_NO_KID && (k->p.deps[e->arg[1]] & bit);
+    }
+    return any && !kir->reduced && cost <= GATHER_COST;
+}
+
+/* Mark what is stored after all passes. Returns whether anything is. */
+static bool need_stores(c_kernel *k)
+{
+    bool any = false;
+    mp_print_need_none(&k->p);
+    for (uint32_t i = 0; i < k->kir->n_stores; i++) {
+        if (!stored_at_row(k, &k->kir->stores[i])) continue;
+        mp_print_need(&k->p, k->kir->stores[i].what);
+        any = true;
+    }
+    return any;
+}
+
+/* Where such elements lie, for a tile: in arrays, by a loop of its own that is for vectors. Expects what is needed to be marked. */
+static void print_places(c_kernel *k)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    uint32_t bit = vector_bit(k);
+    bool *place = MP_NEW(p->out->pool, bool, kir->n_exprs + 1), any = false;
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        const mp_kexpr *e = &kir->exprs[i];
+        if (p->need[i] && e->op == MP_K_LOAD && e->arg[1] != MP_NO_KID && p->need[e->arg[1]] &&
+            (p->deps[e->arg[1]] & bit))
+            place[e->arg[1]] = any = true;
+    }
+    if (!any) return;
+    mp_print_need_none(p);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (!place[i]) continue;
+        mp_print_line(p, "%s r%u[%lld] __attribute__((aligned(64)));", type_of(k, i), i, (long long)k->tile);
+        mp_print_need(p, i);
+    }
+    open_lanes(k);
+    mp_print_needed(p, bit, bit);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (place[i]) mp_print_line(p, "r%u[%s] = t%u;", i, p->lane, i);
+    close_block(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (place[i]) p->at[i] = MP_AT_LANES;
+    need_stores(k);
+}
+
 /* What a tile stores after all passes. With operations that have a cheap way all of it is done the cheap way first, and done again
 ** where that did not hold: buffers that are written are not read, so nothing is lost. */
 static void print_tile_stores(c_kernel *k)
@@ -543,15 +608,16 @@ static void print_tile_stores(c_kernel *k)
     mp_printer *p = &k->p;
     const mp_kir *kir = k->kir;
     uint32_t bit = vector_bit(k);
-    bool any = false, near = false;
+    bool near = false;
     int64_t part[2 * (MOST_CUTS + 1)][2];
-    mp_print_need_none(p);
-    for (uint32_t i = 0; i < kir->n_stores; i++)
-        if (stored_at_row(k, &kir->stores[i])) mp_print_need(p, kir->stores[i].what), any = true;
-    if (!any) return;
+    if (!need_stores(k)) return;
     bool known = k->n_tiles == 1 && k->turn.loop < 0 && kir->n_loops > 1;
-    int n_parts = known ? split_lanes(k, part) : 1;
     mp_print_needed(p, bit, 0);
+    if (gathers(k)) {
+        if (k->tile >= LEAST_PLACES) print_places(k);
+        k->one_by_one = true;
+    }
+    int n_parts = known ? split_lanes(k, part) : 1;
     print_chosen(k);
     for (uint32_t i = 0; i < kir->n_exprs; i++) near |= p->need[i] && (p->deps[i] & bit) && mp_print_has_near(p, i);
     if (near) mp_print_line(p, "int far = 0;");
@@ -562,6 +628,7 @@ static void print_tile_stores(c_kernel *k)
             const char *begin = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][0]) : "c0";
             const char *end = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][1]) : "c1";
             open_lanes_between(k, begin, end);
+            if (k->one_by_one) mp_print_line(p, "__asm__ volatile(\"\");"); /* compilers leave such loops alone */
             mp_print_needed(p, bit, bit);
             for (uint32_t s = 0; s < kir->n_stores; s++)
                 if (stored_at_row(k, &kir->stores[s])) mp_print_store(p, &kir->stores[s]);
@@ -569,6 +636,51 @@ static void print_tile_stores(c_kernel *k)
         }
         if (near && way == 1) p->indent--, mp_print_line(p, "}");
     }
+    k->one_by_one = false;
+}
+
+/* Values that are the same for every outer iteration, and dearer than reading them: in arrays over the tile, before the first one. An index
+** that is data is checked there once and not again for each row. Conditions stay where loops can be cut at them. */
+static void print_hoisted(c_kernel *k)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    uint32_t bit = vector_bit(k);
+    int64_t rows = 1, left = ROW_BYTES;
+    for (uint32_t i = 0; i < kir->n_loops; i++) rows *= bit >> i & 1 ? 1 : kir->extent[i];
+    if (k->n_tiles != 1 || k->turn.loop >= 0 || rows < LEAST_ROWS) return;
+    bool *wanted = MP_NEW(p->out->pool, bool, kir->n_exprs + 1), any = false;
+    for (uint32_t u = 0; u < kir->n_exprs; u++) {
+        if (!p->live[u] || p->deps[u] == bit || kir->exprs[u].op == MP_K_REDUCE) continue;
+        for (int a = 0; a < 3; a++) {
+            mp_kid i = kir->exprs[u].arg[a];
+            if (i == MP_NO_KID || wanted[i] || p->deps[i] != bit || kir->exprs[i].level) continue;
+            const mp_kexpr *e = &kir->exprs[i];
+            int64_t bytes = k->tile * mp_dtype_bytes(e->dtype);
+            if (e->cost < 2 || e->dtype == MP_BOOL || e->op == MP_K_LOAD || bytes > left) continue;
+            wanted[i] = any = true;
+            left -= bytes;
+        }
+    }
+    if (!any) return;
+    mp_print_need_none(p);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (!wanted[i]) continue;
+        mp_print_line(p, "%s r%u[%lld] __attribute__((aligned(64)));", type_of(k, i), i, (long long)k->tile);
+        mp_print_need(p, i);
+    }
+    mp_print_line(p, "{");
+    p->indent++;
+    mp_print_line(p, "const int64_t c0 = 0, c1 = %lld;", (long long)k->tile);
+    mp_print_needed(p, bit, 0);
+    open_lanes(k);
+    mp_print_needed(p, bit, bit);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (wanted[i]) mp_print_line(p, "r%u[%s] = t%u;", i, p->lane, i);
+    close_block(k);
+    close_block(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (wanted[i]) p->at[i] = MP_AT_LANES;
 }
 
 static void print_tiles(c_kernel *k)
@@ -579,8 +691,10 @@ static void print_tiles(c_kernel *k)
     const mp_turn *turn = &k->turn;
     const char *number = "w"; /* of the outer loops' iteration */
     p->lane = mp_pool_printf(p->out->pool, "i%u - c0", v);
-    bool flat = !outer && !kir->reduced && !k->inner && !has_near(k); /* one loop: a range of iterations is one run */
+    bool flat = !outer && !kir->reduced && !k->inner && !has_near(k) &&
+                !gathers(k); /* one loop: a range of iterations is one run */
     mp_turn_print_arrays(p, turn);
+    if (!flat) print_hoisted(k);
     if (flat) {
         mp_print_line(p, "const int64_t c0 = begin * %lld;", (long long)k->tile);
         mp_print_line(p, "const int64_t c1 = end * %lld < %lld ? end * %lld : %lld;", (long long)k->tile,

@@ -136,6 +136,26 @@ def test_wide_and_narrow_rows():
     equal(lambda x, i: x.gather(1, i), data((3, 5000), torch.float32), places(5000, (3, 4100)))
 
 
+@pytest.mark.parametrize("n", (5, 17, 40, 700, 9000))
+@pytest.mark.parametrize("rows", (2, 11))
+def test_places_along_rows_of_any_length(n, rows):
+    """Places that all rows share are found before the first, those of a row before its elements are read one by one."""
+    x, shared, own = data((rows, 50), torch.float32), places(50, (n,)), places(50, (rows, n))
+
+    def all_ways(x, shared, own):
+        picked, gathered = x.index_select(1, shared), x.gather(1, own)
+        return picked, gathered * 2, gathered.exp() + picked, x[:, shared].sum(1)
+
+    compiled = Compiled(trace(all_ways, [x, shared, own]))
+    for got, want in zip(compiled(x, shared, own), all_ways(x, shared, own), strict=True):
+        torch.testing.assert_close(got, want)
+    for which in (1, 2):
+        wrong = [x, shared.clone(), own.clone()]
+        wrong[which][..., -1] = 50
+        with pytest.raises(IndexError):
+            compiled(*wrong)
+
+
 def test_gather_inside_a_concatenation():
     x, i = data((9, 4), torch.float32), places(9, (5,))
     equal(lambda x, i: torch.cat([x[:3], x[i], x[i + 0]]), x, i, kernels=None)
