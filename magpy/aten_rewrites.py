@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -219,11 +220,7 @@ def _forms(node: Node) -> list[str]:
 def _convolution(build: Builder, node: Node) -> Val:
     """The same convolution by a kernel of our own on the plain weight, if that is faster than oneDNN."""
     form = _best_form(node, lambda arguments: call(node.target, arguments))
-    made = Node(node.target, node.args)
-    made.form = form
-    made.vals = [Val(made, 0, node.val.meta)]
-    build.nodes.append(made)
-    return made.val
+    return _by_kernel(build, node, node.args[:2], form)
 
 
 def _best_form(node: Node, operator: Callable[[list[Any]], Any], of: str = "convolution") -> str:
@@ -237,6 +234,35 @@ def _best_form(node: Node, operator: Callable[[list[Any]], Any], of: str = "conv
     return form
 
 
+def _row_major(meta: tuple, start: int = 0) -> bool:
+    """Do the dims from `start` on lie in row-major order without gaps?"""
+    sizes, strides = meta[2][start:], meta[3][start:]
+    return all(n == 1 or got == want for n, got, want in zip(sizes, strides, _strides(sizes), strict=True))
+
+
+def _strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(sizes[d + 1 :]) for d in range(len(sizes)))
+
+
+def _by_kernel(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
+    """The convolution of `operands` by a kernel, between copies where these or the result have channels last."""
+    x, w = (
+        v if _row_major(v.meta, start) else build(aten.clone.default, v, memory_format=torch.contiguous_format)
+        for v, start in zip(operands, (2, 0), strict=True)
+    )
+    made = Node(node.target, (x, w, *node.args[2:]))
+    made.form = form
+    wanted = node.val.meta
+    plain = _row_major(wanted)
+    made.vals = [Val(made, 0, wanted if plain else (*wanted[:3], _strides(wanted[2]), 0))]
+    build.nodes.append(made)
+    if plain:
+        return made.val
+    if len(wanted[2]) != 4:
+        raise Keep
+    return build(aten.clone.default, made.val, memory_format=torch.channels_last)
+
+
 def _input_gradient(node: Node) -> list[Node] | None:
     """The backward pass of a convolution with its first result by a kernel of our own, if that is faster: it is a
     transposed convolution of the gradient."""
@@ -244,45 +270,52 @@ def _input_gradient(node: Node) -> list[Node] | None:
     given = node.vals[0]
     if not mask[0] or given is None or transposed or given.meta[1].type != "cpu" or 0 in given.meta[2]:
         return None
-    made = Node(aten.convolution.default, (gradient, w, None, stride, padding, dilation, True, output_padding, groups))
-    made.vals = [Val(made, 0, given.meta)]
+    alone = Node(aten.convolution.default, (gradient, w, None, stride, padding, dilation, True, output_padding, groups))
+    alone.vals = [Val(alone, 0, given.meta)]
 
     def operator(arguments: list[Any]) -> Any:
         like = stand_in(x, "cpu")
         rest = (biases, stride, padding, dilation, False, output_padding, groups, [True, False, False])
         return call(node.target, [arguments[0], like, arguments[1], *rest])
 
+    build = Builder()
     try:
-        made.form = _best_form(made, operator, "gradient of convolution")
+        made = _by_kernel(build, alone, (gradient, w), _best_form(alone, operator, "gradient of convolution"))
     except Keep:
         return None
-    if not any(mask[1:]):
-        return [made]
-    others = Node(node.target, (*node.args[:-1], [False, *mask[1:]]))
-    others.vals = [None, *(None if v is None else Val(others, v.position, v.meta) for v in node.vals[1:])]
-    return [others, made]
+    if made.meta[3] != given.meta[3]:
+        return None
+    parts = build.nodes
+    if any(mask[1:]):
+        others = Node(node.target, (*node.args[:-1], [False, *mask[1:]]))
+        others.vals = [None, *(None if v is None else Val(others, v.position, v.meta) for v in node.vals[1:])]
+        parts = [others, *parts]
+    return parts
 
 
 def _shape_text(node: Node) -> str:
     x, w, _, stride, padding, dilation, transposed, _, groups = node.args
     sizes = " ".join("x".join(map(str, v.meta[2])) for v in (x, w))
-    return f"{sizes} {stride} {padding} {dilation}{' transposed' if transposed else ''} groups={groups}"
+    orders = [str(v.meta[3]) for v, start in ((x, 2), (w, 0), (node.val, 0)) if not _row_major(v.meta, start)]
+    rest = f"{' transposed' if transposed else ''} groups={groups} {' '.join(orders)}".rstrip()
+    return f"{sizes} {stride} {padding} {dilation}{rest}"
 
 
 def _ways(node: Node, forms: list[str], operator: Callable[[list[Any]], Any]) -> dict[str, Callable]:
     """The convolution by the kernels of these forms and by `operator`, as calls that can be timed."""
     ways: dict[str, Callable] = {}
+    tensors = [stand_in(v, "cpu").fill_(0.5) for v in node.args[:2]]
     for form in forms:
         graph = Graph()
         operands = [graph.add_placeholder((*v.meta[:4], 0)) for v in node.args[:2]]
         alone = Node(node.target, (*operands, None, *node.args[3:]))
-        alone.form = form
         alone.vals = [Val(alone, 0, node.val.meta)]
-        graph.nodes, graph.outputs = [alone], [alone.val]
-        tensors = [stand_in(v, "cpu").fill_(0.5) for v in operands]
-        with contextlib.suppress(RuntimeError):
+        build = Builder()
+        with contextlib.suppress(RuntimeError, Keep):
+            graph.outputs = [_by_kernel(build, alone, operands, form)]
+            graph.nodes = build.nodes
             plan = _C.compile_graph(*describe(graph))
-            if [step[0] for step in plan.steps if step[0] != "alloc"] == ["kernel"]:
+            if {step[0] for step in plan.steps} <= {"kernel", "alloc", "release"}:
                 ways[form] = functools.partial(_kernel_seconds, plan, tensors)
     arguments = [*tensors, None, *node.args[3:]]
     return {**ways, "operator": lambda: operator(arguments)}

@@ -57,7 +57,7 @@ static bool read_sizes(const mp_graph *graph, const mp_gnode *node, bool transpo
     out->kh = space == 1 ? 1 : w->size[2], out->kw = w->size[last];
     out->oh = space == 1 ? 1 : y->size[2], out->ow = y->size[last];
     out->x_image = x->stride[0], out->x_channel = x->stride[1];
-    return y->size[0] == out->n && y->size[1] == out->co;
+    return out->n > 0 && out->ci > 0 && out->co > 0 && y->size[0] == out->n && y->size[1] == out->co;
 }
 
 /* -- Division ------------------------------------------------------------------------------------------------------ */
@@ -163,7 +163,7 @@ static void divide_winograd(mp_conv *c, int64_t tile)
     int64_t sums = 2 * VECTOR * round_up(c->panel * tile * c->ow);
     int64_t gathered = (tile + 2) * (c->tiles_x * tile + 2) * VECTOR,
             finished = parts * c->m_step + sums + c->plain_scratch;
-    if (c->turned) finished += VECTOR * c->ci * 9; /* a copy of some weights */
+    if (c->turned) finished += MP_CONV_GROUP * c->ci * 9; /* a copy of some weights */
     c->scratch = parts * (c->u_first ? c->v_step : c->u_step) + (gathered > finished ? gathered : finished);
 }
 

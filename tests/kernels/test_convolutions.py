@@ -286,6 +286,27 @@ def test_what_follows_point_by_point_is_computed_on_the_sums(either):
         same(lambda x, s, act=act: act(norm(F.conv2d(x, w, padding=1)) + s), x, shortcut, kernels=1)
 
 
+@pytest.mark.parametrize("of", ["both", "input", "weight"])
+def test_channels_last(either, of):
+    last = torch.channels_last
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 6, 14, 15), torch.randn(20, 6, 3, 3)
+    x = x if of == "weight" else x.to(memory_format=last)
+    w = w if of == "input" else w.to(memory_format=last)
+    steps = same(lambda x: F.conv2d(F.conv2d(x, w, padding=1).relu()[:, :6], w, padding=1), x)
+    assert {s[0] for s in steps} <= {"kernel"}, steps
+
+    def gradients(x, w):
+        x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+        return torch.autograd.grad(F.conv2d(x, w, padding=1).square().sum(), [x, w])
+
+    compiled = torch.compile(gradients, backend="magpy", fullgraph=True)
+    for _ in range(2):
+        for a, b in zip(compiled(x, w), gradients(x, w), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+            assert a.stride() == b.stride()
+
+
 def test_sums_that_are_also_wanted_themselves():
     w, b = torch.randn(9, 4, 3, 3), torch.randn(9)
 
@@ -358,12 +379,17 @@ def test_views_broadcasts_and_reductions_around(either, program):
         lambda x: x.contiguous(memory_format=torch.channels_last),
         lambda x: x.transpose(2, 3),
         lambda x: x[:, :, ::2],
-        lambda x: x.double(),
-        lambda x: x.bfloat16(),
-        lambda x: x[:0],
+        lambda x: x.expand(2, 4, 12, 12)[:, :, :, 1:],
     ],
 )
-def test_other_layouts_and_types_are_left_to_the_operator(make):
+def test_other_layouts_are_copied(either, make):
+    x, w = make(torch.randn(2, 4, 12, 12)), torch.randn(5, 4, 3, 3)
+    steps = same(lambda x: F.conv2d(x, w, padding=1), x)
+    assert {s[0] for s in steps} == {"kernel"}, steps
+
+
+@pytest.mark.parametrize("make", [lambda x: x.double(), lambda x: x.bfloat16(), lambda x: x[:0]])
+def test_other_types_are_left_to_the_operator(make):
     x = make(torch.randn(2, 4, 12, 12))
     w = torch.randn(5, 4, 3, 3).to(x.dtype)
     steps = same(lambda x: F.conv2d(x, w, padding=1), x)
