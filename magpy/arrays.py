@@ -8,6 +8,7 @@ copies back.
 from __future__ import annotations
 
 import base64
+import ctypes
 import functools
 import pickle
 from typing import Any, NamedTuple
@@ -136,13 +137,19 @@ def _constants_in(template: Any) -> list[np.ndarray]:
 def _shown(leaf: torch.Tensor, strides: tuple[int, ...], how: Leaf, copy: bool) -> Any:
     """A leaf as the call finds it."""
     if leaf.numel() > 1 and not _same_strides(leaf, strides):
-        leaf = torch.empty_strided(leaf.shape, strides, dtype=leaf.dtype).copy_(leaf)
+        leaf = _laid(leaf, strides)
     if how.tensor:
         return leaf
     array = leaf.numpy()
     if copy:
         array = np.array(array, order="K", copy=True)
     return np.flip(array, how.turned) if how.turned else array
+
+
+def _laid(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """The elements in memory of their own with these strides; those that share memory are one."""
+    one = tensor[tuple([slice(0, 1) if stride == 0 else slice(None) for stride in strides])]
+    return torch.empty_strided(one.shape, strides, dtype=one.dtype).copy_(one).expand(tensor.shape)
 
 
 def _filled(template: Any, leaves: list[Any]) -> Any:
@@ -221,7 +228,7 @@ def _made(
         raise _C.OtherData(True)
     shared = {leaf.untyped_storage().data_ptr() for leaf in leaves}
     if (tensor.stride() != strides and tensor.numel() > 1) or tensor.untyped_storage().data_ptr() in shared:
-        tensor = torch.empty_strided(sizes, strides, dtype=dtype).copy_(tensor)
+        tensor = _laid(tensor, strides)
     return tensor
 
 
@@ -268,7 +275,14 @@ def shuffled(shuffle: Any, generator: Any, array: np.ndarray) -> np.ndarray:
 
 def array_input(array: np.ndarray) -> torch.Tensor:
     """An array from outside as an input of a graph: over its memory, where that may be written to."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    reach = array.itemsize + sum((n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True))
+    if array.size == 0:
+        return torch.from_numpy(array.copy())
+    memory = bytearray(ctypes.string_at(array.ctypes.data, reach))  # it lies there as in the array
+    strides = [stride // array.itemsize for stride in array.strides]
+    return torch.frombuffer(memory, dtype=DTYPES[array.dtype]).as_strided(array.shape, strides)
 
 
 def array_result(tensor: torch.Tensor, owns: bool, writeable: bool) -> np.ndarray:

@@ -436,6 +436,16 @@ bool mp_holds_data(mp_recorder *rec, PyObject *object, int depth)
 static PyObject *tensor_method(const char *name)
 { return PyObject_GetAttrString((PyObject *)mp_names.tensor_base, name); }
 
+/* Do the elements fill the memory, so that a copy lies as they do? */
+static bool is_dense(const mp_array *a)
+{
+    Py_ssize_t bytes = item_size(a->descr);
+    char *begin, *end;
+    extent(a, bytes, &begin, &end);
+    for (int d = 0; d < a->nd; d++) bytes *= a->dimensions[d];
+    return end - begin == bytes && !is_reversed(a);
+}
+
 /* A constant's whole memory as a value. MP_NO_VALUE after abandoning. */
 static mp_value_id lift(mp_recorder *rec, PyObject *root)
 {
@@ -533,7 +543,7 @@ PyObject *mp_array_forward(mp_recorder *rec, PyObject *array, bool shared)
     if (!r && first_region(rec, root) == UINT32_MAX && mp_is_tensor(root)) return value_by_tensor(rec, a, root);
     if (!r && is_constant(rec, array) && mp_is_array(root)) {
         const mp_array *base = (const mp_array *)root;
-        mp_value_id lifted = regular(base, item_size(base->descr)) ? lift(rec, root) : MP_NO_VALUE;
+        mp_value_id lifted = mp_array_regular(root) && is_dense(base) ? lift(rec, root) : MP_NO_VALUE;
         if (lifted == MP_NO_VALUE) {
             if (!mp_rec_abandoned(rec)) abandon(rec, "of elements that torch has no type for");
             return NULL;

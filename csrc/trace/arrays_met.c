@@ -491,6 +491,57 @@ static bool holds_data(mp_call *call)
     return data;
 }
 
+/* Is it numpy's own function, and none that the program made by numpy's means (frompyfunc)? */
+static bool is_numpys(const mp_call *call)
+{
+    PyObject *callable = call->callable;
+    PyObject *self = PyCFunction_Check(callable) ? PyCFunction_GET_SELF(callable) : NULL;
+    if (self && !strcmp(Py_TYPE(self)->tp_name, "numpy.ufunc")) callable = self;
+    bool ufunc = !strcmp(Py_TYPE(callable)->tp_name, "numpy.ufunc");
+    bool dispatched = strstr(Py_TYPE(callable)->tp_name, "_ArrayFunctionDispatcher") != NULL;
+    if (!ufunc && !dispatched) return true;
+    if (ufunc) {
+        PyObject *module = PyDict_GetItemString(PyImport_GetModuleDict(), "numpy"); /* borrowed */
+        PyObject *found = module ? PyObject_GetAttrString(module, name_of(callable)) : NULL;
+        Py_XDECREF(found);
+        PyErr_Clear();
+        return found == callable;
+    }
+    PyObject *module = PyObject_GetAttrString(callable, "__module__");
+    const char *text = module && PyUnicode_Check(module) ? PyUnicode_AsUTF8(module) : NULL;
+    bool own = text && (!strcmp(text, "numpy") || !strncmp(text, "numpy.", 6));
+    Py_XDECREF(module);
+    PyErr_Clear();
+    return own;
+}
+
+/* Nothing in which code of the program could run. */
+static bool is_plain(PyObject *object, int depth)
+{
+    if (mp_is_scalar(object)) return true;
+    if (mp_is_array(object)) return mp_array_regular(object);
+    if (PyType_Check(object))
+        return !mp_type_mutable((PyTypeObject *)object) || mp_is_array_scalar_type((PyTypeObject *)object);
+    if (depth > 16 || (!PyTuple_CheckExact(object) && !PyList_CheckExact(object))) return false;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); i++)
+        if (!is_plain(PySequence_Fast_GET_ITEM(object, i), depth + 1)) return false;
+    return true;
+}
+
+bool mp_array_call_is_plain(mp_call *call)
+{
+    mp_kept kept = mp_keep();
+    bool plain = !mp_rec_abandoned(call->rec) && is_numpys(call);
+    for (Py_ssize_t i = 0; plain && i < call->nargs; i++)
+        plain =
+            is_plain(call->args[i], 0) ||
+            (i == 0 && PyCFunction_Check(call->callable) && PyCFunction_GET_SELF(call->callable) == call->args[0]) ||
+            (i == 0 && strstr(Py_TYPE(call->args[0])->tp_name, "numpy.random.") == Py_TYPE(call->args[0])->tp_name);
+    for (Py_ssize_t i = 0; plain && i < call->nkw; i++) plain = is_plain(call->kwvalues[i], 0);
+    mp_restore(kept);
+    return plain;
+}
+
 static bool numpy_call(mp_call *call)
 {
     mp_recorder *rec = call->rec;
@@ -504,7 +555,7 @@ static bool numpy_call(mp_call *call)
     PyObject *first = call->nargs > skip ? call->args[skip] : NULL, *target = output_of(call, ufunc, &many);
     if (role == CHANGES && !target) target = first;
     if (role == LOOKS && first && mp_is_array(first)) mp_array_settle(rec, first, false);
-    if (role == REFUSED || many || (target && !mp_is_array(target)) || keyword(call, "like"))
+    if (!is_numpys(call) || role == REFUSED || many || (target && !mp_is_array(target)) || keyword(call, "like"))
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "on arrays that are data");
     else if (role != TELLS && role != LOOKS)
         pend(rec, call->frame,

@@ -171,7 +171,7 @@ static bool own_generator(mp_call *call)
         for (Py_ssize_t i = 1; i < call->nargs; i++) mp_effect_read(call, call->args[i], true);
         for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], true);
         mp_effect_check_result(call);
-        if (!mp_rec_abandoned(call->rec)) mp_deferred_silent(call->rec, call->frame);
+        if (mp_array_call_is_plain(call)) mp_deferred_silent(call->rec, call->frame);
         return true;
     }
     if (!base || strcmp(base->tp_name, "_random.Random") || strcmp(type->tp_name, "Random")) return false;

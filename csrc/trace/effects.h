@@ -134,6 +134,8 @@ void mp_clock_call(mp_call *call);
 /* A C function of Python or (numpy) of numpy that computes with arrays is about to be called. True: it meets data, and is recorded
 ** (arrays_met.c). */
 bool mp_array_call(mp_call *call, bool numpy);
+/* Is it numpy's own code that runs inside the call, of constants, and none of the program's? */
+bool mp_array_call_is_plain(mp_call *call);
 /* What the call looks at of numbers that are data (numbers.c). True: it computes a number from numbers, and nothing is left to record. */
 bool mp_number_call(mp_call *call);
 

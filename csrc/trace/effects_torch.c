@@ -21,12 +21,7 @@ void mp_handle_numpy(mp_call *call)
     for (Py_ssize_t i = 0; i < call->nargs; i++) mp_effect_read(call, call->args[i], true);
     for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], true);
     mp_effect_check_result(call);
-    bool calls = false; /* the program's functions, which are watched */
-    for (Py_ssize_t i = 0; i < call->nargs + call->nkw; i++) {
-        PyObject *argument = i < call->nargs ? call->args[i] : call->kwvalues[i - call->nargs];
-        calls = calls || (PyCallable_Check(argument) && !PyType_Check(argument));
-    }
-    if (!calls && !mp_rec_abandoned(call->rec)) mp_deferred_silent(call->rec, call->frame);
+    if (mp_array_call_is_plain(call)) mp_deferred_silent(call->rec, call->frame);
 }
 
 /* data: (_C.Value of the array). */

@@ -6,7 +6,7 @@
 /* torch's and numpy's types, looked up in the modules that are already imported. Owned for the life of the process, as the modules
 ** are; a module that is not imported yet is asked for again. */
 static struct {
-    PyTypeObject *dtype, *device, *layout, *memory_format, *size, *generic;
+    PyTypeObject *dtype, *device, *layout, *memory_format, *size, *generic, *numpy_dtype;
 } foreign;
 
 static PyTypeObject *module_type(const char *module_name, const char *name)
@@ -30,6 +30,7 @@ void mp_scalars_prepare(void)
         foreign.size = module_type("torch", "Size");
     }
     if (!foreign.generic) foreign.generic = module_type("numpy", "generic");
+    if (!foreign.numpy_dtype) foreign.numpy_dtype = module_type("numpy", "dtype");
     PyErr_Restore(type, value, trace);
 }
 
@@ -37,6 +38,13 @@ static bool is_singleton_type(PyTypeObject *type)
 { return type == foreign.dtype || type == foreign.layout || type == foreign.memory_format; }
 
 static bool is_numpy_scalar(PyTypeObject *type) { return foreign.generic && PyType_IsSubtype(type, foreign.generic); }
+
+/* A numpy dtype without parts, whose names could be changed, and without objects. */
+static bool is_numpy_dtype(PyTypeObject *type)
+{
+    return foreign.numpy_dtype && PyType_IsSubtype(type, foreign.numpy_dtype) && !strstr(type->tp_name, "Void") &&
+           !strstr(type->tp_name, "Object") && type != foreign.numpy_dtype;
+}
 
 /* -- What is one ---------------------------------------------------------------------------------------------------- */
 
@@ -53,7 +61,7 @@ bool mp_is_scalar(PyObject *value)
     }
     if (type == &PyType_Type || type == &PyTuple_Type || type == &PyDict_Type || type == &PyFunction_Type) return false;
     return is_singleton_type(type) || (foreign.size && (type == foreign.device || type == foreign.size)) ||
-           is_numpy_scalar(type);
+           is_numpy_scalar(type) || is_numpy_dtype(type);
 }
 
 /* -- Equality: same exact type and same value ------------------------------------------------------------------------ */

@@ -420,3 +420,83 @@ def test_shuffling_data_lists_and_arrays_from_outside():
                 yield told(fast(X)), outside.tolist(), list(items), np.random.get_state()[2]
 
     same_as_eager(scenario)
+
+
+class Holder:
+    """Its array is made by Python code that numpy calls."""
+
+    factor = 1.0
+
+    def __array__(self, dtype=None, copy=None):
+        return np.full(3, self.factor, np.float32)
+
+
+def test_code_of_the_program_that_numpy_calls_is_watched():
+    def scenario(wrap):
+        holder, scale = Holder(), [2.0]
+        twice = np.frompyfunc(lambda v: float(v) * scale[0], 1, 1)
+        along = wrap(lambda x: x * float(np.apply_along_axis(lambda r: r.sum() * scale[0], 0, np.ones(3))))
+        asked = wrap(lambda x: x * torch.tensor(np.asarray(holder)))
+        own = wrap(lambda x: x * float(twice(np.float64(3.0))))
+        chosen = wrap(lambda x: x * float(np.sum(np.asarray([holder, holder]))))
+        for i in range(3):
+            holder.factor = float(i)
+            scale[0] = i + 2.0
+            yield along(X), asked(X), own(X), attempt(chosen, X)
+
+    same_as_eager(scenario)
+
+
+def test_types_of_elements_are_constants():
+    def scenario(wrap):
+        fast = wrap(
+            lambda x: (x.numpy().dtype, np.zeros(2, x.numpy().dtype), np.dtype("i4"), np.result_type(x.numpy(), 1.0))
+        )
+        for _ in range(3):
+            yield str(told(fast(X)))
+
+    same_as_eager(scenario, min_hits=2)
+
+
+def test_read_only_arrays_from_outside_lie_as_they_do():
+    def scenario(wrap):
+        whole = np.arange(24.0).reshape(4, 6)
+        for array in (whole[:, ::2], whole.T, np.broadcast_to(whole[0], (3, 6)), whole[1:, 3:], whole[:0], whole[::-1]):
+            array = array[:]
+            array.flags.writeable = False
+
+            def program(x, array=array):
+                return (
+                    torch.tensor(array[:, 1:]),
+                    array[1:2].sum(axis=0),
+                    x + torch.tensor(array.T.copy()).sum(),
+                    array * 2,
+                )
+
+            fast = wrap(program)
+            for i in range(3):
+                whole[1, 2] = whole[0, 0] = i
+                yield told(attempt(fast, X))
+
+    same_as_eager(scenario, min_hits=8)
+
+
+def test_arrays_whose_elements_share_memory():
+    def scenario(wrap):
+        def program(x):
+            a = np.broadcast_to(x.numpy()[0], (4, 3))
+            b, c = np.broadcast_arrays(x.numpy()[:, :1], np.arange(3))
+            return (
+                torch.tensor(a) * 2,
+                a + 1,
+                a[2],
+                torch.tensor(b),
+                c * 2,
+                np.stack(np.meshgrid(x.numpy()[0], x.numpy()[1])),
+            )
+
+        fast = wrap(program)
+        for i in range(3):
+            yield told(fast(X + i))
+
+    same_as_eager(scenario, min_hits=2)
