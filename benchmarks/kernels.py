@@ -57,11 +57,19 @@ CASES: dict[str, Case] = {
     "chain_bf16": Case(
         lambda x, y: torch.tanh(x) * torch.sigmoid(y) + torch.exp(-x * x), _floats((1024, 1024), (1024, 1024), dtype=B)
     ),
+    "sin_cos": Case(lambda x: x.sin() * x.cos(), _floats((100_000,))),
+    "fmod": Case(torch.fmod, _floats((100_000,), (100_000,))),
+    "remainder": Case(lambda x, y: torch.remainder(x, y), _floats((100_000,), (100_000,))),
+    "shifts": Case(lambda i: (i << 2) ^ (i >> 3), lambda: (torch.randint(0, 1000, (100_000,)),)),
+    "to_half": Case(lambda x: x.half(), _floats((100_000,))),
     "gelu": Case(F.gelu, _floats((128, 3072))),
     "where": Case(
         lambda x, y: torch.where(x > y, x * 2, y.masked_fill(y < 0, 0.5)), _floats((1024, 1024), (1024, 1024))
     ),
     "softmax_64": Case(lambda x: F.softmax(x, -1), _floats((96, 64, 64))),
+    "softmax_100": Case(lambda x: F.softmax(x, -1), _floats((1000, 100))),
+    "log_softmax_100": Case(lambda x: F.log_softmax(x, -1), _floats((1000, 100))),
+    "softmax_turned": Case(lambda x: F.softmax(x.t(), -1), _floats((128, 768))),
     "softmax_1024": Case(lambda x: F.softmax(x, -1), _floats((512, 1024))),
     "softmax_32k": Case(lambda x: F.softmax(x, -1), _floats((32, 32768))),
     "softmax_bf16": Case(lambda x: F.softmax(x, -1), _floats((512, 1024), dtype=B)),
@@ -72,6 +80,8 @@ CASES: dict[str, Case] = {
         lambda x, w, b: F.layer_norm(x, (768,), w, b), _floats((512, 768), (768,), (768,), dtype=B)
     ),
     "group_norm": Case(lambda x, w, b: F.group_norm(x, 32, w, b), _floats((2, 128, 56, 56), (128,), (128,))),
+    "group_norm_7x7": Case(lambda x, w, b: F.group_norm(x, 8, w, b), _floats((4, 512, 7, 7), (512,), (512,))),
+    "squeeze_excite_7x7": Case(lambda x, s: x * torch.sigmoid(s), _floats((4, 512, 7, 7), (4, 512, 1, 1))),
     "batch_norm_train": Case(
         lambda x, w, b: F.batch_norm(x, None, None, w, b, True), _floats((8, 64, 56, 56), (64,), (64,))
     ),
@@ -93,6 +103,8 @@ CASES: dict[str, Case] = {
     ),
     "cat_many": Case(lambda *xs: F.relu(torch.cat(xs, 1)), _floats(*[(4, 32, 14, 14)] * 12)),
     "cat_last": Case(lambda x, y: torch.cat([x, y], -1), _floats((1024, 256), (1024, 512))),
+    "cat_first": Case(lambda x, y: torch.cat([x, y], 0), _floats((128, 768), (128, 768))),
+    "reflect": Case(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), _floats((1, 32, 56, 56))),
     "embedding": Case(lambda w, i: F.embedding(i, w), _with_indices((30000, 768), 30000, (8, 128))),
     "embedding_sum": Case(
         lambda w, i, p: F.layer_norm(F.embedding(i, w) + p, (768,)),
@@ -100,6 +112,8 @@ CASES: dict[str, Case] = {
     ),
     "index_select": Case(lambda x, i: x.index_select(1, i), _with_indices((256, 1024), 1024, (512,))),
     "gather": Case(lambda x, i: x.gather(1, i), _with_indices((512, 1024), 1024, (512, 256))),
+    "index_select_rows": Case(lambda x, i: x.index_select(1, i), _with_indices((10_000, 1000), 1000, (500,))),
+    "gather_short": Case(lambda x, i: x.gather(1, i), _with_indices((3125, 32), 32, (3125, 17))),
     "index": Case(lambda x, i: x[i] * 2, _with_indices((4096, 64), 4096, (8192,))),
     "argmax": Case(lambda x: x.argmax(-1), _floats((1024, 1024))),
     "argmax_outer": Case(lambda x: x.argmax(0), _floats((1024, 1024))),
