@@ -1,7 +1,8 @@
 """python -m benchmarks [overhead] [steady] [kernels] [training] [cold] [memory]: figures of one run, tables and JSON.
 
 Everything is interleaved with what it is compared with. "vs_X" is X's time over magpy's: above 1 magpy is faster. A
-fraction is magpy's time over the other's.
+fraction is magpy's time over the other's. "least_share" is the share of the machine's limit that the slowest of the
+large kernels reaches, and which limit it is nearer to; --json has all of them.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def run_steady(run: Run) -> Any:
                     {"model": kind, **{k: v[kind] for k, v in means.items()}} for kind in ("geometric_mean", "worst")
                 ]
                 others = [f"vs_{name}" for name in asked.against if name != "magpy"]
-                run.table(title, rows + ends, ["model", "batch", "eager_ms", *others])
+                run.table(title, rows + ends, ["model", "batch", "eager_ms", *others, "least_share"])
                 for row in rows:
                     for contender, reason in row["unavailable"].items():
                         run.say(f"{row['model']}: no {contender}: {reason}")
@@ -101,7 +102,7 @@ def run_kernels(run: Run) -> Any:
     """Single operators and small patterns, one thread"""
     names = [n for n in run.asked.models if n in kernels.CASES]
     rows = run.rows("Kernels", names, lambda name: kernels.measure(name, run.asked.rounds))
-    run.table(run_kernels.__doc__ or "", rows, ["model", "eager_ms", "vs_eager", "vs_inductor", "tiers"])
+    run.table(run_kernels.__doc__ or "", rows, ["model", "eager_ms", "vs_eager", "vs_inductor", "least_share", "tiers"])
     return {"rows": rows, "means": steady.means(rows)}
 
 

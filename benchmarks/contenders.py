@@ -6,6 +6,7 @@ model raises Unavailable with the reason; nothing is left out silently.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tempfile
 from collections.abc import Callable
@@ -53,8 +54,7 @@ def _installed(name: str) -> Any:
 
 
 def _compiled(built: Built, **how: Any) -> Call:
-    model = torch.compile(built.model, **how)
-    return lambda: model(*built.args, **built.kwargs)
+    return functools.partial(torch.compile(built.model, **how), *built.args, **built.kwargs)
 
 
 def eager(built: Built, threads: int) -> Call:

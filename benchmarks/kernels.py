@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks import limits
 from benchmarks.steady import row
 
 
@@ -157,4 +158,6 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
                 call()
         figures = row(calls, rounds, need_kernels=False)
     tiers = magpy.explain(functions["magpy"]).traces[0].tiers
-    return {"model": name, **figures, "tiers": " ".join(f"{n} {tier}" for tier, n in sorted(tiers.items()))}
+    kernels = limits.shares(functions["magpy"], 1)
+    shown = {"least_share": limits.least(kernels), "kernels": kernels}
+    return {"model": name, **figures, **shown, "tiers": " ".join(f"{n} {tier}" for tier, n in sorted(tiers.items()))}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import parts, zoo
+from benchmarks import limits, parts, zoo
 from benchmarks.cases import Built, Case
 from benchmarks.child import measured
 from benchmarks.contenders import Call, Unavailable, prepared
@@ -71,8 +71,10 @@ def measure(name: str, batch: int | None, threads: int, dtype: str, against: lis
         if "magpy" not in calls or "eager" not in calls:
             raise RuntimeError(f"{name}: {unavailable}")
         figures = row(calls, rounds)
+        kernels = limits.shares(calls["magpy"].func, threads)
     return {"model": name, "group": case.group, "batch": batch or case.batch, "threads": threads, "dtype": dtype,
-            **figures, "unavailable": unavailable}  # fmt: skip
+            **figures, "least_share": limits.least(kernels), "kernels": kernels,
+            "unavailable": unavailable}  # fmt: skip
 
 
 def in_process(

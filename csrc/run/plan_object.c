@@ -6,6 +6,7 @@
 #include "run/conv.h"
 #include "run/random.h"
 #include "run/weights.h"
+#include "run/work.h"
 
 typedef struct {
     PyObject_HEAD mp_plan *plan; /* owned */
@@ -196,6 +197,50 @@ static PyObject *get_kernels(PyObject *self, void *closure)
 static PyObject *get_arena_bytes(PyObject *self, void *closure)
 { return PyLong_FromLongLong(((plan_object *)self)->plan->schedule->arena_bytes); }
 
+static PyObject *get_work(PyObject *self, void *closure)
+{
+    const mp_plan *plan = ((plan_object *)self)->plan;
+    PyObject *list = PyList_New(plan->n_insns);
+    for (uint32_t i = 0; list && i < plan->n_insns; i++) {
+        mp_work work = mp_plan_work(plan, &plan->insns[i]);
+        PyObject *row = Py_BuildValue("(LL)", (long long)work.flops, (long long)work.bytes);
+        if (row)
+            PyList_SET_ITEM(list, i, row);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *int_tuple(const int64_t *items, int n)
+{
+    PyObject *tuple = PyTuple_New(n);
+    for (int i = 0; tuple && i < n; i++) {
+        PyObject *item = PyLong_FromLongLong(items[i]);
+        if (item)
+            PyTuple_SET_ITEM(tuple, i, item);
+        else
+            Py_CLEAR(tuple);
+    }
+    return tuple;
+}
+
+static PyObject *get_inputs(PyObject *self, void *closure)
+{
+    const mp_graph *graph = ((plan_object *)self)->plan->graph;
+    PyObject *list = PyList_New(graph->n_inputs);
+    for (uint32_t i = 0; list && i < graph->n_inputs; i++) { /* the first values are the inputs */
+        const mp_meta *meta = &graph->metas[i];
+        PyObject *row = Py_BuildValue("(iNNL)", meta->dtype, int_tuple(meta->size, meta->ndim),
+                                      int_tuple(meta->stride, meta->ndim), (long long)meta->offset);
+        if (row)
+            PyList_SET_ITEM(list, i, row);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
 /* Seconds of each step, the least of several runs. Reading the clock adds some 50 ns to each. */
 static PyObject *plan_profile(PyObject *self, PyObject *args)
 {
@@ -234,6 +279,8 @@ static PyGetSetDef plan_getset[] = {
     {"steps", get_steps, NULL, "list of (tier, name, detail) in the order of running", NULL},
     {"kernels", get_kernels, NULL, "list of dicts: name, ops, source_path, source, cuda_source, ir, extent, grain",
      NULL},
+    {"work", get_work, NULL, "list of (flops, bytes) of each step, see run/work.h", NULL},
+    {"inputs", get_inputs, NULL, "list of (dtype's code, sizes, strides, offset) of each input", NULL},
     {"arena_bytes", get_arena_bytes, NULL, "bytes of the arena for intermediate values", NULL},
     {NULL},
 };

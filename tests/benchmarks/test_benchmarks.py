@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from benchmarks import chart, contenders, parts, steady, training
+from benchmarks import chart, contenders, limits, parts, steady, training
 from benchmarks.cases import Built
 from benchmarks.proof import NotCompiled
 
@@ -66,3 +66,19 @@ def test_a_training_step_is_measured_on_the_compiled_path(monkeypatch):
     monkeypatch.setattr(training, "CONTENDERS", {"eager": None, "magpy": {"backend": "magpy"}})
     row = training.measure("tiny", 1, 1)
     assert row["vs_eager"] > 0
+
+
+def test_large_kernels_are_compared_with_the_machine(monkeypatch):
+    monkeypatch.setattr(limits, "LARGE", 0.0)
+    monkeypatch.setattr(limits, "SECONDS", 0.0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(512, 256)
+    )
+    compiled = torch.compile(model, backend="magpy")
+    x = torch.randn(2, 4, 8, 8)
+    for _ in range(2):
+        compiled(x).sum().backward()
+    rows = limits.shares(compiled, 1)
+    assert rows and all(row["share"] > 0 and row["limit"] in ("flop/s", "bytes/s") for row in rows)
+    assert limits.least(rows).split()[0] == f"{min(row['share'] for row in rows):.2f}"
+    assert limits.least([]) == "-"
