@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,6 +43,18 @@ class Builder:
         """0, 1 .. n - 1."""
         whole = self(aten.arange.default, n, dtype=torch.int64, device=torch.device("cpu"))
         return self(aten._to_copy.default, whole, dtype=dtype)
+
+
+def meta_given(node: Node, metas: Mapping[Val, tuple]) -> tuple:
+    """The metadata of the one result of `node` if values have other `metas` than their own."""
+
+    def other(val: Val) -> torch.Tensor:
+        return stand_in(Val(val.node, val.position, metas[val]) if val in metas else val)
+
+    (out,) = tensors_of(call(node.target, map_vals(other, node.args)))
+    assert out is not None
+    dtype, _, *rest = meta_of(out)
+    return (dtype, node.val.meta[1], *rest)
 
 
 def stand_in(val: Val, device: str = "meta") -> torch.Tensor:

@@ -17,7 +17,18 @@ from typing import Any, NamedTuple
 import torch
 
 import magpy.packed  # noqa: F401 (registers)
-from magpy import _C, aten_passes, aten_rewrites, aten_trace, backward, choices, products, results, symbols
+from magpy import (
+    _C,
+    aten_layouts,
+    aten_passes,
+    aten_rewrites,
+    aten_trace,
+    backward,
+    choices,
+    products,
+    results,
+    symbols,
+)
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
 from magpy.random_ops import generators_of
 from magpy.replay import is_getter, name_of, replayed
@@ -357,6 +368,8 @@ def compile_graph(graph: Graph, log: _Log) -> Runner:
     with choices.saved_together():
         aten_rewrites.rewrite(graph)
         aten_passes.simplify(graph)
+        aten_layouts.straighten(graph)
+        aten_passes.simplify(graph)  # copies of what is contiguous now
         products.rewrite(graph)
     aten_passes.simplify(graph)
     log.graphs.append(graph)

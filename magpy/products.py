@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from magpy import _C, choices
-from magpy.aten_builder import Builder
+from magpy.aten_builder import Builder, meta_given
 from magpy.aten_graph import Graph, Node, Val, base_of, describe, each_val, map_vals, meta_of
+from magpy.aten_layouts import Users, is_pointwise, users_of
 
 aten = torch.ops.aten
 
@@ -21,6 +22,7 @@ MIN_ONEDNN = 1 << 18  # multiplications from which oneDNN can be faster than its
 MAX_BATCH = 6  # dims; csrc/gemm/gemm.h
 MAX_BETWEEN = 60  # nodes looked at between the two products of an attention
 SAMPLE_ROWS = 96  # of each of many matrices are measured
+SMALL = 1 << 16  # bytes: reading less does not take long from anywhere
 FAR = 1 << 23  # bytes of equal weights that are measured in turn: a model's weights have left the nearer caches
 
 # -- The operator -----------------------------------------------------------------------------------------------------
@@ -170,28 +172,54 @@ def _one(dims: Dims) -> int | None:
 
 
 class _Matrices:
-    """An operand of a product: batch dims and the strides of its matrices."""
+    """An operand of a product: batch dims and the strides of its matrices. Rows that one stride cannot walk (images
+    whose channels come first) are matrices of a batch: `split` has the sizes of these dims, `rows` what is left."""
 
-    def __init__(self, val: Val):
+    def __init__(self, val: Val, may_split: bool = False):
         layout = _layout(val)
-        row, col = (_one(dims) for dims in layout.dims[-2:])
+        self.rows, self.columns = val.meta[2][-2:]
+        self.split: list[int] = []
+        col, dims = _one(layout.dims[-1]), [dim for dim in layout.dims[-2] if dim[0] != 1]
+        outer: Dims = []
+        while may_split and _one(dims) is None:
+            outer.append(dims.pop(0))
+        row = _one(dims)
         if row is None or col is None:
-            layout = _plain_layout(val)
+            layout, outer = _plain_layout(val), []
             row, col = val.meta[3][-2:]
         self.layout, self.row, self.col = layout, row, col
-        self.batch: Dims = [dim for dims in layout.dims[:-2] for dim in dims]
-        self.size = val.meta[2][-2:]
+        self.batch: Dims = [dim for dims in layout.dims[:-2] for dim in dims] + outer
+        self.split = [size for size, _ in outer]
+        self.rows //= math.prod(self.split)
 
-    def view(self, build: Builder, sizes: list[int], strides: list[int]) -> Val:
-        """The operand with the batch dims given."""
-        origin = self.layout.origin
-        return _as_strided(build, origin, [*sizes, *self.size], [*strides, self.row, self.col], self.layout.offset)
+    def cut(self, sizes: list[int]) -> None:
+        """Split rows that one stride walks: the outer dims are to have `sizes`."""
+        inner = self.rows // math.prod(sizes)
+        for i, size in enumerate(sizes):
+            self.batch.append((size, self.row * inner * math.prod(sizes[i + 1 :])))
+        self.rows, self.split = inner, list(sizes)
+
+    def view(self, build: Builder, sizes: list[int], strides: list[int], turned: bool = False) -> Val:
+        """The operand with the batch dims given; transposed if `turned`."""
+        matrix = [(self.rows, self.row), (self.columns, self.col)]
+        if turned:
+            matrix.reverse()
+        dims = [*zip(sizes, strides, strict=True), *matrix]
+        return _as_strided(build, self.layout.origin, [n for n, _ in dims], [s for _, s in dims], self.layout.offset)
 
 
 def _as_strided(build: Builder, val: Val, sizes: Sequence[int], strides: Sequence[int], offset: int) -> Val:
     if (tuple(sizes), tuple(strides), offset) == tuple(val.meta[2:]):
         return val
     return build(aten.as_strided.default, val, list(sizes), list(strides), offset)
+
+
+def _viewed(build: Builder, node: Node, val: Val) -> Val:
+    """The view `node` of another value."""
+    try:
+        return build(node.target, val, *node.args[1:])
+    except RuntimeError as error:  # of these strides there is no such view
+        raise _Keep from error
 
 
 def contiguous(sizes: Sequence[int]) -> list[int]:
@@ -205,35 +233,36 @@ def contiguous(sizes: Sequence[int]) -> list[int]:
 
 # -- Where the result is wanted ---------------------------------------------------------------------------------------
 
-Users = dict[Val, list[Node]]
 
-
-def _users_of(graph: Graph) -> Users:
-    users: Users = {}
-    for node in graph.nodes:
-        for val in each_val(node.args):
-            users.setdefault(val, []).append(node)
-    return users
-
-
-def _copied_to(val: Val, users: Users, outputs: set[Val]) -> tuple[list[Node], list[Dims]] | None:
-    """If all that happens to the product `val` is a copy into another order: the nodes up to the copy, and for each
-    dim of `val` the dims in the copy's memory."""
+def _wanted_as(val: Val, users: Users, outputs: set[Val]) -> tuple[list[Node], list[Dims]] | None:
+    """If the product `val` is wanted in another order, by a copy or by pointwise operators behind views that turn it:
+    the nodes up to the copy or the last view, and for each dim of `val` the dims in the memory of that one, which is
+    contiguous."""
     chain: list[Node] = []
     now = val
-    while len(users.get(now, ())) == 1 and now not in outputs:
-        (node,) = users[now]
-        chain.append(node)
-        if node.target is aten.clone.default:
-            break
-        if node.target not in _VIEWS:
+    while True:
+        using = users.get(now, ())
+        if now in outputs or not using:
             return None
-        now = node.val
-    else:
-        return None
-    sizes, strides = node.val.meta[2:4]
-    layout = _layout(now)
-    if list(strides) != contiguous(sizes) or layout.origin is not val:
+        node = using[0]
+        if len(using) == 1 and node.target is aten.clone.default:
+            chain.append(node)
+            if list(node.val.meta[3]) != contiguous(node.val.meta[2]):
+                return None
+            break
+        if len(using) == 1 and node.target in _VIEWS:
+            chain.append(node)
+            now = node.val
+        elif chain and all(is_pointwise(user) for user in using):
+            meta = (*now.meta[:3], tuple(contiguous(now.meta[2])), 0)
+            if meta == now.meta or any(meta_given(user, {now: meta}) != user.val.meta for user in using):
+                return None
+            break
+        else:
+            return None
+    sizes, layout = now.meta[2], _layout(now)
+    strides = contiguous(sizes)
+    if layout.origin is not val:
         return None
     # each dim in the product's memory, outermost first, with its stride in the copy's
     pairs: list[tuple[int, int, int]] = []
@@ -258,7 +287,7 @@ class _Keep(Exception):
 
 
 def _plan(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: list[int]) -> Callable[..., Any]:
-    """The own product of tensors like these, ready to run; with another b than this one if it is given."""
+    """The own product of tensors like these, ready to run; with other operands than these if they are given."""
     graph = Graph()
     given = [t for t in (a, b, bias) if t is not None]
     vals = [graph.add_placeholder(meta_of(t)) for t in given]
@@ -268,7 +297,7 @@ def _plan(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: 
     graph.nodes.append(node)
     graph.outputs.append(node.val)
     plan = _C.compile_graph(*describe(graph), fuse=False)
-    return lambda right=b: plan((a, right, *given[2:]))
+    return lambda left=a, right=b: plan((left, right, *given[2:]))
 
 
 def _filled(sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
@@ -276,10 +305,11 @@ def _filled(sizes: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
 
 
 class _Turns:
-    """Equal tensors, a different one at each `take()`: as many as make up `bytes`."""
+    """Equal tensors, a different one at each `take()`: as many as make up `bytes`, or one small one."""
 
     def __init__(self, tensor: torch.Tensor, bytes: int):
-        n = max(1, bytes // max(tensor.numel() * tensor.element_size(), 1))
+        size = tensor.numel() * tensor.element_size()
+        n = max(1, bytes // size) if size >= SMALL else 1
         self._all = [tensor, *(torch.empty_strided(tensor.shape, tensor.stride()).fill_(0.5) for _ in range(n - 1))]
         self._next = 0
 
@@ -331,31 +361,46 @@ class _Product:
 
     def own(self, build: Builder, users: Users, outputs: set[Val]) -> tuple[Val, list[Node]]:
         """Nodes of the own product. Returns its result, and the nodes up to the copy that it stands for, or none."""
-        a, b = _Matrices(self.x), _Matrices(self.w)
-        wanted = _copied_to(self.node.val, users, outputs)
+        a, b = _Matrices(self.x, may_split=True), _Matrices(self.w)
+        wanted = _wanted_as(self.node.val, users, outputs)
         cut = None
+        if wanted is not None and not a.split and _one(wanted[1][-2]) is None and _one(wanted[1][-1]) is not None:
+            a.cut([size for size, _ in wanted[1][-2] if size != 1][:-1])
+        repeated: Dims = [(size, 0) for size in a.split]
         if wanted is not None:
             chain, (*batch, rows, columns) = wanted
-            row = _one(rows)
-            if row is not None and (self.n == 1 or _one(columns) == 1):
-                cut = _common([a.batch, b.batch, [dim for dims in batch for dim in dims]])
+            parts = _split(rows, [*a.split, a.rows])
+            row, col = None if parts is None else _one(parts[-1]), _one(columns)
+            if parts is not None and row is not None and col is not None and (col == 1 or self.n == 1 or row == 1):
+                c_dims = [dim for dims in (*batch, *parts[:-1]) for dim in dims]
+                cut = _common([a.batch, b.batch + repeated, c_dims])
         if cut is not None:
             sizes, (a_strides, b_strides, c_strides) = cut
         else:
-            chain = []
-            plain = _common([a.batch, b.batch])
+            chain, row, col = [], self.n, 1
+            plain = _common([a.batch, b.batch + repeated])
             if plain is None:
                 raise _Keep
             sizes, (a_strides, b_strides) = plain
-            c_strides, row = [s * self.m * self.n for s in contiguous(sizes)], self.n
+            c_strides = [s * a.rows * self.n for s in contiguous(sizes)]
         if len(sizes) > MAX_BATCH:
             raise _Keep
-        left, right = a.view(build, sizes, a_strides), b.view(build, sizes, b_strides)
-        strides = [*c_strides, row, 1]
-        made = build(MATMUL, left, right, self.bias, strides)
         last = chain[-1].val if chain else self.node.val
-        sizes_now, strides_now = last.meta[2:4]
-        return _as_strided(build, made, sizes_now, strides_now, 0), chain
+        if col == 1 or self.n == 1:
+            left, right = a.view(build, sizes, a_strides), b.view(build, sizes, b_strides)
+            made = build(MATMUL, left, right, self.bias, [*c_strides, row, 1])
+            return _as_strided(build, made, last.meta[2], contiguous(last.meta[2]), 0), chain
+        # the result's columns are wanted as rows: the product of the transposed operands
+        left, right = b.view(build, sizes, b_strides, True), a.view(build, sizes, a_strides, True)
+        made = build(MATMUL, left, right, None, [*c_strides, col, 1])
+        made = _as_strided(build, made, last.meta[2], contiguous(last.meta[2]), 0)
+        if self.bias is None:
+            return made, chain
+        bias = build(aten.expand.default, self.bias, list(self.node.val.meta[2]))
+        for node in chain:
+            if not _is_copy(node):
+                bias = _viewed(build, node, bias)
+        return build(aten.add.Tensor, made, bias), chain
 
     def turned(self) -> bool | None:
         """Are the weights [n, k] in memory? None: neither so nor [k, n]."""
@@ -388,7 +433,7 @@ class _Product:
         and stays without a clear loss, where the product is part of an attention (`chained`)."""
         sizes = _sample(self.node.val.meta[2])
         if own is not None and len(sizes) > 2:
-            own_sizes = _sample(own.val.meta[2])
+            own_sizes = self._own_sample(own)
             sizes = [math.prod(own_sizes[:-2]), *own_sizes[-2:]]
         x_sizes, w_sizes = ([*sizes[:-2], rows, n] for rows, n in ((sizes[-2], self.k), (self.k, sizes[-1])))
         x, w = (_filled(s, v.meta[3]) for s, v in ((x_sizes, self.x), (w_sizes, self.w)))
@@ -407,17 +452,32 @@ class _Product:
             calls["onednn"] = lambda: LINEAR(x, weights.take().t(), bias, "none", [], "")
         if own is not None:
             a, b = (_filled(s, v.meta[3]) for s, v in self._own_samples(own))
-            own_weights, plan = _Turns(b, far), _plan(a, b, bias, own.args[3])
-            calls["own"] = lambda: plan(own_weights.take())
-        return dict(sorted(calls.items(), key=lambda row: row[0] != "own")) if chained else calls
+            plan = _plan(a, b, bias if own.args[2] is not None else None, own.args[3])
+            if base_of(own.args[0]) is base_of(self.w):  # transposed
+                own_weights = _Turns(a, far)
+                calls["own"] = lambda: plan(own_weights.take(), b)
+            else:
+                own_weights = _Turns(b, far)
+                calls["own"] = lambda: plan(a, own_weights.take())
+        preferred = own is not None and (chained or self._needs_copy(own))
+        return dict(sorted(calls.items(), key=lambda row: row[0] != "own")) if preferred else calls
+
+    def _needs_copy(self, own: Node) -> bool:
+        """Does another product than the own one need its operand or its result copied?"""
+        return len(own.val.meta[2]) > len(self.node.val.meta[2])
+
+    def _own_sample(self, own: Node) -> list[int]:
+        """Sizes of the own product's result that are measured: where it is one matrix for the others, all of it."""
+        sizes = own.val.meta[2]
+        return _sample(sizes) if len(self.node.val.meta[2]) > 2 else list(sizes)
 
     def _own_samples(self, own: Node) -> list[tuple[list[int], Val]]:
-        *batch, rows, columns = _sample(own.val.meta[2])
+        *batch, rows, columns = self._own_sample(own)
         return [([*batch, rows, self.k], own.args[0]), ([*batch, self.k, columns], own.args[1])]
 
     def name(self, own: Node | None, chained: bool) -> str:
         """Names the choice."""
-        many = _sample((own or self.node).val.meta[2])
+        many = self._own_sample(own) if own is not None else _sample(self.node.val.meta[2])
         text = f"{math.prod(many[:-2])}*{many[-2]}x{self.k}x{self.n}{' chained' if chained else ''}"
         for val in (self.x, self.w):
             text += " " + _text(*val.meta[2:4])
@@ -439,7 +499,7 @@ def rewrite(graph: Graph) -> None:
     from magpy import attention  # made of products
 
     attention.rewrite(graph)
-    users, outputs = _users_of(graph), {v for v in graph.outputs if v is not None}
+    users, outputs = users_of(graph), {v for v in graph.outputs if v is not None}
     chained = _chained(graph)
     new: dict[Val, Val] = {}
     gone: set[Node] = set()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import magpy
-from magpy import choices
+from magpy import choices, products
 
 
 @pytest.fixture
@@ -72,6 +72,17 @@ def test_a_damaged_memory_is_measured_again(memory, monkeypatch, text):
     monkeypatch.setattr(choices, "_seconds", lambda candidates: {"first": 1.0})
     assert choices.choose("shape", dict) == "first"
     assert len(json.loads(memory.read_text())) == 1
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (3, 5), (300, 300), (2000, 2000)])
+def test_weights_that_are_measured_in_turn_take_little_memory(rows, columns):
+    weight = torch.randn(columns, rows).t()
+    turns = products._Turns(weight, products.FAR)
+    taken = [turns.take() for _ in range(300)]
+    assert all(t.shape == weight.shape and t.stride() == weight.stride() for t in taken)
+    memory = {t.data_ptr(): t.numel() * t.element_size() for t in taken}
+    assert len(memory) <= products.FAR // products.SMALL
+    assert sum(memory.values()) <= max(products.FAR, weight.numel() * 4)
 
 
 @pytest.mark.parametrize("library", ["blas", "onednn", "own"])
