@@ -148,18 +148,19 @@ int mp_gemm_prepare(mp_gemm *g, int bits)
     g->depth = g->k;
     if (g->form == MP_GEMM_DOTS) {
         g->block = most(g->m, 1);
-        g->chunk = 64;
+        g->chunk = 16;
         g->blocks = g->m ? 1 : 0;
         g->chunks = pieces(g->n, g->chunk);
         per_task = g->m * g->chunk * g->k;
     } else {
         sides s = sides_of(g);
-        int64_t width = 2 * tiles->lanes, group = GROUP * tiles->numbers;
+        int64_t width = 2 * tiles->lanes;
         g->depth = pieces(g->k, most(pieces(g->k, DEPTH), 1));
         g->block = width * least(most(PACKED_BYTES / (most(g->k, 1) * width * 4), 1), 8);
+        if (is_direct(&s)) g->block = tiles->wide * tiles->lanes;
         g->block = least(g->block, rounded(s.n_lanes, width));
         g->blocks = g->block ? pieces(s.n_lanes, g->block) : 0;
-        g->chunk = s.n_numbers <= 5 * group ? most(s.n_numbers, 1) : 4 * group;
+        g->chunk = tiles->numbers;
         g->chunks = pieces(s.n_numbers, g->chunk);
         g->scratch = (size_t)(g->block * g->k) * sizeof(float);
         per_task = g->block * g->chunk * g->k;
@@ -245,26 +246,27 @@ static void run_group(const block_state *b, int tile, int64_t first, int64_t lan
         tiles->put(out, (int)width, n, used, c, b->g->c_row, bias, add);
 }
 
-/* All lanes of a block against numbers [start, end). */
+/* All lanes of a block against numbers [start, end), as many at a time as stay in cache beside it. */
 static void run_block(const block_state *b, int64_t block, int64_t start, int64_t end)
 {
     const mp_gemm *g = b->g;
     int64_t first = block * g->block, last = least(first + g->block, b->s.n_lanes);
-    int64_t group = GROUP * b->tiles->numbers;
-    for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += most(g->depth, 1))
-        for (int64_t j = start; j < end; j += group)
-            for (int64_t lane = first; lane < last;) {
-                int tile = tile_at(b, lane, last);
-                run_group(b, tile, first, lane, last, j, least(group, end - j), k0, least(g->depth, g->k - k0));
-                lane += width_of(b->tiles, tile);
-            }
+    int64_t group = GROUP * b->tiles->numbers, slab = end - start <= 5 * group ? 5 * group : 4 * group;
+    for (; start < end; start += slab)
+        for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += most(g->depth, 1))
+            for (int64_t j = start; j < least(start + slab, end); j += group)
+                for (int64_t lane = first; lane < last;) {
+                    int tile = tile_at(b, lane, last);
+                    run_group(b, tile, first, lane, last, j, least(group, least(start + slab, end) - j), k0,
+                              least(g->depth, g->k - k0));
+                    lane += width_of(b->tiles, tile);
+                }
 }
 
-static void run_dots(const block_state *b, int64_t chunk)
+static void run_dots(const block_state *b, int64_t start, int64_t end)
 {
     const mp_gemm *g = b->g;
     float out[16];
-    int64_t start = chunk * g->chunk, end = least(start + g->chunk, g->n);
     for (int64_t j = start; j < end; j += 4) {
         int64_t n = least(4, end - j);
         const float *y = b->y + j * g->b_col;
@@ -284,12 +286,11 @@ static void run_dots(const block_state *b, int64_t chunk)
 }
 
 /* Without memory to pack into. */
-static void run_slowly(const block_state *b, int64_t block, int64_t chunk)
+static void run_slowly(const block_state *b, int64_t block, int64_t start, int64_t end)
 {
     const mp_gemm *g = b->g;
     bool rows = g->form == MP_GEMM_ROWS;
     int64_t first = block * g->block, last = least(first + g->block, b->s.n_lanes);
-    int64_t start = chunk * g->chunk, end = least(start + g->chunk, b->s.n_numbers);
     for (int64_t lane = first; lane < last; lane++)
         for (int64_t j = start; j < end; j++) {
             float sum = 0;
@@ -330,20 +331,20 @@ void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end)
         b.direct = is_direct(&b.s);
         b.packed = mp_gemm_scratch(0, g->scratch);
     }
-    int64_t batch = -1, packed = -1; /* what b is about, which block of it is packed */
-    for (int64_t task = begin; task < end; task++) {
+    int64_t batch = -1; /* that b is about */
+    for (int64_t task = begin, n; task < end; task += n) {
         int64_t chunk = task % g->chunks, block = task / g->chunks;
+        n = least(g->chunks - chunk, end - task); /* all of the block's chunks that are there */
+        int64_t start = chunk * g->chunk, stop = start + n * g->chunk;
         if (block / g->blocks != batch) go_to_batch(&b, call, batch = block / g->blocks);
         if (g->form == MP_GEMM_DOTS) {
-            run_dots(&b, chunk);
+            run_dots(&b, start, least(stop, g->n));
         } else if (!b.packed) {
-            run_slowly(&b, block % g->blocks, chunk);
+            run_slowly(&b, block % g->blocks, start, least(stop, b.s.n_numbers));
         } else {
             int64_t first = block % g->blocks * g->block;
-            if (packed != block) pack_block(&b, first, least(first + g->block, b.s.n_lanes));
-            packed = block;
-            int64_t start = chunk * g->chunk;
-            run_block(&b, block % g->blocks, start, least(start + g->chunk, b.s.n_numbers));
+            pack_block(&b, first, least(first + g->block, b.s.n_lanes));
+            run_block(&b, block % g->blocks, start, least(stop, b.s.n_numbers));
         }
     }
 }

@@ -31,7 +31,7 @@ typedef struct {
     int bits;                    /* of vectors */
     int64_t block, chunk, depth; /* lanes of a packed block, numbers of the other side in a task, k at a time */
     int64_t blocks, chunks;      /* how many */
-    int64_t extent, grain;       /* tasks, and how many are worth a thread */
+    int64_t extent, grain;       /* tasks, small ones, of which a thread runs many together; how many are worth it */
     size_t scratch;              /* bytes that a thread needs */
 } mp_gemm;
 
