@@ -483,6 +483,10 @@ def _lower_inference(
         runner = freezing.freeze(traced.graph, frozen, lambda graph: compile_graph(graph, log))
     else:
         runner = compile_graph(traced.graph, log)
+    told = getattr(program, "outputs", ())
+    for k, view in traced.views.items():
+        if k < len(told) and told[k].inference != inputs[view.source].is_inference():  # from_numpy of an input's array
+            raise Unsupported("a result that shows an input's memory, of another inference mode")
     if traced.views:
         runner = _with_views(runner, traced)
     lowered = Lowered(runner, traced.mutated, log.info("inference", program))

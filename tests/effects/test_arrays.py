@@ -500,3 +500,20 @@ def test_arrays_whose_elements_share_memory():
             yield told(fast(X + i))
 
     same_as_eager(scenario, min_hits=2)
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["tensor of outside", "tensor of inference mode"])
+@pytest.mark.parametrize("called", [False, True], ids=["called outside", "called in inference mode"])
+def test_a_tensor_over_an_inputs_memory_is_of_the_mode_that_made_it(made, called):
+    """A view is of its base's mode, but torch.from_numpy knows no base."""
+
+    def scenario(wrap):
+        fast = wrap(lambda x: (torch.from_numpy(x.detach().numpy()).detach(), x.view(-1), x + 1))
+        for _ in range(3):
+            with torch.inference_mode(made):
+                x = torch.ones(2, 3)
+            with torch.inference_mode(called):
+                results = fast(x)
+            yield results, [(t.is_inference(), t.data_ptr() == x.data_ptr()) for t in results]
+
+    same_as_eager(scenario)
