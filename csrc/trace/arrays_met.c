@@ -472,14 +472,26 @@ static PyObject *output_of(const mp_call *call, bool ufunc, bool *many)
     return out;
 }
 
+/* The ufunc whose method is called (np.add.reduce), or NULL. Borrowed. */
+static PyObject *ufunc_of(const mp_call *call)
+{
+    PyObject *self = PyCFunction_Check(call->callable) ? PyCFunction_GET_SELF(call->callable) : NULL;
+    if (Py_IS_TYPE(call->callable, &PyMethodDescr_Type) && call->nargs) self = call->args[0];
+    return self && !strcmp(Py_TYPE(self)->tp_name, "numpy.ufunc") ? self : NULL;
+}
+
 /* The function as it can be named apart from its self. Owned, or NULL with an exception. */
 static PyObject *named_function(const mp_call *call, Py_ssize_t *skip)
 {
     PyObject *self = PyCFunction_Check(call->callable) ? PyCFunction_GET_SELF(call->callable) : NULL;
     *skip = 0;
+    if (ufunc_of(call)) {
+        *skip = call->nargs && call->args[0] == ufunc_of(call);
+        return PyObject_GetAttrString(ufunc_of(call), name_of(call->callable));
+    }
     if (self && call->nargs && call->args[0] == self && mp_is_array(self))
         return PyObject_GetAttrString((PyObject *)Py_TYPE(self), name_of(call->callable));
-    if (self && call->nargs && call->args[0] == self) *skip = 1; /* np.add.reduce */
+    if (self && call->nargs && call->args[0] == self) *skip = 1;
     return Py_NewRef(call->callable);
 }
 
@@ -494,9 +506,7 @@ static bool holds_data(mp_call *call)
 /* Is it numpy's own function, and none that the program made by numpy's means (frompyfunc)? */
 static bool is_numpys(const mp_call *call)
 {
-    PyObject *callable = call->callable;
-    PyObject *self = PyCFunction_Check(callable) ? PyCFunction_GET_SELF(callable) : NULL;
-    if (self && !strcmp(Py_TYPE(self)->tp_name, "numpy.ufunc")) callable = self;
+    PyObject *callable = ufunc_of(call) ? ufunc_of(call) : call->callable;
     bool ufunc = !strcmp(Py_TYPE(callable)->tp_name, "numpy.ufunc");
     bool dispatched = strstr(Py_TYPE(callable)->tp_name, "_ArrayFunctionDispatcher") != NULL;
     if (!ufunc && !dispatched) return true;
@@ -534,7 +544,7 @@ bool mp_array_call_is_plain(mp_call *call)
     bool plain = !mp_rec_abandoned(call->rec) && is_numpys(call);
     for (Py_ssize_t i = 0; plain && i < call->nargs; i++)
         plain =
-            is_plain(call->args[i], 0) ||
+            is_plain(call->args[i], 0) || call->args[i] == ufunc_of(call) ||
             (i == 0 && PyCFunction_Check(call->callable) && PyCFunction_GET_SELF(call->callable) == call->args[0]) ||
             (i == 0 && strstr(Py_TYPE(call->args[0])->tp_name, "numpy.random.") == Py_TYPE(call->args[0])->tp_name);
     for (Py_ssize_t i = 0; plain && i < call->nkw; i++) plain = is_plain(call->kwvalues[i], 0);
@@ -549,7 +559,8 @@ static bool numpy_call(mp_call *call)
     Py_ssize_t skip = 0;
     PyObject *func = named_function(call, &skip);
     const char *name = name_of(call->callable);
-    bool method = func && (Py_IS_TYPE(func, &PyMethodDescr_Type) || Py_IS_TYPE(func, &PyWrapperDescr_Type) || skip);
+    bool method = func && (Py_IS_TYPE(func, &PyMethodDescr_Type) || Py_IS_TYPE(func, &PyWrapperDescr_Type) || skip ||
+                           ufunc_of(call));
     bool ufunc = !strcmp(Py_TYPE(call->callable)->tp_name, "numpy.ufunc"), many = false;
     array_role role = method ? role_of(name) : role_of_function(name);
     PyObject *first = call->nargs > skip ? call->args[skip] : NULL, *target = output_of(call, ufunc, &many);

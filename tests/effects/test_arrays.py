@@ -100,6 +100,12 @@ def joined(o, x):
     return torch.as_tensor(np.concatenate([x.numpy(), o.table.astype("f4")])).mean(0)
 
 
+def ufunc_methods(o, x):
+    a = x.numpy()[0].copy()
+    np.add.at(a, [0, 0, 2], 1.5)
+    return a, np.multiply.outer(a, o.weights), np.maximum.reduce([a, o.weights]), np.add.accumulate(a)
+
+
 def branch(o, x):
     return x * 2 if (x.numpy() > 0).all() else x - 1
 
@@ -150,6 +156,7 @@ ROUTES: dict[str, tuple[Callable, int]] = {  # program, hits in 4 calls
     "tensor changed after": (tensor_changed_after, 3),
     "from_numpy changed": (from_numpy_changed, 3),
     "joined": (joined, 3),
+    "methods of ufuncs": (ufunc_methods, 3),
     "branch": (branch, 3),
     "rows": (rows, 3),
     "constants": (constants, 3),
