@@ -7,6 +7,7 @@ import io
 import linecache
 import os
 import random
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ PROGRAM = "<random program>"
 FILES = (PROGRAM, str(WORLD))
 SHOWN = "G rate log deaths table names buffer tick half cached defaults step x0 local s".split()
 CLASSES = "State Base Child Child2 Loose Point Net".split()
+GRADIENT_FUNCTION = re.compile(r"grad_fn=<\w+>")  # a frame below one that falls back is one function to autograd
 LARGE = 2000  # elements of a tensor in the state that end a program: it would only grow
 
 HEAD = "    global G, rate, log\n    a, b, c, n, m, r, w, acc, d, fuel = x, y, x + 1, 1, 2, 0.5, 'a', [], {}, 8\n"
@@ -172,7 +174,7 @@ class Side:
             ("result", picture.of(result)),
             ("error", picture.of(error)),
             ("backward", picture.of(differentiated)),
-            ("printed", picture.of(printed.getvalue())),
+            ("printed", picture.of(GRADIENT_FUNCTION.sub("grad_fn", printed.getvalue()))),
             ("environ", os.environ.get("MAGPY_FUZZ")),
             ("random", after),
             ("arguments", picture.of(args)),
