@@ -109,10 +109,13 @@ def bandwidth(touched: int, threads: int) -> float:
 
 def shares(fn: Any, threads: int) -> list[dict[str, Any]]:
     """The large kernels of a compiled function's plans: name, microseconds, part of the plan's time, share of the limit
-    that it is nearer to, and which one that is. Kernels of what data says are left out."""
+    that it is nearer to, and which one that is. Kernels of what data says are left out, and plans that check it."""
     found = []
     for plan in _plans(fn):
-        rows = plan.profile(_stand_ins(plan), 20)
+        try:
+            rows = plan.profile(_stand_ins(plan), 20)
+        except _C.OtherData:
+            continue
         whole = sum(row[3] for row in rows)
         for (tier, name, detail, seconds), (operations, touched) in zip(rows, plan.work, strict=True):
             if seconds < max(LARGE * whole, SECONDS) or not touched:

@@ -82,3 +82,10 @@ def test_large_kernels_are_compared_with_the_machine(monkeypatch):
     assert rows and all(row["share"] > 0 and row["limit"] in ("flop/s", "bytes/s") for row in rows)
     assert limits.least(rows).split()[0] == f"{min(row['share'] for row in rows):.2f}"
     assert limits.least([]) == "-"
+
+
+def test_plans_that_check_data_have_no_shares():
+    compiled = torch.compile(lambda x: x * 2 if (x > 3).all() else x, backend="magpy")
+    for _ in range(2):
+        compiled(torch.full((8,), 4.0))
+    assert limits.shares(compiled, 1) == []
