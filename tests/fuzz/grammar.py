@@ -184,6 +184,13 @@ EXPRESSIONS: dict[str, list[str]] = {
         "{t}.untyped_storage() and {t}",
         "local.value * {t}",
         "var.get() * {t}",
+        "torch.relu({t})[..., ::2].repeat_interleave(2, -1)[..., :3]",
+        "torch.exp({t}.clamp(-2, 2))[..., :1]",
+        "F.batch_norm({t}.reshape(-1, 3), s.net.seen, s.net.seen.abs() + 1, training=s.net.training) * 0.5",
+        "{t}.clamp(-2, 2).cumsum(-1)[..., -1:]",
+        "{t} + random.random() * 2",
+        "{t} * cached({i})",
+        "{t}.masked_select({t} > 0)[:3]",
     ],
     "i": [
         "0",
