@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from magpy.aten_graph import Unsupported
+
 aten = torch.ops.aten
 
 # -- Taken apart by torch's own decompositions ------------------------------------------------------------------------
@@ -137,6 +139,35 @@ def _select_backward(grad, sizes, dim, index):
     return _slice_backward(aten.unsqueeze.default(grad, dim), sizes, dim, index, index + 1, 1)
 
 
+def _as_strided_scatter(self, src, size, stride, storage_offset=None):
+    """Numbers of places in memory mean what they say only in memory that is the tensor's alone, as new memory is; a
+    plan puts values side by side in one."""
+    offset = self.storage_offset() if storage_offset is None else storage_offset
+    whole = self.untyped_storage().nbytes() == self.numel() * self.element_size()
+    if not (whole and self.is_contiguous()):
+        raise Unsupported("as_strided_scatter into a part of another tensor's memory")
+    if src.dtype != self.dtype:
+        src = aten._to_copy.default(src, dtype=self.dtype)
+    order = sorted((dim for dim in range(len(size)) if size[dim] != 1), key=lambda dim: -stride[dim])
+    order += [dim for dim in range(len(size)) if size[dim] == 1]
+    dense = 1
+    for dim in reversed(order):
+        if size[dim] != 1 and stride[dim] != dense:
+            break
+        dense *= size[dim]
+    else:
+        if offset == 0 and dense == self.numel():  # all of it, in some order
+            ordered = aten.clone.default(aten.permute.default(src, order), memory_format=torch.contiguous_format)
+            return aten.view.default(ordered, list(self.shape))
+    places = aten.full.default([], offset, dtype=torch.int64, device=self.device)
+    for dim, (n, step) in enumerate(zip(size, stride, strict=True)):
+        along = aten.mul.Tensor(aten.arange.default(n, device=self.device), step)
+        places = aten.add.Tensor(places, aten.view.default(along, [n] + [1] * (len(size) - 1 - dim)))
+    flat = aten.view.default(self, [-1])
+    places, src = aten.view.default(places, [-1]), aten.reshape.default(src, [-1])
+    return aten.view.default(aten.index_put.default(flat, [places], src), list(self.shape))
+
+
 def _repeat(x: torch.Tensor, repeats: list[int]) -> torch.Tensor:
     """Copies side by side: an expanded view that is made contiguous."""
     if 0 in repeats or x.numel() == 0 or len(repeats) < x.ndim:
@@ -182,6 +213,7 @@ OWN_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.unbind.int: _unbind,
     aten.slice_scatter.default: _slice_scatter,
     aten.select_scatter.default: _select_scatter,
+    aten.as_strided_scatter.default: _as_strided_scatter,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _select_backward,
     aten.copy.default: _copy,

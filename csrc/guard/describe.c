@@ -55,10 +55,10 @@ static PyObject *meta_text(PyObject *owner, const mp_tensor_meta *meta)
     PyObject *text = NULL;
     if (owner && shape && stride)
         text = PyUnicode_FromFormat(
-            "%U.shape == %R, %U.stride() == %R, %U.dtype is torch.%s, %U.requires_grad is %s%s%s%s", owner, shape,
+            "%U.shape == %R, %U.stride() == %R, %U.dtype is torch.%s, %U.requires_grad is %s%s%s%s%s", owner, shape,
             owner, stride, owner, dtype_name(meta->dtype), owner, meta->requires_grad ? "True" : "False",
             meta->is_conj ? ", conjugated" : "", meta->is_neg ? ", negated" : "",
-            meta->is_inference ? ", inference" : "");
+            meta->is_inference ? ", inference" : "", meta->placed ? ", the same place in its memory" : "");
     Py_XDECREF(shape);
     Py_XDECREF(stride);
     Py_XDECREF(owner);

@@ -24,6 +24,7 @@ static struct {
     int (*get_device_index)(void *, int32_t *);
     int (*get_layout)(void *, int32_t *);
     int (*get_storage_offset)(void *, int64_t *);
+    int (*get_storage_size)(void *, int64_t *);
     int (*get_data_ptr)(void *, void **);
     size_t (*element_size)(int32_t);
     uint16_t keys, autograd;          /* places in the implementation */
@@ -46,6 +47,7 @@ static const struct {
     {&torch_.get_device_index, "aoti_torch_get_device_index"},
     {&torch_.get_layout, "aoti_torch_get_layout"},
     {&torch_.get_storage_offset, "aoti_torch_get_storage_offset"},
+    {&torch_.get_storage_size, "aoti_torch_get_storage_size"},
     {&torch_.get_data_ptr, "aoti_torch_get_data_ptr"},
     {&torch_.element_size, "aoti_torch_dtype_element_size"},
 };
@@ -364,6 +366,11 @@ const char *guard_tensor_difference(PyObject *tensor, const mp_tensor_meta *meta
     if (dim && meta->stride &&
         (torch_.get_strides(handle, &numbers) || memcmp(numbers, meta->stride, (size_t)dim * sizeof *numbers)))
         return "stride()";
+    int64_t number;
+    if (meta->placed && (torch_.get_storage_offset(handle, &number) || number != meta->storage_offset))
+        return "storage_offset()";
+    if (meta->placed && (torch_.get_storage_size(handle, &number) || number != meta->storage_bytes))
+        return "untyped_storage().nbytes()";
     return NULL;
 }
 
@@ -372,8 +379,9 @@ const char *guard_tensor_difference(PyObject *tensor, const mp_tensor_meta *meta
 static inline bool same_in_place(PyObject *tensor, const mp_tensor_meta *meta)
 {
     const char *impl = implementation(tensor);
-    if (!torch_.numbers_too || meta->dispatch_keys != torch_.plain || word_at(impl, torch_.keys) != torch_.plain ||
-        meta->ndim > INLINE_DIM || word_at(impl, torch_.dim) != (uint64_t)meta->ndim)
+    if (!torch_.numbers_too || meta->placed || meta->dispatch_keys != torch_.plain ||
+        word_at(impl, torch_.keys) != torch_.plain || meta->ndim > INLINE_DIM ||
+        word_at(impl, torch_.dim) != (uint64_t)meta->ndim)
         return false;
     flags f = flags_in_place(tensor);
     uint16_t dtype;

@@ -83,19 +83,30 @@ static void read_arguments(mp_recorder *rec, PyObject *args, PyObject *kwargs)
         if (!mp_is_tensor(value)) mp_rec_deep(rec, value);
 }
 
+/* The name of a function or method of torch's, or NULL. */
+static const char *text_name(PyObject *func)
+{
+    PyObject *name = NULL;
+    if (Py_IS_TYPE(func, &PyMethodDescr_Type)) name = PyDescr_NAME(func);
+    if (Py_IS_TYPE(func, &PyWrapperDescr_Type)) name = PyDescr_NAME(func);
+    return name ? PyUnicode_AsUTF8(name) : PyCFunction_Check(func) ? ((PyCFunctionObject *)func)->m_ml->ml_name : NULL;
+}
+
 /* Is the name one of an in-place function, where version counters do not tell (inference tensors)? */
 static bool named_in_place(PyObject *func, PyObject *kwargs)
 {
     if (kwargs && PyDict_GetItemString(kwargs, "out")) return true;
-    PyObject *name = NULL;
-    if (Py_IS_TYPE(func, &PyMethodDescr_Type)) name = PyDescr_NAME(func);
-    if (Py_IS_TYPE(func, &PyWrapperDescr_Type)) name = PyDescr_NAME(func);
-    const char *text = name                      ? PyUnicode_AsUTF8(name)
-                       : PyCFunction_Check(func) ? ((PyCFunctionObject *)func)->m_ml->ml_name
-                                                 : NULL;
+    const char *text = text_name(func);
     size_t n = text ? strlen(text) : 0;
     if (n > 4 && !strncmp(text, "__", 2)) return !strcmp(text, "__setitem__") || text[2] == 'i'; /* __iadd__ */
     return n > 1 && text[n - 1] == '_';
+}
+
+/* Does the function see where in its memory a tensor lies? */
+static bool sees_place(PyObject *func)
+{
+    const char *text = text_name(func);
+    return text && (!strcmp(text, "storage_offset") || !strncmp(text, "as_strided", 10));
 }
 
 static bool visit_mark_mutated(mp_recorder *rec, PyObject *tensor, void *context)
@@ -897,6 +908,7 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
     }
     mp_kept kept = mp_keep();
     if (!mp_rec_abandoned(rec)) {
+        if (out && sees_place(op->func)) mp_rec_placed(rec, op->real_args, op->kwargs);
         if (!out) /* the program may catch it, and a compiled run would not know that it is raised */
             abandon_func(rec, MP_REASON_EXCEPTION, op->func, NULL);
         else if (op->effect == MP_EFFECT_META && mp_is_array(out) && PyTuple_GET_SIZE(op->real_args))

@@ -106,6 +106,9 @@ typedef struct {            /* tensor metadata as guarded */
     int8_t ndim, device_type;
     int16_t device_index;
     bool requires_grad, is_leaf, is_conj, is_neg, is_inference, is_view;
+    bool
+        placed; /* the program has seen where in its memory the tensor lies: storage_offset and storage_bytes are guarded */
+    int64_t storage_bytes;  /* where placed */
     uint32_t version;       /* _version when first touched; not guarded */
     uint64_t dispatch_keys; /* raw key set as seen by the Python binding, 0 if unknown; not guarded if 0 */
 } mp_tensor_meta;

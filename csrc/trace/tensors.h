@@ -101,6 +101,9 @@ bool mp_rec_check_tensors(mp_recorder *rec, PyObject *object, bool *constant, in
 ** -1 abandoned. */
 int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool constant);
 
+/* Where in their memory the tensors among the arguments lie has been seen: the inputs that they share it with are guarded for that. */
+void mp_rec_placed(mp_recorder *rec, PyObject *args, PyObject *kwargs);
+
 /* Does an operator draw from a generator that the call made? Then what it draws is a constant: mp_rec_draw records it, given how many tensors
 ** it takes. */
 bool mp_draws_from_own(mp_recorder *rec, PyObject *kwargs);

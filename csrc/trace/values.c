@@ -522,6 +522,34 @@ int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool
     return all ? found.n > 0 : -1;
 }
 
+static bool visit_placed(mp_recorder *rec, PyObject *tensor, void *context)
+{
+    (void)context;
+    void *memory = mp_tensor_storage(tensor);
+    for (uint32_t i = 0; memory && i < rec->n_bound; i++) {
+        PyObject *input = mp_watched(rec->bound[i].watch);
+        mp_facts *facts = input ? mp_rec_facts(rec, rec->bound[i].value) : NULL;
+        if (!facts || facts->read == MP_NO_READ || mp_tensor_storage(input) != memory) continue;
+        mp_tensor_meta *meta = rec->recording->reads[facts->read].meta;
+        PyObject *storage = mp_tensor_ask(mp_names.untyped_storage, input);
+        PyObject *size = storage ? PyObject_CallMethod(storage, "nbytes", NULL) : NULL;
+        meta->storage_bytes = size ? PyLong_AsLongLong(size) : -1;
+        meta->placed = true;
+        PyErr_Clear();
+        Py_XDECREF(size);
+        Py_XDECREF(storage);
+    }
+    return true;
+}
+
+void mp_rec_placed(mp_recorder *rec, PyObject *args, PyObject *kwargs)
+{
+    PyObject *quiet = rec->in_op ? NULL : mp_quiet_begin();
+    mp_each_tensor(rec, args, visit_placed, NULL);
+    mp_each_tensor(rec, kwargs, visit_placed, NULL);
+    mp_quiet_end(quiet);
+}
+
 /* -- Results --------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
