@@ -501,7 +501,7 @@ def _finish(new: Session, outs: list[Any], own_gradients: bool) -> Traced:
                 spent.append(position)
             base = base_of(val).node
             if base.target is None or makers.setdefault(base, storage_of(out)) != storage_of(out):
-                val = clone(graph, val)  # a decomposition gave an alias where the operator gives new memory
+                val = apart(graph, val)  # a decomposition gave an alias where the operator gives new memory
             outputs.append(val)
             continue
         if source in mutated and not _lies_as(val, new.placeholder(source)):
@@ -572,6 +572,26 @@ def clone(graph: Graph, val: Val) -> Val:
     # where a size is 1 any stride is dense: the result keeps the one it has
     kept = tuple(own if size == 1 else new for size, own, new in zip(sizes, strides, dense, strict=True))
     return _append(graph, aten.clone.default, (val,), (dtype, device, sizes, kept, 0))
+
+
+def apart(graph: Graph, val: Val) -> Val:
+    """The value in memory of its own, laid out as it is: where its copy would be denser, what it shows is copied."""
+    copy = clone(graph, val)
+    if copy.meta[3] == val.meta[3] or base_of(val) is val:
+        return copy
+    views = list[Val]()
+    while is_view(val.node.target):
+        views.append(val)
+        val = val.node.args[0]
+    made = clone(graph, val)
+    for view in reversed(views):
+        node = Node(view.node.target, (made, *view.node.args[1:]))
+        made = Val(node, view.position, view.meta)
+        node.vals = [
+            made if other is view else other and Val(node, other.position, other.meta) for other in view.node.vals
+        ]
+        graph.nodes.append(node)
+    return made
 
 
 def _dense_strides(sizes: tuple, strides: tuple) -> tuple:

@@ -15,7 +15,7 @@ import torch
 
 from magpy import aten_passes
 from magpy.aten_graph import Graph, Node, Unsupported, Val, base_of, each_val, is_impure, is_random, is_view, map_vals
-from magpy.aten_trace import Session, clone, resumed, session, storage_of
+from magpy.aten_trace import Session, apart, clone, resumed, session, storage_of
 
 aten = torch.ops.aten
 
@@ -254,7 +254,7 @@ def _plain_view(new: Session, out: torch.Tensor, root: torch.Tensor) -> tuple:
 def _fresh(new: Session, tensor: torch.Tensor) -> Val:
     """A result's value; a copy where a decomposition made it an alias of an input."""
     val = new.value(tensor)
-    return clone(new.graph, val) if base_of(val).node.target is None else val
+    return apart(new.graph, val) if base_of(val).node.target is None else val
 
 
 def _gradients(new: Session, forward: set[Node], grads: list[torch.Tensor]) -> list[Val]:
@@ -367,7 +367,7 @@ class _Cut:
         for val in values:
             # A result that shows kept memory under another name could be changed without autograd noticing.
             shown = val not in self.kept and base_of(val).node in bases
-            graph.outputs.append(_apart(graph, mapped, val) if shown else mapped[val])
+            graph.outputs.append(apart(graph, mapped[val]) if shown else mapped[val])
         extra = [val for val in self.kept if val not in values]
         graph.outputs += [mapped[val] for val in extra]
         position = {val: k for k, val in enumerate([*values, *extra])}
@@ -411,20 +411,6 @@ class _Cut:
                 mapped[node.val] = graph.add_constant(self.constants[node])
             else:
                 mapped[node.val] = graph.add_placeholder(node.val.meta)
-
-
-def _apart(graph: Graph, mapped: dict[Val, Val], val: Val) -> Val:
-    """The value in memory of its own, laid out as it is: where its copy would be denser, what it shows is copied."""
-    copy = clone(graph, mapped[val])
-    if copy.meta[3] == val.meta[3]:
-        return copy
-    views, base = list[Node](), val
-    while is_view(base.node.target):
-        views.append(base.node)
-        base = base.node.args[0]
-    apart = {**mapped, base: clone(graph, mapped[base])}
-    _copy(graph, apart, reversed(views))
-    return apart[val]
 
 
 def _copy(graph: Graph, mapped: dict[Val, Val], nodes: Iterable[Node]) -> None:

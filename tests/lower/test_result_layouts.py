@@ -72,3 +72,17 @@ def test_strides_are_those_of_eager(name, training):
         assert magpy.stats()["hits"] == hits + 1, layout
         assert got.stride() == wanted.stride(), layout
         torch.testing.assert_close(got, wanted)
+
+
+def constants_data(x):
+    y = x + 1
+    y.data = torch.tensor([1.0, 0, 2]).data
+    return y.expand(2, 3), y[:2].view(2, 1).expand(2, 2)
+
+
+def test_views_of_constants_are_laid_out_as_in_eager():
+    compiled, x = torch.compile(constants_data, backend="magpy"), torch.ones(3)
+    for _ in range(3):
+        got = compiled(x)
+        assert [t.stride() for t in got] == [t.stride() for t in constants_data(x)]
+        assert [t.tolist() for t in got] == [t.tolist() for t in constants_data(x)]
