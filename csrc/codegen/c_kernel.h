@@ -14,9 +14,11 @@ typedef struct {
     mp_turn turn;   /* of a kernel without reductions */
     const char *
         *array; /* [n_exprs]: what a load reads in its place, turned or chosen before the vector loop; NULL elsewhere */
-    int64_t lanes;   /* of a vector register, for the smallest elements in memory */
-    bool one_by_one; /* the last loop is not for vectors: it does little but read elements from all over */
-    uint32_t inner;  /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
+    int64_t lanes;                /* of a vector register, for the smallest elements in memory */
+    bool converts;                /* elements of float16 are converted by blocks (half.h) */
+    bool *half_load, *half_store; /* [n_exprs] and [n_stores]: by mp_half_choose */
+    bool one_by_one;              /* the last loop is not for vectors: it does little but read elements from all over */
+    uint32_t inner; /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
 } mp_c_kernel;
 
 /* A loop of a known number of steps that does not fill its last vector is printed as two: whole vectors, and one that ends where the loop
@@ -44,6 +46,8 @@ bool mp_c_stored_in(const mp_c_kernel *k, const mp_kstore *store, int pass);
 bool mp_c_stored_at_row(const mp_c_kernel *k, const mp_kstore *store);
 /* Mark what pass `pass` computes. Returns whether it does anything. */
 bool mp_c_need_pass(mp_c_kernel *k, int pass);
+/* Which stores it has, [n_stores] in the pool. */
+bool *mp_c_pass_stores(const mp_c_kernel *k, int pass);
 void mp_c_print_pass_stores(mp_c_kernel *k, int pass);
 
 mp_c_parts mp_c_split(const mp_c_kernel *k, int64_t extent);

@@ -133,7 +133,8 @@ static const char *text_load(mp_printer *p, const mp_kexpr *e, char (*args)[64])
     if (e->arg[1] != MP_NO_KID) at = mp_pool_printf(pool, "%s + %s", at, args[1]);
     const char *array = p->array ? p->array[e - p->kir->exprs] : NULL;
     const char *text = array ? array : mp_pool_printf(pool, "p%u[%s]", e->aux, at);
-    if (p->target->load16[memory]) {
+    bool wide = array && p->wide && p->wide[e - p->kir->exprs];
+    if (p->target->load16[memory] && !wide) {
         snprintf(element[0], sizeof element[0], "%s", text);
         if (strlen(text) < sizeof element[0]) {
             text = fill(p, p->target->load16[memory], e->dtype, element);
@@ -223,8 +224,15 @@ void mp_print_needed(mp_printer *p, uint32_t mask, uint32_t want)
 void mp_print_store(mp_printer *p, const mp_kstore *store)
 {
     mp_dtype memory = p->kir->buffers[store->buffer].dtype;
+    const mp_kexpr *e = &p->kir->exprs[store->what];
     char value[1][64];
-    mp_print_name(p, store->what, value[0]);
+    bool rounds = e->op == MP_K_ROUND16 && e->aux == (uint32_t)memory && p->at[store->what] == MP_AT_NOWHERE;
+    mp_print_name(p, rounds ? e->arg[0] : store->what, value[0]); /* the store itself rounds */
+    const char *stored = p->stored ? p->stored[store - p->kir->stores] : NULL;
+    if (stored) {
+        if (*stored) mp_print_line(p, "%s = %s;", stored, value[0]);
+        return;
+    }
     const char *text = p->target->store16[memory] ? fill(p, p->target->store16[memory], memory, value) : value[0];
     mp_print_line(p, "p%u[%s] = %s;", store->buffer, mp_print_affine(p, &store->at), text);
 }

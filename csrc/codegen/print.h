@@ -51,7 +51,9 @@ typedef struct {
     const char *lane; /* what indexes lane arrays, such as "i1 - c0" */
     const char *row;  /* what indexes row arrays */
     bool near;        /* operations are written the cheap way; a variable `far` becomes 1 where that did not hold */
-    const char *const *array; /* [n_exprs] borrowed: what a load reads instead of memory, or NULL; NULL if none does */
+    const char *const *array;  /* [n_exprs] borrowed: what a load reads instead of memory, or NULL; NULL if none does */
+    const bool *wide;          /* [n_exprs] borrowed: that array is of the registers' type. NULL: none is */
+    const char *const *stored; /* [n_stores] borrowed: what a store writes instead of memory, as array. "": nothing */
 } mp_printer;
 
 void mp_print_init(mp_printer *p, const mp_kir *kir, const mp_target *target, mp_text *out);

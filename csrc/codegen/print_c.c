@@ -88,13 +88,21 @@ bool mp_c_need_pass(mp_c_kernel *k, int pass)
     return any;
 }
 
-void mp_c_print_pass_stores(mp_c_kernel *k, int pass)
+bool *mp_c_pass_stores(const mp_c_kernel *k, int pass)
 {
+    bool *stored = MP_NEW(k->p.out->pool, bool, k->kir->n_stores + 1);
     for (uint32_t i = 0; i < k->kir->n_stores; i++) {
         const mp_kstore *store = &k->kir->stores[i];
-        if (mp_c_stored_in(k, store, pass) || (stored_broadcast(k, store) && pass == k->kir->n_passes))
-            mp_print_store(&k->p, store);
+        stored[i] = mp_c_stored_in(k, store, pass) || (stored_broadcast(k, store) && pass == k->kir->n_passes);
     }
+    return stored;
+}
+
+void mp_c_print_pass_stores(mp_c_kernel *k, int pass)
+{
+    const bool *stored = mp_c_pass_stores(k, pass);
+    for (uint32_t i = 0; i < k->kir->n_stores; i++)
+        if (stored[i]) mp_print_store(&k->p, &k->kir->stores[i]);
 }
 
 mp_c_parts mp_c_split(const mp_c_kernel *k, int64_t extent)
@@ -142,6 +150,9 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
     for (uint32_t i = 0; i < kir->n_buffers; i++)
         if (mp_dtype_bytes(kir->buffers[i].dtype) < element) element = mp_dtype_bytes(kir->buffers[i].dtype);
     k.lanes = vector_bits / 8 / element;
+#if defined(__x86_64__) || defined(__i386__)
+    k.converts = vector_bits >= 256;
+#endif
     k.row_kept = MP_NEW(out->pool, bool, kir->n_exprs + 1);
     bool lanes = kir->vector >= 0 && !(kir->reduced >> kir->vector & 1);
     int64_t outer = 1, inner = 1;

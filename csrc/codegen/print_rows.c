@@ -1,5 +1,5 @@
 /* The C printer's first form: the vector loop is reduced (print_c.c). */
-#include "codegen/c_kernel.h"
+#include "codegen/half.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -129,6 +129,10 @@ static void print_row_pass(mp_c_kernel *k, int pass)
     }
     declare_sums(k, pass, 'q');
     mp_c_parts parts = mp_c_split(k, kir->extent[v]);
+    const char *begin = chunked ? "c0" : "0",
+               *end = chunked ? "c1" : mp_pool_printf(p->out->pool, "%lld", (long long)kir->extent[v]);
+    bool halves = mp_half_choose(k, mp_c_pass_stores(k, pass));
+    if (halves) mp_half_begin(k, begin, end, chunked ? CHUNK : kir->extent[v]);
     for (int part = 0; part < parts.n; part++) {
         print_simd(k, pass);
         if (chunked)
@@ -145,6 +149,7 @@ static void print_row_pass(mp_c_kernel *k, int pass)
         mp_c_print_pass_stores(k, pass);
         mp_c_close(k);
     }
+    if (halves) mp_half_store(k, begin, end), mp_half_end(k);
     for (uint32_t i = 0; i < kir->n_exprs; i++) {
         if (!mp_c_reduced_in(k, i, pass)) continue;
         const char *a = mp_pool_printf(p->out->pool, "a%u", i), *q = mp_pool_printf(p->out->pool, "q%u", i);

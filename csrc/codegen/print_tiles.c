@@ -1,5 +1,5 @@
 /* The C printer's second form: the vector loop is kept (print_c.c). */
-#include "codegen/c_kernel.h"
+#include "codegen/half.h"
 #include "ir/index.h"
 
 #define LANE_CHUNK 256  /* the same for tiles */
@@ -103,6 +103,8 @@ static void print_tile_pass(mp_c_kernel *k, int pass)
         mp_c_open_loop(k, (uint32_t)last);
     }
     mp_print_needed(p, bit, 0);
+    bool halves = mp_half_choose(k, mp_c_pass_stores(k, pass));
+    if (halves) mp_half_begin(k, "c0", "c1", k->tile);
     open_lanes(k);
     mp_print_needed(p, bit, bit);
     for (uint32_t i = 0; i < kir->n_exprs; i++) {
@@ -114,6 +116,7 @@ static void print_tile_pass(mp_c_kernel *k, int pass)
     }
     mp_c_print_pass_stores(k, pass);
     mp_c_close(k);
+    if (halves) mp_half_store(k, "c0", "c1"), mp_half_end(k);
     mp_c_close(k);
     if (chunked) {
         open_lanes(k);
@@ -295,18 +298,30 @@ static void print_tile_stores(mp_c_kernel *k)
     print_chosen(k);
     for (uint32_t i = 0; i < kir->n_exprs; i++) near |= p->need[i] && (p->deps[i] & bit) && mp_print_has_near(p, i);
     if (near) mp_print_line(p, "int far = 0;");
+    bool *stored = MP_NEW(p->out->pool, bool, kir->n_stores + 1);
+    for (uint32_t s = 0; s < kir->n_stores; s++) stored[s] = mp_c_stored_at_row(k, &kir->stores[s]);
+    bool halves = mp_half_choose(k, stored);
     for (int way = near ? 0 : 1; way < 2; way++) {
         p->near = way == 0;
         if (near && way == 1) mp_print_line(p, "if (far) {"), p->indent++;
         for (int i = 0; i < n_parts; i++) {
             const char *begin = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][0]) : "c0";
             const char *end = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][1]) : "c1";
+            if (halves) { /* cut into blocks: their arrays stay in the nearest cache */
+                mp_print_line(p, "for (int64_t e0 = %s; e0 < %s; e0 += %d) {", begin, end, MP_HALF_BLOCK);
+                p->indent++;
+                mp_print_line(p, "const int64_t e1 = e0 + %d < %s ? e0 + %d : %s;", MP_HALF_BLOCK, end, MP_HALF_BLOCK,
+                              end);
+                begin = "e0", end = "e1";
+                mp_half_begin(k, begin, end, MP_HALF_BLOCK);
+            }
             mp_c_open_lanes(k, begin, end);
             if (k->one_by_one) mp_print_line(p, "__asm__ volatile(\"\");"); /* compilers leave such loops alone */
             mp_print_needed(p, bit, bit);
             for (uint32_t s = 0; s < kir->n_stores; s++)
-                if (mp_c_stored_at_row(k, &kir->stores[s])) mp_print_store(p, &kir->stores[s]);
+                if (stored[s]) mp_print_store(p, &kir->stores[s]);
             mp_c_close(k);
+            if (halves) mp_half_store(k, begin, end), mp_half_end(k), mp_c_close(k);
         }
         if (near && way == 1) p->indent--, mp_print_line(p, "}");
     }

@@ -1,5 +1,5 @@
 /* The C target: what types and operations are called, and what every source begins with. */
-#include "codegen/turn.h"
+#include "codegen/half.h"
 
 #define WRAP(op) "($t)(($u)$0 " op " ($u)$1)"
 
@@ -108,6 +108,6 @@ void mp_codegen_c_prelude(mp_text *out)
         "double tanh(double), erf(double), sin(double), cos(double), tan(double), pow(double, double), fmod(double, "
         "double);\n"
         "float fmodf(float, float);\n");
-    mp_text_add(out, "%s%s", mp_codegen_vecmath, mp_codegen_turn_text);
+    mp_text_add(out, "%s%s%s", mp_codegen_vecmath, mp_codegen_half_text, mp_codegen_turn_text);
     mp_text_add(out, "static double mp_zeros[%d];\n", MP_CODEGEN_RUN);
 }

@@ -406,7 +406,9 @@ def test_short_dims_that_lie_side_by_side_are_one_loop_along_memory():
     assert "i2 * 128]" not in source and "i2]" in source
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8], ids=str
+)
 def test_rows_of_any_length_are_taken_once(dtype):
     """The last vector of a row overlaps the one before: no element is missed, and none is counted twice."""
     lengths = (3, 4, 5, 7, 9, 15, 17, 31, 33, 49, 63, 65, 100)
@@ -426,7 +428,7 @@ def test_rows_of_any_length_are_taken_once(dtype):
         torch.testing.assert_close(got, want, **({"rtol": 0, "atol": 0} if exact else {}))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.bool], ids=str)
 def test_pieces_along_rows_and_across_them(dtype):
     """Loops are cut where pieces and borders meet; pieces of whole rows are chosen by address."""
     lengths = (1, 2, 5, 16, 33, 130)
