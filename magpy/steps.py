@@ -21,6 +21,7 @@ import torch.fx
 
 from magpy import _C
 from magpy.aten_graph import Unsupported, tensors_of
+from magpy.moments import now_ns
 
 _library = torch.library.Library("magpy", "FRAGMENT")
 _library.define("number(Tensor[] leaves, str source, bool is_float) -> Tensor")
@@ -254,12 +255,13 @@ def _sized_meta(tensors: list[torch.Tensor], source: str, metas: str) -> list[to
 
 
 def clock(name: str) -> torch.Tensor:
-    """The time by the function `name` of the module time, as a tensor without dimensions: the recorded operator."""
+    """The time as a tensor without dimensions, by the function `name` of the module time or by now_ns: the recorded
+    operator."""
     return torch.ops.magpy.clock(name)
 
 
 def _clock(name: str) -> torch.Tensor:
-    return torch.tensor(getattr(time, name)(), dtype=_clock_type(name))
+    return torch.tensor(now_ns() if name == "now_ns" else getattr(time, name)(), dtype=_clock_type(name))
 
 
 def _clock_meta(name: str) -> torch.Tensor:

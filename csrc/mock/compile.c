@@ -192,9 +192,9 @@ static bool is_tensor(const walker *w, PyObject *object)
 
 /* -- Containers ---------------------------------------------------------------------------------------------------------- */
 
-/* The graph value of a number that is data, or MP_NO_VALUE. */
-static mp_value_id number_value(const walker *w, PyObject *object)
-{ return w->source->find_number ? w->source->find_number(w->source->context, object) : MP_NO_VALUE; }
+/* The graph value of a number that is data, or MP_NO_VALUE; *make (borrowed): what makes the object of it, or NULL. */
+static mp_value_id number_value(const walker *w, PyObject *object, PyObject **make)
+{ return w->source->find_number ? w->source->find_number(w->source->context, object, make) : MP_NO_VALUE; }
 
 /* Is there such a number in a tuple or slice? Other constants cannot hold one: their parts have been looked at. */
 static bool holds_number(const walker *w, PyObject *object)
@@ -205,7 +205,8 @@ static bool holds_number(const walker *w, PyObject *object)
     }
     for (Py_ssize_t i = 0; PyTuple_CheckExact(object) && i < PyTuple_GET_SIZE(object); i++)
         if (holds_number(w, PyTuple_GET_ITEM(object, i))) return true;
-    return !PyTuple_CheckExact(object) && number_value(w, object) != MP_NO_VALUE;
+    PyObject *made_by = NULL;
+    return !PyTuple_CheckExact(object) && number_value(w, object, &made_by) != MP_NO_VALUE;
 }
 
 /* Already there, or a constant or tensor: mentioning it makes no step. */
@@ -740,10 +741,10 @@ static mp_operand output(walker *w, mp_value_id id, PyObject *object)
     return MP_OPERAND(MP_OPERAND_OUTPUT, w->prog->n_values - 1);
 }
 
-static mp_operand number(walker *w, PyObject *object, mp_value_id id)
+static mp_operand number(walker *w, PyObject *object, mp_value_id id, PyObject *made_by)
 {
     mp_operand value = output(w, id, object);
-    return value == MP_NO_OPERAND ? value : make(w, MP_MOCK_NUMBER, &value, 1, NULL, NULL);
+    return value == MP_NO_OPERAND ? value : make(w, MP_MOCK_NUMBER, &value, 1, made_by, NULL);
 }
 
 static mp_operand array(walker *w, PyObject *object)
@@ -792,10 +793,11 @@ static mp_operand value_of(walker *w, PyObject *object)
     mp_operand operand;
     mp_obj_id id;
     mp_value_id value;
+    PyObject *made_by = NULL;
     if (++w->depth > MAX_DEPTH)
         operand = unrebuildable(w, object, "a structure nested too deep: ");
-    else if ((value = number_value(w, object)) != MP_NO_VALUE)
-        operand = number(w, object, value);
+    else if ((value = number_value(w, object, &made_by)) != MP_NO_VALUE)
+        operand = number(w, object, value, made_by);
     else if (mp_is_scalar(object) && !(PySlice_Check(object) && holds_number(w, object)))
         operand = constant(w, object);
     else if (is_fixed(object))
@@ -896,8 +898,8 @@ mp_mock_program *mp_mock_compile_source(const mp_mock_source *source, mp_reason 
 
 static mp_obj_id recorded_object(void *context, PyObject *object) { return mp_recording_find_object(context, object); }
 static mp_value_id recorded_value(void *context, PyObject *tensor) { return mp_recording_find_value(context, tensor); }
-static mp_value_id recorded_number(void *context, PyObject *object)
-{ return mp_recording_find_number(context, object); }
+static mp_value_id recorded_number(void *context, PyObject *object, PyObject **make)
+{ return mp_recording_find_number(context, object, make); }
 static mp_value_id recorded_array(void *context, PyObject *array, bool *owns, mp_reason *why)
 { return mp_recording_find_array(context, array, owns, why); }
 static bool recorded_internal(void *context, PyObject *object) { return mp_recording_is_internal(context, object); }

@@ -19,7 +19,7 @@ typedef struct mp_step mp_step;
 
 /* Columns: name, what the arguments are. `data` and `base` are explained with the operation in run.c. */
 #define MP_MOCK_OPS(X)                                                                                                 \
-    X(NUMBER)        /* graph output: the int or float that is its only element */                                     \
+    X(NUMBER)        /* graph output: the int or float that is its only element, or what is made of that */            \
     X(TENSOR)        /* graph output, as a target for its attributes */                                                \
     X(ARRAY)         /* graph output: a numpy array over its memory, or with memory of its own */                      \
     X(TUPLE)         /* items */                                                                                       \
@@ -102,7 +102,8 @@ typedef struct {
     void *context;
     mp_obj_id (*find_object)(void *context, PyObject *object);
     mp_value_id (*find_value)(void *context, PyObject *tensor);
-    mp_value_id (*find_number)(void *context, PyObject *object); /* the graph value of an int or float that is data */
+    /* the graph value of an int or float that is data, and what makes the object of it (borrowed, or NULL) */
+    mp_value_id (*find_number)(void *context, PyObject *object, PyObject **make);
     mp_value_id (*find_array)(void *context, PyObject *array, bool *owns, mp_reason *why); /* NULL: there are none */
     bool (*is_internal)(void *context, PyObject *object); /* a function or class made by the call */
     PyObject *(*path)(void *context, mp_obj_id object);   /* owned str, or NULL with an exception */

@@ -44,6 +44,7 @@ typedef PyObject *(*maker)(const mp_mock_run *run, const mp_step *step, const mp
 static PyObject *make_TENSOR(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 { return Py_NewRef(ARG(0)); }
 
+/* data: makes the object of the number, or NULL: it is the number. */
 static PyObject *make_NUMBER(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
     static PyObject *item; /* owned by the process */
@@ -56,7 +57,9 @@ static PyObject *make_NUMBER(const mp_mock_run *run, const mp_step *step, const 
         Py_XDECREF(base);
         if (!item) return NULL;
     }
-    return PyObject_Vectorcall(item, &tensor, 1, NULL);
+    PyObject *number = PyObject_Vectorcall(item, &tensor, 1, NULL);
+    if (number && step->data) Py_SETREF(number, PyObject_CallOneArg(step->data, number));
+    return number;
 }
 
 /* data: (does it own its memory, may it be written to). */

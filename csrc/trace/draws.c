@@ -267,38 +267,94 @@ void mp_handle_shuffle(mp_call *call)
 
 /* -- The time ------------------------------------------------------------------------------------------------------------ */
 
-/* data: the clock. After the first operator it is one of the graph itself, so that what lies between two looks at it lies there again. */
-static void clocked(mp_recorder *rec, PyObject *data, PyObject **slot)
+/* The clock is read by an operator of the graph, so that what lies between two looks at it lies there again. Its value, or MP_NO_VALUE after
+** abandoning. */
+static mp_value_id clock_operator(mp_recorder *rec, const char *name)
 {
-    PyObject *result = slot ? *slot : NULL, *module = NULL, *func = NULL, *args = NULL, *value = NULL;
-    if (result && !rec->why.code && rec->recording) {
-        module = PyImport_ImportModule("magpy.steps");
-        func = module ? PyObject_GetAttrString(module, "clock") : NULL;
-        args = func ? Py_BuildValue("(s)", ((PyCFunctionObject *)data)->m_ml->ml_name) : NULL;
-        if (args) value = mp_rec_silent_op(rec, Py_NewRef(func), Py_NewRef(args));
-        if (value)
-            mp_number_read(rec, slot, mp_index_of(value), NULL);
-        else
-            mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws");
-    }
+    PyObject *module = PyImport_ImportModule("magpy.steps");
+    PyObject *func = module ? PyObject_GetAttrString(module, "clock") : NULL;
+    PyObject *args = func ? Py_BuildValue("(s)", name) : NULL;
+    PyObject *value = args ? mp_rec_silent_op(rec, Py_NewRef(func), Py_NewRef(args)) : NULL;
+    mp_value_id id = value ? mp_index_of(value) : MP_NO_VALUE;
+    if (!value) mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws");
     PyErr_Clear();
     Py_XDECREF(module);
     Py_XDECREF(func);
     Py_XDECREF(args);
     Py_XDECREF(value);
+    return id;
+}
+
+static void clocked(mp_recorder *rec, PyObject *data, PyObject **slot) /* data: the clock */
+{
+    if (slot && *slot && !rec->why.code && rec->recording) {
+        mp_value_id value = clock_operator(rec, ((PyCFunctionObject *)data)->m_ml->ml_name);
+        if (value != MP_NO_VALUE) mp_number_read(rec, slot, value, NULL);
+    }
     Py_XDECREF(data);
+}
+
+/* Is the clock to be read by the graph? Not before its first operator. */
+static bool clock_in_graph(mp_recorder *rec)
+{
+    mp_op_state *state = mp_rec_op_state(rec);
+    return state && state->accept_checks && rec->recording && rec->recording->n_ops && !state->muted &&
+           mp_numbers_ready();
 }
 
 void mp_clock_call(mp_call *call)
 {
-    mp_recorder *rec = call->rec;
-    mp_op_state *state = mp_rec_op_state(rec);
-    bool in_graph = state && state->accept_checks && rec->recording && rec->recording->n_ops && !state->muted &&
-                    mp_numbers_ready() && PyCFunction_Check(call->callable);
-    if (in_graph)
-        mp_rec_pend(rec, call->frame, clocked, Py_NewRef(call->callable));
+    if (clock_in_graph(call->rec) && PyCFunction_Check(call->callable))
+        mp_rec_pend(call->rec, call->frame, clocked, Py_NewRef(call->callable));
     else
         mp_draw_call(call);
+}
+
+/* data: (func, args, kwargs, keeper) of the draw that reads the clock, the clock's name, a number as it gives, what makes the moment of that. */
+static void moment_given(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *result = slot ? *slot : NULL;
+    mp_kept kept = mp_keep();
+    if (result && !mp_rec_abandoned(rec) && rec->recording) {
+        const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(data, 4));
+        bool in_graph = clock_in_graph(rec);
+        mp_value_id value = in_graph && name ? clock_operator(rec, name) : mp_rec_new_value(rec, UINT32_MAX);
+        if (!in_graph && value != MP_NO_VALUE) append(rec, data, PyTuple_GET_ITEM(data, 5), value, NULL);
+        if (value != MP_NO_VALUE) mp_number_object(rec, result, value, PyTuple_GET_ITEM(data, 6));
+    }
+    Py_DECREF(data);
+    mp_restore(kept);
+}
+
+/* datetime.now() and the like, of the classes of the standard library: the moment is made of what the clock gives to the run. */
+void mp_handle_moment(mp_call *call)
+{
+    mp_recorder *rec = call->rec;
+    mp_op_state *state = mp_rec_op_state(rec);
+    PyObject *type = call->nargs ? call->args[0] : NULL, *zone = Py_None;
+    if (call->nargs == 2)
+        zone = call->args[1];
+    else if (call->nargs == 1 && call->nkw == 1)
+        zone = call->kwvalues[0]; /* another name than tz raises */
+    bool known = call->nargs + call->nkw <= 2 && type && PyType_Check(type) && state && state->accept_checks &&
+                 !state->muted && mp_numbers_ready() && PyCFunction_Check(call->callable);
+    mp_kept kept = mp_keep();
+    PyObject *module = known ? PyImport_ImportModule("magpy.moments") : NULL, *data = NULL;
+    if (module)
+        data = PyObject_CallMethod(module, "draw_of", "sOO", ((PyCFunctionObject *)call->callable)->m_ml->ml_name, type,
+                                   zone);
+    if (zone != Py_None && data && data != Py_None) {
+        PyObject *same = again(call, zone); /* a zone that the call has made is not known to a run */
+        Py_XDECREF(same);
+    }
+    if (data && PyTuple_CheckExact(data) && PyTuple_GET_SIZE(data) == 7) {
+        mp_rec_pend_must(rec, call->frame, moment_given, Py_NewRef(data));
+        mp_deferred_begin(rec, call->frame, true);
+    } else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another object each time, not a number");
+    Py_XDECREF(data);
+    Py_XDECREF(module);
+    mp_restore(kept);
 }
 
 bool mp_recording_is_draw(const mp_recording *recording, mp_value_id value)

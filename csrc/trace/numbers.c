@@ -13,6 +13,7 @@ typedef struct {
     PyObject *object; /* owned: what the program has */
     PyObject *text;   /* owned: Python source of its value over values of the graph */
     PyObject *leaves; /* owned dict: the values in `text`, name -> _C.Value, in order of first use */
+    PyObject *make;   /* owned: makes the object of the number that `value` is; NULL: the object is that number */
     mp_value_id value;
     bool settled;
     uint32_t read;      /* a number from outside: the read that found it, or MP_NO_READ */
@@ -39,6 +40,12 @@ static number *find(mp_recorder *rec, PyObject *object)
 }
 
 bool mp_number_is(mp_recorder *rec, PyObject *object) { return find(rec, object) != NULL; }
+
+bool mp_number_is_object(mp_recorder *rec, PyObject *object)
+{
+    const number *entry = find(rec, object);
+    return entry && entry->make;
+}
 
 bool mp_numbers_any(mp_recorder *rec)
 {
@@ -69,10 +76,10 @@ static PyObject *fresh(PyObject *object)
     return (PyObject *)copy;
 }
 
-/* *object becomes a number with this expression; its references `text` and `leaves` are stolen and may be NULL after a failure. */
-void mp_number_add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject *leaves)
+/* `own` (stolen, NULL without memory) is open, with this expression; `text` and `leaves` are stolen and may be NULL after a failure. The entry, or NULL
+** after abandoning. */
+static number *add_open(mp_recorder *rec, PyObject *own, PyObject *text, PyObject *leaves)
 {
-    PyObject *own = text && leaves ? fresh(*object) : NULL;
     if (own && !rec->numbers) rec->numbers = PyMem_RawCalloc(1, sizeof *rec->numbers);
     number *entry = own && rec->numbers ? mp_rec_grow(rec, &rec->numbers->list, &rec->numbers->n, sizeof *entry) : NULL;
     if (!entry || mp_map_put(&rec->numbers->of, own, rec->numbers->n - 1) < 0) {
@@ -81,16 +88,19 @@ void mp_number_add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject
         Py_XDECREF(text);
         Py_XDECREF(leaves);
         mp_number_no_memory(rec);
-        return;
+        return NULL;
     }
     rec->numbers->open++;
-    *entry = (number){.object = Py_NewRef(own),
-                      .text = text,
-                      .leaves = leaves,
-                      .value = MP_NO_VALUE,
-                      .read = MP_NO_READ,
-                      .argument = MP_NO_OBJ};
-    Py_SETREF(*object, own);
+    *entry = (number){
+        .object = own, .text = text, .leaves = leaves, .value = MP_NO_VALUE, .read = MP_NO_READ, .argument = MP_NO_OBJ};
+    return entry;
+}
+
+/* *object becomes a number with this expression; its references `text` and `leaves` are stolen and may be NULL after a failure. */
+void mp_number_add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject *leaves)
+{
+    const number *entry = add_open(rec, text && leaves ? fresh(*object) : NULL, text, leaves);
+    if (entry) Py_SETREF(*object, Py_NewRef(entry->object));
 }
 
 void mp_numbers_free(mp_recorder *rec)
@@ -103,6 +113,7 @@ void mp_numbers_free(mp_recorder *rec)
         Py_XDECREF(rec->numbers->list[i].object);
         Py_XDECREF(rec->numbers->list[i].text);
         Py_XDECREF(rec->numbers->list[i].leaves);
+        Py_XDECREF(rec->numbers->list[i].make);
     }
     PyMem_RawFree(rec->numbers->list);
     mp_map_free(&rec->numbers->of);
@@ -209,6 +220,10 @@ void mp_number_settle(mp_recorder *rec, PyObject *object)
         settle_outside(rec, entry);
         return;
     }
+    if (entry->make) {
+        mp_rec_abandon(rec, MP_REASON_DATA_READ, "a %s, which is another one each time", Py_TYPE(object)->tp_name);
+        return;
+    }
     if (mp_answer_is_value(object) && !rec->op_state->accept_values) {
         mp_rec_abandon(rec, MP_REASON_DATA_READ, "the value of a float");
         return;
@@ -229,7 +244,8 @@ void mp_number_settle_all(mp_recorder *rec)
 mp_value_id mp_number_value(mp_recorder *rec, PyObject *object)
 {
     number *entry = find(rec, object);
-    if (!entry) return MP_NO_VALUE;
+    if (entry && entry->make) mp_number_settle(rec, object); /* which ends the trace: it is no number */
+    if (!entry || entry->make) return MP_NO_VALUE;
     if (entry->value != MP_NO_VALUE) return entry->value;
     PyObject *leaf = PyDict_GET_SIZE(entry->leaves) == 1 ? PyDict_GetItemWithError(entry->leaves, entry->text) : NULL;
     if (leaf && mp_recording_is_draw(rec->recording, mp_index_of(leaf))) /* an input of the type that it needs */
@@ -246,6 +262,13 @@ mp_value_id mp_number_value(mp_recorder *rec, PyObject *object)
     Py_XDECREF(value);
     mp_restore(kept);
     return rec->numbers->list[index].value;
+}
+
+mp_value_id mp_number_at_end(mp_recorder *rec, PyObject *object, PyObject **make)
+{
+    const number *entry = find(rec, object);
+    *make = entry ? entry->make : NULL;
+    return *make ? entry->value : mp_number_value(rec, object);
 }
 
 PyObject *mp_check_step(const mp_check *check)
@@ -272,6 +295,14 @@ bool mp_number_read(mp_recorder *rec, PyObject **object, mp_value_id value, cons
     Py_XDECREF(name);
     mp_number_add(rec, object, text, leaf(value));
     return true;
+}
+
+void mp_number_object(mp_recorder *rec, PyObject *object, mp_value_id value, PyObject *make)
+{
+    number *entry = add_open(rec, Py_NewRef(object), name_of_value(value), leaf(value));
+    if (!entry) return;
+    entry->make = Py_NewRef(make);
+    entry->value = value;
 }
 
 /* -- Numbers from outside ------------------------------------------------------------------------------------------ */

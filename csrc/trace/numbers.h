@@ -12,12 +12,19 @@
 #define MP_TRACE_NUMBERS_H
 #include "trace/recorder_internal.h"
 
+/* Moments (datetime.now()) are open likewise: objects that a Python function makes of a number of the graph. They are only moved; whatever looks
+** at one ends the trace, for it is another one each time. All that is said of numbers here holds for them but where it says "number". */
+
 /* Are there numbers that the program still has? */
 bool mp_numbers_any(mp_recorder *rec);
 bool mp_number_is(mp_recorder *rec, PyObject *object);
 /* The program has read `*number` (owned; may be replaced by an equal object) from the tensor whose snapshot is `value`, by `how` (NULL: as it
 ** is, else the name of a Python function that was applied to it). False: it is no number of a kind that can stay open. */
 bool mp_number_read(mp_recorder *rec, PyObject **number, mp_value_id value, const char *how);
+/* *object (owned by its slot alone) is make(number) of the number that `value` is. */
+void mp_number_object(mp_recorder *rec, PyObject *object, mp_value_id value, PyObject *make);
+/* Is it such an object? */
+bool mp_number_is_object(mp_recorder *rec, PyObject *object);
 /* Can numbers be read at all (the tables of magpy.symbols are there)? */
 bool mp_numbers_ready(void);
 
@@ -45,6 +52,9 @@ bool mp_number_arguments(mp_recorder *rec, PyObject *func, PyObject *args, PyObj
 
 /* The value of the graph that is this number, a tensor without dimensions of double or int64; MP_NO_VALUE: it is no such number. */
 mp_value_id mp_number_value(mp_recorder *rec, PyObject *object);
+
+/* Likewise for what is left at the end; *make (borrowed): what makes the object of that number, or NULL for numbers. */
+mp_value_id mp_number_at_end(mp_recorder *rec, PyObject *object, PyObject **make);
 
 /* The Python function that replays an operator whose results' sizes are data: sized(func, sizes, args, kwargs). Borrowed. */
 PyObject *mp_number_sized(void);

@@ -169,8 +169,12 @@ static void compared(mp_recorder *rec, PyObject *left, PyObject *right, int op)
 
 static void truth(mp_recorder *rec, PyObject *object)
 {
-    PyObject *leaves = mp_number_is(rec, object) ? PyDict_New() : NULL;
-    if (!leaves) return;
+    if (!mp_number_is(rec, object) || mp_number_is_object(rec, object)) return; /* a moment is always true */
+    PyObject *leaves = PyDict_New();
+    if (!leaves) {
+        mp_number_no_memory(rec);
+        return;
+    }
     PyObject *text = mp_number_text(rec, object, leaves);
     mp_number_learn(rec, text ? PyUnicode_FromFormat("bool(%U)", text) : NULL, leaves,
                     PyObject_IsTrue(object) > 0 ? Py_True : Py_False);
@@ -291,6 +295,9 @@ void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, 
         return;
     case FORMAT_VALUE: mp_number_settle_inside(rec, oparg & 4 ? TOP(2) : TOP(1)); return;
     case SET_UPDATE: mp_number_settle_inside(rec, TOP(1)); return;
+    case MATCH_CLASS:
+        if (!PyTuple_CheckExact(TOP(1)) || PyTuple_GET_SIZE(TOP(1))) mp_number_settle(rec, TOP(3));
+        return;
     case BUILD_SET:
         for (int i = 1; i <= oparg; i++) mp_number_settle_inside(rec, TOP(i));
         return;
@@ -445,7 +452,10 @@ bool mp_number_call(mp_call *call)
     if (mp_numbers_any(call->rec)) {
         PyObject *name = look_up(mp_number_tables.functions, call->callable);
         done = name && computed(call, name);
-        if (!done && looks != Py_None) settle_arguments(call, looks ? PyLong_AsSsize_t(looks) : 0);
+        if (!done && looks != Py_None)
+            settle_arguments(call, looks ? PyLong_AsSsize_t(looks) : 0);
+        else if (!done && call->nargs && mp_number_is_object(call->rec, call->args[0]))
+            mp_number_settle(call->rec, call->args[0]); /* getattr(moment, name) */
     }
     mp_restore(kept);
     return done;
@@ -466,7 +476,7 @@ static bool takes(PyObject *allowed, Py_ssize_t position, PyObject *name)
 /* True: numbers are left in it. */
 static bool argument(mp_recorder *rec, PyObject *object, bool taken, bool in_lists)
 {
-    if (taken && mp_number_is(rec, object)) return true;
+    if (taken && mp_number_is(rec, object) && !mp_number_is_object(rec, object)) return true;
     bool left = false;
     if (taken && in_lists && (PyList_CheckExact(object) || PyTuple_CheckExact(object))) {
         for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); i++)

@@ -67,10 +67,11 @@ mp_obj_id mp_recording_find_object(const mp_recording *recording, PyObject *obje
 mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *tensor)
 { return recording->recorder ? mp_rec_find_value(recording->recorder, tensor) : MP_NO_VALUE; }
 
-mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object)
+mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object, PyObject **make)
 {
     mp_recorder *rec = recording->recorder;
-    return rec && mp_number_is(rec, object) ? mp_number_value(rec, object) : MP_NO_VALUE;
+    *make = NULL;
+    return rec && mp_number_is(rec, object) ? mp_number_at_end(rec, object, make) : MP_NO_VALUE;
 }
 
 mp_value_id mp_recording_find_array(const mp_recording *recording, PyObject *array, bool *owns, mp_reason *why)

@@ -264,8 +264,8 @@ void mp_recording_free(mp_recording *recording);
 mp_obj_id mp_recording_find_object(const mp_recording *recording, PyObject *object);
 mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *tensor);
 /* The graph value (a tensor without dimensions) of an int or float that is data, which may add an operator to the recording; MP_NO_VALUE: a
-** constant of the trace. */
-mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object);
+** constant of the trace. *make (borrowed): the Python function that makes the object of that number (a moment), or NULL: it is the number. */
+mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object, PyObject **make);
 /* The graph value of a numpy array that is data, or that the result shares memory with, as it is at the end, which may add operators to the
 ** recording; MP_NO_VALUE with *why set: it cannot be made again. */
 mp_value_id mp_recording_find_array(const mp_recording *recording, PyObject *array, bool *owns, mp_reason *why);
