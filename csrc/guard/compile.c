@@ -221,9 +221,9 @@ static int sort_reads(mp_guard_program *prog, mp_reason *why)
     for (uint32_t i = 0; i < prog->n_fixed; i++) {
         mp_obj_id id = prog->fixed[i];
         const mp_object *object = &prog->rec.objects[id];
-        if (object->owned || object->found_by >= prog->rec.n_reads || prog->objects[id].first_read == MP_NO_READ)
-            continue;
-        if (prog->objects[prog->rec.reads[object->found_by].owner].group) prog->unheld[prog->n_unheld++] = id;
+        if (object->owned || prog->objects[id].first_read == MP_NO_READ) continue;
+        bool pin = object->found_by >= prog->rec.n_reads; /* nothing that is looked at need hold it */
+        if (pin || prog->objects[prog->rec.reads[object->found_by].owner].group) prog->unheld[prog->n_unheld++] = id;
     }
     for (uint32_t g = 2; g <= groups + 1; g++) prog->group_start[g] += prog->group_start[g - 1];
     for (uint32_t i = 0; i < prog->rec.n_reads; i++)

@@ -101,7 +101,7 @@ struct mp_guard_program {
     uint32_t n_wanted;
     mp_obj_id *fixed; /* the fixed objects, for binding them at the start of a walk */
     uint32_t n_fixed;
-    mp_obj_id *unheld; /* fixed objects in group 0 that only an argument's objects hold: they may have died */
+    mp_obj_id *unheld; /* fixed objects in group 0 that nothing looked at need hold: they may have died */
     uint32_t n_unheld;
     struct guard_overlaps *overlaps; /* owned; NULL: nothing is written in place */
     PyObject *torch_state;           /* owned or NULL */

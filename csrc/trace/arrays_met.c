@@ -432,13 +432,17 @@ static void pend(mp_recorder *rec, const mp_frame *frame, PyObject *data)
 
 /* -- Calls --------------------------------------------------------------------------------------------------------------- */
 
+/* What a callable is called; the text stays for ever. */
 static const char *name_of(PyObject *callable)
 {
+    static PyObject *names; /* owned: dict of the names of numpy's functions */
     if (PyCFunction_Check(callable)) return ((PyCFunctionObject *)callable)->m_ml->ml_name;
     if (Py_IS_TYPE(callable, &PyMethodDescr_Type)) return ((PyMethodDescrObject *)callable)->d_method->ml_name;
     if (PyType_Check(callable)) return ((PyTypeObject *)callable)->tp_name;
-    PyObject *name = PyObject_GetAttrString(callable, "__name__");                    /* C getters of numpy's types */
-    const char *text = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL; /* kept by the callable */
+    PyObject *name = PyObject_GetAttrString(callable, "__name__"); /* C getters of numpy's types, which make it anew */
+    if (!names) names = PyDict_New();
+    PyObject *kept = names && name && PyUnicode_CheckExact(name) ? PyDict_SetDefault(names, name, name) : NULL;
+    const char *text = kept ? PyUnicode_AsUTF8(kept) : NULL;
     Py_XDECREF(name);
     PyErr_Clear();
     return text ? text : "";

@@ -181,9 +181,10 @@ static void append_sum(mp_recorder *rec, const char *method, PyObject *before, m
     PyObject *function = PyObject_GetAttrString((PyObject *)mp_names.tensor_base, method);
     PyObject *given = PyTuple_Pack(1, before), *value = mp_value_new(gradient);
     PyObject *first = mp_rec_template(rec, before), *args = first && value ? PyTuple_Pack(2, first, value) : NULL;
-    if (function && args && given && mp_rec_note_changes(rec, given, NULL, false) >= 0)
+    if (function && args && given && mp_rec_note_changes(rec, given, NULL, false) >= 0) {
         mp_rec_template_op(rec, function, Py_NewRef(args), now);
-    else
+        if (now == before) mp_rec_counted(rec, before); /* the engine has changed it before it was known */
+    } else
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "backward");
     PyErr_Clear();
     Py_XDECREF(function);

@@ -1,4 +1,4 @@
-/* Tensors inside the recorder: what torch calls things, which tensors are known, what they looked like. Files: torch_names.c, values.c, ops.c.
+/* Tensors inside the recorder: what torch calls things, which tensors are known, what they looked like. Files: torch_names.c, values.c, ops.c, ops_settle.c, ops_checks.c.
 **
 ** A tensor is known while it is bound to a value (mp_rec_bind_value, watched weakly). Its facts are what the recorder last saw of it:
 ** a version that moved without an operator that the recorder saw is a write through an alias, and ends the trace.
@@ -100,6 +100,9 @@ bool mp_rec_check_tensors(mp_recorder *rec, PyObject *object, bool *constant, in
 /* After an operator: take the new versions of `args`' tensors and of their aliases. 1 something was changed in place, 0 not,
 ** -1 abandoned. */
 int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool constant);
+
+/* An input, or whatever tensor, has been changed in place, and its version counter tells. */
+void mp_rec_counted(mp_recorder *rec, PyObject *tensor);
 
 /* Where in their memory the tensors among the arguments lie has been seen: the inputs that they share it with are guarded for that. */
 void mp_rec_placed(mp_recorder *rec, PyObject *args, PyObject *kwargs);

@@ -505,6 +505,13 @@ static bool visit_array_memory(mp_recorder *rec, PyObject *tensor, void *context
     return true;
 }
 
+void mp_rec_counted(mp_recorder *rec, PyObject *tensor)
+{
+    mp_value_id id = mp_rec_find_value(rec, tensor);
+    for (uint32_t k = 0; k < rec->recording->n_inputs; k++)
+        if (rec->recording->inputs[k] == id) rec->recording->input_mutated[k] = MP_MUTATION_COUNTED;
+}
+
 int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool constant)
 {
     if (mp_rec_abandoned(rec) || !rec->recording) return -1;

@@ -142,3 +142,41 @@ def test_equals_eager(library, program, between):
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
     if program in IN_GRAPHS:
         assert counted.hits >= 3, counted.fallbacks
+
+
+@pytest.mark.parametrize("kind", ["tensor", "instance", "function", "list"])
+def test_cached_results_that_die(tmp_path, kind):
+    path = tmp_path / "site-packages" / "dying.py"
+    path.parent.mkdir()
+    path.write_text("""
+import functools
+import torch
+
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+made = {"tensor": lambda n: torch.tensor([n, n]), "instance": Scale}
+made |= {"function": lambda n: (lambda x: x * n), "list": lambda n: [n]}
+
+@functools.lru_cache
+def cached(kind, n):
+    return made[kind](n)
+""")
+    spec = importlib.util.spec_from_file_location("dying", path)
+    assert spec and spec.loader
+    library = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library)
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        found = library.cached(kind, 2.0)
+        factor = {"instance": lambda: found.factor, "list": lambda: found[0]}.get(kind, lambda: found)()
+        return factor(x) if kind == "function" else x * factor
+
+    fast = torch.compile(program, backend="magpy")
+    for k in range(8):
+        x = torch.ones(2) * k
+        assert fast(x).tolist() == program(x).tolist()
+        if k % 3 == 2:
+            library.cached.cache_clear()
+            torch.ones(1000), [torch.ones(2) for _ in range(100)]  # other objects where the dead one was
