@@ -4,8 +4,22 @@
 #include <stdio.h>
 #include <string.h>
 
-#define CHUNK 1024 /* iterations summed up before they are added to the sum of chunks */
-#define ROW_COST 8 /* cost from which a value is kept in a row array */
+#define CHUNK_STEPS 64 /* elements that a lane sums up before lanes are added to the sum of chunks */
+#define ROW_COST 8     /* cost from which a value is kept in a row array */
+#define STEP_COST 6    /* most additions of an element for which waiting for the sum before takes longer than they do */
+#define STEP_VECTORS 4 /* that sum up side by side then */
+#define CHECK_VECTORS 16 /* the same where indices are checked on the way, which takes a result of each run of lanes */
+#define MOST_RUNS 3
+#define MOST_HALVES (2 * MP_HALF_BLOCK) /* elements that are converted at once (half.h) */
+
+/* The vector loop of a pass with reductions is printed as runs. Each has steps of so many lanes, and every lane a sum of its own, in arrays
+** that compilers keep in registers; at the end halves of lanes are added until one is left. Asked for the sum in one variable, compilers that
+** keep the order of additions wait for each before the next. */
+typedef struct {
+    int64_t begin, end;
+    int64_t lanes;
+    int64_t left; /* lanes with elements that were not taken already, the last ones; 0: all */
+} sum_run;
 
 /* Drop the row arrays that no pass would read, since all it computes from them is in row arrays itself. Expects scalars to be marked. */
 static void drop_unread_rows(mp_c_kernel *k)
@@ -62,99 +76,262 @@ static void choose_rows(mp_c_kernel *k)
 static bool nan_tracked(const mp_kexpr *e)
 { return mp_dtype_float(e->dtype) && (e->aux == MP_RED_MAX || e->aux == MP_RED_MIN); }
 
-/* The pragma over the vector loop: which variables its lanes have copies of. */
-static void print_simd(mp_c_kernel *k, int pass)
+/* Is an index checked in the vector loop of this pass? */
+static bool checks_lanes(const mp_c_kernel *k)
 {
-    static const char *const ops[] = {"+", "*", "max", "min", "|", "&"};
-    mp_text text = {.pool = k->p.out->pool};
-    mp_text_add(&text, "#pragma omp simd%s", k->kir->checks ? " reduction(|:bad)" : "");
-    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
-        if (!mp_c_reduced_in(k, i, pass)) continue;
-        mp_text_add(&text, " reduction(%s:q%u)", ops[k->kir->exprs[i].aux], i);
-        if (nan_tracked(&k->kir->exprs[i])) mp_text_add(&text, " reduction(|:n%u)", i);
-    }
-    mp_print_line(&k->p, "%s", text.chars);
+    bool any = false;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        any |= k->p.need[i] && k->kir->exprs[i].op == MP_K_CHECK && (k->p.deps[i] & mp_c_vector_bit(k));
+    return any;
 }
 
-/* Elements before `from` were taken already. */
-static void print_accumulate(mp_c_kernel *k, uint32_t i, int64_t from)
+static void print_simd(mp_c_kernel *k)
+{ mp_print_line(&k->p, "#pragma omp simd%s", checks_lanes(k) ? " reduction(|:bad)" : ""); }
+
+/* What says that a NaN was met has elements as wide as what it goes with, for vectors of both to have as many. */
+static const char *flag_type(const mp_kexpr *e) { return e->dtype == MP_F64 ? "int64_t" : "int"; }
+
+/* `lane` is the element's in q<n>. The last `left` lanes of a run that has a number of them have elements that were not taken already: a bit
+** says so, since compilers would cut the loop where a comparison turns, and do the pieces one by one. */
+static void print_accumulate(mp_c_kernel *k, uint32_t i, const char *lane, const sum_run *run)
 {
     const mp_kexpr *e = &k->kir->exprs[i];
-    char x[64], q[16];
+    char x[64];
     mp_print_name(&k->p, e->arg[0], x);
-    snprintf(q, sizeof q, "q%u", i);
-    if (from && (e->aux == MP_RED_SUM || e->aux == MP_RED_PROD)) {
-        mp_print_line(&k->p, "const %s m%u = i%d >= %lld ? %s : %s;", mp_c_type(k, i), i, k->kir->vector,
-                      (long long)from, x, mp_print_identity(&k->p, e));
+    const char *q = mp_pool_printf(k->p.out->pool, "q%u[%s]", i, lane);
+    if (run->left && (e->aux == MP_RED_SUM || e->aux == MP_RED_PROD)) {
+        mp_print_line(&k->p, "const %s m%u = (%s + %lld) & %lld ? %s : %s;", mp_c_type(k, i), i, lane,
+                      (long long)run->left, (long long)run->lanes, x, mp_print_identity(&k->p, e));
         snprintf(x, sizeof x, "m%u", i);
     }
     if (nan_tracked(e)) {
         mp_print_line(&k->p, "%s = %s %c %s ? %s : %s;", q, x, e->aux == MP_RED_MAX ? '>' : '<', q, x, q);
-        mp_print_line(&k->p, "n%u |= %s != %s;", i, x, x);
+        mp_print_line(&k->p, "n%u[%s] |= %s != %s;", i, lane, x, x);
         return;
     }
     mp_print_line(&k->p, "%s = %s;", q, mp_print_combine(&k->p, e, q, x));
 }
 
-/* Variables of the reductions of this pass: a<n> over all of it, q<n> over one run of the vector loop. */
-static void declare_sums(mp_c_kernel *k, int pass, char letter)
+/* Variables a<n> of the reductions of this pass, over all of it. */
+static void declare_sums(mp_c_kernel *k, int pass)
 {
     for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
         if (!mp_c_reduced_in(k, i, pass)) continue;
         const mp_kexpr *e = &k->kir->exprs[i];
-        mp_print_line(&k->p, "%s %c%u = %s;", mp_c_type(k, i), letter, i, mp_print_identity(&k->p, e));
-        if (nan_tracked(e) && letter == 'a') mp_print_line(&k->p, "int n%u = 0;", i);
+        mp_print_line(&k->p, "%s a%u = %s;", mp_c_type(k, i), i, mp_print_identity(&k->p, e));
+        if (nan_tracked(e)) mp_print_line(&k->p, "int y%u = 0;", i);
     }
 }
 
+/* The sums of lanes, q<n>, and whether they met NaN, n<n>. */
+static void declare_lane_sums(mp_c_kernel *k, int pass, int64_t lanes)
+{
+    mp_printer *p = &k->p;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+        if (!mp_c_reduced_in(k, i, pass)) continue;
+        const mp_kexpr *e = &k->kir->exprs[i];
+        mp_print_line(p, "%s q%u[%lld] __attribute__((aligned(64)));", mp_c_type(k, i), i, (long long)lanes);
+        if (nan_tracked(e))
+            mp_print_line(p, "%s n%u[%lld] __attribute__((aligned(64)));", flag_type(e), i, (long long)lanes);
+    }
+    mp_print_line(p, "#pragma omp simd");
+    mp_print_line(p, "for (int l = 0; l < %lld; l++) {", (long long)lanes);
+    p->indent++;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+        if (!mp_c_reduced_in(k, i, pass)) continue;
+        mp_print_line(p, "q%u[l] = %s;", i, mp_print_identity(p, &k->kir->exprs[i]));
+        if (nan_tracked(&k->kir->exprs[i])) mp_print_line(p, "n%u[l] = 0;", i);
+    }
+    mp_c_close(k);
+}
+
+/* Add the sums of lanes to those over all. */
+static void fold_lane_sums(mp_c_kernel *k, int pass, int64_t lanes)
+{
+    mp_printer *p = &k->p;
+    for (int64_t half = lanes / 2; half; half /= 2) {
+        mp_print_line(p, "#pragma omp simd");
+        mp_print_line(p, "for (int l = 0; l < %lld; l++) {", (long long)half);
+        p->indent++;
+        for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+            if (!mp_c_reduced_in(k, i, pass)) continue;
+            const mp_kexpr *e = &k->kir->exprs[i];
+            const char *to = mp_pool_printf(p->out->pool, "q%u[l]", i);
+            const char *from = mp_pool_printf(p->out->pool, "q%u[l + %lld]", i, (long long)half);
+            if (nan_tracked(e)) {
+                mp_print_line(p, "%s = %s %c %s ? %s : %s;", to, from, e->aux == MP_RED_MAX ? '>' : '<', to, from, to);
+                mp_print_line(p, "n%u[l] |= n%u[l + %lld];", i, i, (long long)half);
+            } else {
+                mp_print_line(p, "%s = %s;", to, mp_print_combine(p, e, to, from));
+            }
+        }
+        mp_c_close(k);
+    }
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+        if (!mp_c_reduced_in(k, i, pass)) continue;
+        const char *a = mp_pool_printf(p->out->pool, "a%u", i), *q = mp_pool_printf(p->out->pool, "q%u[0]", i);
+        mp_print_line(p, "%s = %s;", a, mp_print_combine(p, &k->kir->exprs[i], a, q));
+        if (nan_tracked(&k->kir->exprs[i])) mp_print_line(p, "y%u |= n%u[0] != 0;", i, i);
+    }
+}
+
+/* A loop over chunks of the vector loop, from c0 to c1. */
+static void open_chunks(mp_c_kernel *k, int64_t extent, int64_t chunk)
+{
+    long long n = extent, step = chunk;
+    mp_print_line(&k->p, "for (int64_t c0 = 0; c0 < %lld; c0 += %lld) {", n, step);
+    k->p.indent++;
+    mp_print_line(&k->p, "const int64_t c1 = c0 + %lld < %lld ? c0 + %lld : %lld;", step, n, step, n);
+}
+
+/* What a pass does for an element. */
+static void print_element(mp_c_kernel *k, int pass, const char *lane, const sum_run *run)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    uint32_t bit = mp_c_vector_bit(k);
+    mp_print_needed(p, bit, bit);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (k->row_kept[i] && p->need[i]) mp_print_line(p, "b%u[%s] = t%u;", i, p->row, i);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (mp_c_reduced_in(k, i, pass)) print_accumulate(k, i, lane, run);
+    mp_c_print_pass_stores(k, pass);
+}
+
+/* The vector loop of a pass that only stores; by chunks where what is converted for it would be long. */
+static void print_storing_loop(mp_c_kernel *k, int pass)
+{
+    mp_printer *p = &k->p;
+    int v = k->kir->vector;
+    int64_t extent = k->kir->extent[v];
+    mp_c_parts parts = mp_c_split(k, extent);
+    bool halves = mp_half_choose(k, mp_c_pass_stores(k, pass)), chunked = halves && extent > MOST_HALVES;
+    const char *begin = "0", *end = mp_pool_printf(p->out->pool, "%lld", (long long)extent);
+    if (chunked) open_chunks(k, extent, MP_HALF_BLOCK), begin = "c0", end = "c1";
+    if (halves) mp_half_begin(k, begin, end, chunked ? MP_HALF_BLOCK : extent);
+    for (int part = 0; part < parts.n; part++) {
+        const char *from = part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.again) : begin;
+        const char *to = parts.n == 2 && !part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.whole) : end;
+        print_simd(k);
+        mp_print_line(p, "for (int64_t i%d = %s; i%d < %s; i%d++) {", v, from, v, to, v);
+        p->indent++;
+        print_element(k, pass, NULL, NULL);
+        mp_c_close(k);
+    }
+    if (halves) mp_half_store(k, begin, end), mp_half_end(k);
+    if (chunked) mp_c_close(k);
+}
+
+/* The steps of a run, from `begin` to `end`, which is whole steps later. */
+static void print_steps(mp_c_kernel *k, int pass, const sum_run *run, const char *begin, const char *end)
+{
+    mp_printer *p = &k->p;
+    int v = k->kir->vector;
+    long long lanes = run->lanes;
+    mp_print_line(p, "for (int64_t s = %s; s < %s; s += %lld) {", begin, end, lanes);
+    p->indent++;
+    print_simd(k);
+    mp_print_line(p, "for (int64_t i%d = s; i%d < s + %lld; i%d++) {", v, v, lanes, v);
+    p->indent++;
+    print_element(k, pass, mp_pool_printf(p->out->pool, "i%d - s", v), run);
+    mp_c_close(k);
+    mp_c_close(k);
+}
+
+/* Does the pass read from places that are not side by side? There is nothing to gain from more of them at once. */
+static bool reads_apart(const mp_c_kernel *k)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
+        const mp_kexpr *e = &k->kir->exprs[i];
+        if (k->p.need[i] && e->op == MP_K_LOAD) any |= e->at.coef[k->kir->vector] > 1 || e->at.coef[k->kir->vector] < 0;
+    }
+    return any;
+}
+
+/* Cut the vector loop of a pass into runs: of many lanes, if elements are cheap, of one vector, and the vector at the end, of which some
+** elements were taken. Returns how many. */
+static int find_runs(const mp_c_kernel *k, int pass, sum_run *run)
+{
+    int64_t extent = k->kir->extent[k->kir->vector], lanes = extent < 4 ? 1 : k->lanes, done = 0;
+    int cost = 0, n = 0;
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        if (mp_c_reduced_in(k, i, pass)) cost += 1 + k->kir->exprs[k->kir->exprs[i].arg[0]].cost;
+    if (!extent) return 0;
+    while (lanes > extent) lanes /= 2;
+    int64_t many = lanes * (checks_lanes(k) ? CHECK_VECTORS : cost <= STEP_COST && !reads_apart(k) ? STEP_VECTORS : 1);
+    while (many > extent) many /= 2;
+    for (int64_t width = many;; width = lanes) {
+        int64_t end = extent - extent % width;
+        if (end > done) run[n++] = (sum_run){.begin = done, .end = end, .lanes = width}, done = end;
+        if (width == lanes) break;
+    }
+    int64_t left = extent - done;
+    if (left == 1) /* compilers find out that a vector has one element that counts, and do not make it one */
+        run[n++] = (sum_run){.begin = done, .end = extent, .lanes = 1};
+    else if (left)
+        run[n++] = (sum_run){.begin = extent - lanes, .end = extent, .lanes = lanes, .left = left};
+    return n;
+}
+
+/* The vector loop of a pass with reductions. A long run is summed up by chunks. */
+static void print_summing_loop(mp_c_kernel *k, int pass)
+{
+    mp_printer *p = &k->p;
+    sum_run run[MOST_RUNS];
+    int n = find_runs(k, pass, run), first = 0;
+    if (!n) return;
+    bool halves = mp_half_choose(k, mp_c_pass_stores(k, pass));
+    int64_t chunk = run[0].lanes * CHUNK_STEPS;
+    if (halves || chunk < MP_HALF_BLOCK) chunk = MP_HALF_BLOCK;
+    if (run[0].end > 2 * chunk) {
+        open_chunks(k, run[0].end, chunk);
+        if (halves) mp_half_begin(k, "c0", "c1", chunk);
+        declare_lane_sums(k, pass, run[0].lanes);
+        print_steps(k, pass, &run[0], "c0", "c1");
+        fold_lane_sums(k, pass, run[0].lanes);
+        if (halves) mp_half_store(k, "c0", "c1"), mp_half_end(k);
+        mp_c_close(k);
+        first = 1;
+    }
+    for (int r = first, next; r < n; r = next) { /* one lane has nothing to do with the others' memory */
+        for (next = r + 1; next < n && run[next].lanes > 1;) next++;
+        const char *begin = mp_pool_printf(p->out->pool, "%lld", (long long)run[r].begin);
+        const char *end = mp_pool_printf(p->out->pool, "%lld", (long long)run[next - 1].end);
+        mp_print_line(p, "{");
+        p->indent++;
+        halves = mp_half_choose(k, mp_c_pass_stores(k, pass));
+        if (halves) mp_half_begin(k, begin, end, run[next - 1].end - run[r].begin);
+        declare_lane_sums(k, pass, run[r].lanes);
+        for (int i = r; i < next; i++)
+            print_steps(k, pass, &run[i], mp_pool_printf(p->out->pool, "%lld", (long long)run[i].begin),
+                        mp_pool_printf(p->out->pool, "%lld", (long long)run[i].end));
+        fold_lane_sums(k, pass, run[r].lanes);
+        if (halves) mp_half_store(k, begin, end), mp_half_end(k);
+        mp_c_close(k);
+    }
+}
+
+/* One pass over the reduced loops. */
 static void print_row_pass(mp_c_kernel *k, int pass)
 {
     mp_printer *p = &k->p;
     const mp_kir *kir = k->kir;
     if (!mp_c_need_pass(k, pass)) return;
-    declare_sums(k, pass, 'a');
+    bool reduces = false;
+    for (uint32_t i = 0; i < kir->n_exprs; i++) reduces |= mp_c_reduced_in(k, i, pass);
+    declare_sums(k, pass);
     mp_print_line(p, "{");
     p->indent++;
     int blocks = 1;
-    uint32_t v = (uint32_t)kir->vector, bit = 1u << v;
+    uint32_t v = (uint32_t)kir->vector;
     for (uint32_t i = 0; i < kir->n_loops; i++)
         if ((kir->reduced >> i & 1) && i != v) mp_c_open_loop(k, i), blocks++;
-    mp_print_needed(p, bit, 0);
-    bool chunked = kir->extent[v] > 2 * CHUNK;
-    if (chunked) {
-        mp_print_line(p, "for (int64_t c0 = 0; c0 < %lld; c0 += %d) {", (long long)kir->extent[v], CHUNK);
-        p->indent++, blocks++;
-        mp_print_line(p, "const int64_t c1 = c0 + %d < %lld ? c0 + %d : %lld;", CHUNK, (long long)kir->extent[v], CHUNK,
-                      (long long)kir->extent[v]);
-    }
-    declare_sums(k, pass, 'q');
-    mp_c_parts parts = mp_c_split(k, kir->extent[v]);
-    const char *begin = chunked ? "c0" : "0",
-               *end = chunked ? "c1" : mp_pool_printf(p->out->pool, "%lld", (long long)kir->extent[v]);
-    bool halves = mp_half_choose(k, mp_c_pass_stores(k, pass));
-    if (halves) mp_half_begin(k, begin, end, chunked ? CHUNK : kir->extent[v]);
-    for (int part = 0; part < parts.n; part++) {
-        print_simd(k, pass);
-        if (chunked)
-            mp_print_line(p, "for (int64_t i%u = c0; i%u < c1; i%u++) {", v, v, v);
-        else
-            mp_print_line(p, "for (int64_t i%u = %lld; i%u < %lld; i%u++) {", v, (long long)(part ? parts.again : 0), v,
-                          (long long)(part ? kir->extent[v] : parts.whole), v);
-        p->indent++;
-        mp_print_needed(p, bit, bit);
-        for (uint32_t i = 0; i < kir->n_exprs; i++)
-            if (k->row_kept[i] && p->need[i]) mp_print_line(p, "b%u[i%u] = t%u;", i, v, i);
-        for (uint32_t i = 0; i < kir->n_exprs; i++)
-            if (mp_c_reduced_in(k, i, pass)) print_accumulate(k, i, part ? parts.whole : 0);
-        mp_c_print_pass_stores(k, pass);
-        mp_c_close(k);
-    }
-    if (halves) mp_half_store(k, begin, end), mp_half_end(k);
-    for (uint32_t i = 0; i < kir->n_exprs; i++) {
-        if (!mp_c_reduced_in(k, i, pass)) continue;
-        const char *a = mp_pool_printf(p->out->pool, "a%u", i), *q = mp_pool_printf(p->out->pool, "q%u", i);
-        mp_print_line(p, "%s = %s;", a, mp_print_combine(p, &kir->exprs[i], a, q));
-    }
+    mp_print_needed(p, mp_c_vector_bit(k), 0);
+    if (reduces)
+        print_summing_loop(k, pass);
+    else
+        print_storing_loop(k, pass);
     while (blocks--) mp_c_close(k);
     for (uint32_t i = 0; i < kir->n_exprs; i++) {
         if (k->row_kept[i] && p->need[i]) p->at[i] = MP_AT_ROW;
@@ -162,7 +339,7 @@ static void print_row_pass(mp_c_kernel *k, int pass)
         const mp_kexpr *e = &kir->exprs[i];
         const char *nan = e->dtype == MP_F64 ? p->target->nan64 : p->target->nan32;
         if (nan_tracked(e))
-            mp_print_line(p, "const %s t%u = n%u ? %s : a%u;", p->target->type[e->dtype], i, i, nan, i);
+            mp_print_line(p, "const %s t%u = y%u ? %s : a%u;", p->target->type[e->dtype], i, i, nan, i);
         else
             mp_print_line(p, "const %s t%u = a%u;", p->target->type[e->dtype], i, i);
         p->at[i] = MP_AT_SCALAR;
