@@ -156,6 +156,37 @@ static const char *place(mp_c_kernel *k, const mp_affine *at, const char *begin)
     return mp_pool_printf(k->p.out->pool, "(%s + %s)", mp_print_affine(&k->p, &rest), begin);
 }
 
+/* The array of a load, and what it begins with. */
+static void print_load(mp_c_kernel *k, mp_kid kid, const char *begin, const char *end, int64_t most)
+{
+    const mp_kexpr *e = &k->kir->exprs[kid];
+    mp_print_line(&k->p, "float f%u[%lld] __attribute__((aligned(64)));", kid, (long long)most);
+    mp_print_line(&k->p, "mp_half_from(p%u + %s, f%u, %s - %s);", e->aux, place(k, &e->at, begin), kid, end, begin);
+    k->array[kid] = mp_pool_printf(k->p.out->pool, "f%u[i%d - %s]", kid, k->kir->vector, begin);
+}
+
+void mp_half_rows(mp_c_kernel *k)
+{
+    const mp_kir *kir = k->kir;
+    mp_pool *pool = k->p.out->pool;
+    uint32_t bit = 1u << kir->vector;
+    int64_t extent = kir->extent[kir->vector], left = ROW_BYTES;
+    if (!k->converts || kir->reduced != bit || extent < LEAST) return;
+    uint8_t *passes = MP_NEW(pool, uint8_t, kir->n_exprs + 1);
+    for (int pass = 0; pass <= kir->n_passes; pass++) {
+        mp_c_need_pass(k, pass);
+        for (uint32_t i = 0; i < kir->n_exprs; i++) passes[i] = (uint8_t)(passes[i] + (k->p.need[i] && passes[i] < 2));
+    }
+    k->half_row = MP_NEW(pool, bool, kir->n_exprs + 1);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (passes[i] < 2 || extent * 4 > left || k->row_kept[i] || !plain(k, &kir->exprs[i], MP_F16)) continue;
+        print_load(k, i, "0", mp_pool_printf(pool, "%lld", (long long)extent), extent);
+        k->half_row[i] = true;
+        left -= extent * 4;
+    }
+    k->p.wide = k->half_row;
+}
+
 void mp_half_begin(mp_c_kernel *k, const char *begin, const char *end, int64_t most)
 {
     mp_printer *p = &k->p;
@@ -178,11 +209,9 @@ void mp_half_begin(mp_c_kernel *k, const char *begin, const char *end, int64_t m
         stored[i] = mp_pool_printf(p->out->pool, "g%u[i%d - %s]", i, kir->vector, begin);
     }
     for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        wide[i] = k->half_row && k->half_row[i];
         if (!k->half_load[i]) continue;
-        const mp_kexpr *e = &kir->exprs[i];
-        mp_print_line(p, "float f%u[%lld] __attribute__((aligned(64)));", i, (long long)most);
-        mp_print_line(p, "mp_half_from(p%u + %s, f%u, %s - %s);", e->aux, place(k, &e->at, begin), i, end, begin);
-        k->array[i] = mp_pool_printf(p->out->pool, "f%u[i%d - %s]", i, kir->vector, begin);
+        print_load(k, i, begin, end, most);
         wide[i] = true;
     }
     p->wide = wide;
@@ -202,6 +231,6 @@ void mp_half_end(mp_c_kernel *k)
 {
     for (uint32_t i = 0; i < k->kir->n_exprs; i++)
         if (k->half_load[i]) k->array[i] = NULL;
-    k->p.wide = NULL;
+    k->p.wide = k->half_row;
     k->p.stored = NULL;
 }

@@ -18,6 +18,9 @@ void mp_half_begin(mp_c_kernel *k, const char *begin, const char *end, int64_t m
 /* Print the conversions of what was stored. */
 void mp_half_store(mp_c_kernel *k, const char *begin, const char *end);
 
+/* Print the arrays and conversions of what several passes over a row of one loop read, at the row's begin. They stay for the kernel. */
+void mp_half_rows(mp_c_kernel *k);
+
 /* Loads and stores are of memory again. */
 void mp_half_end(mp_c_kernel *k);
 

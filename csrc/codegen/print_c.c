@@ -147,12 +147,15 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
     mp_c_kernel k = {.kir = kir};
     mp_print_init(&k.p, kir, &mp_target_c, out);
     int64_t element = 8;
-    for (uint32_t i = 0; i < kir->n_buffers; i++)
-        if (mp_dtype_bytes(kir->buffers[i].dtype) < element) element = mp_dtype_bytes(kir->buffers[i].dtype);
-    k.lanes = vector_bits / 8 / element;
 #if defined(__x86_64__) || defined(__i386__)
     k.converts = vector_bits >= 256;
 #endif
+    for (uint32_t i = 0; i < kir->n_buffers; i++) {
+        mp_dtype dtype = kir->buffers[i].dtype;
+        int64_t bytes = mp_dtype_bytes(k.converts && dtype == MP_F16 ? MP_F32 : dtype);
+        if (bytes < element) element = bytes;
+    }
+    k.lanes = vector_bits / 8 / element;
     k.row_kept = MP_NEW(out->pool, bool, kir->n_exprs + 1);
     bool lanes = kir->vector >= 0 && !(kir->reduced >> kir->vector & 1);
     int64_t outer = 1, inner = 1;

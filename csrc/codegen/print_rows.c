@@ -371,6 +371,7 @@ void mp_c_print_rows(mp_c_kernel *k)
     mp_print_line(p, "for (int64_t o = begin; o < end; o++) {");
     p->indent++;
     mp_print_decode(p, mp_kir_kept(kir), "o");
+    mp_half_rows(k);
     for (int pass = 0; pass <= kir->n_passes; pass++) {
         mp_c_print_row_values(k, pass);
         print_row_pass(k, pass);

@@ -101,6 +101,24 @@ def test_rows_functions_and_pieces(bits, flags):
             torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)  # kernels round less often than eager
 
 
+@pytest.mark.parametrize("bits, flags", MACHINES)
+def test_rows_that_are_passed_over_several_times(bits, flags):
+    """They are converted once, also where they are taken in parts; long ones are converted for each pass."""
+    inputs = [torch.randn(2, n, generator=torch.Generator().manual_seed(n)).half() for n in (9, 33, 1100, 2100, 9000)]
+
+    def passes(*inputs):
+        rows = [x * (x.float() - x.float().mean(1, keepdim=True)).square().sum(1, keepdim=True) for x in inputs]
+        return (
+            *rows,
+            *(x.float() - x.float().amax(1, keepdim=True) for x in inputs),
+            *(F.softmax(x, 1) for x in inputs),
+        )
+
+    c = compiled(passes, inputs, bits, flags)
+    for got, want in zip(c(*inputs, pieces=2), passes(*inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+
+
 def test_conversions_go_straight_from_memory_to_memory():
     x = torch.randn(3000)
     c = Compiled(trace(lambda x, h: (x.half(), h.float()), (x, x.half())), bits=256)
