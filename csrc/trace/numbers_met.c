@@ -396,6 +396,14 @@ static void settle_arguments(mp_call *call, Py_ssize_t from)
     for (Py_ssize_t i = 0; i < call->nkw; i++) mp_number_settle_inside(call->rec, call->kwvalues[i]);
 }
 
+/* What only carries numbers on may look into an object that it works on: getattr(moment, name), super(datetime, moment). */
+static void settle_object(mp_call *call)
+{
+    Py_ssize_t n = call->callable == (PyObject *)&PySuper_Type ? call->nargs : Py_MIN(call->nargs, 1);
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (mp_number_is_object(call->rec, call->args[i])) mp_number_settle(call->rec, call->args[i]);
+}
+
 /* min(a, b, ...) and max give one of their arguments, by comparisons. */
 static void extreme(mp_recorder *rec, PyObject *const *items, Py_ssize_t n, int op)
 {
@@ -454,8 +462,8 @@ bool mp_number_call(mp_call *call)
         done = name && computed(call, name);
         if (!done && looks != Py_None)
             settle_arguments(call, looks ? PyLong_AsSsize_t(looks) : 0);
-        else if (!done && call->nargs && mp_number_is_object(call->rec, call->args[0]))
-            mp_number_settle(call->rec, call->args[0]); /* getattr(moment, name) */
+        else if (!done)
+            settle_object(call);
     }
     mp_restore(kept);
     return done;
