@@ -196,7 +196,10 @@ static bool is_tensor(const walker *w, PyObject *object)
 static mp_value_id number_value(const walker *w, PyObject *object, PyObject **make)
 { return w->source->find_number ? w->source->find_number(w->source->context, object, make) : MP_NO_VALUE; }
 
-/* Is there such a number in a tuple or slice? Other constants cannot hold one: their parts have been looked at. */
+static PyObject *text_template(const walker *w, PyObject *object)
+{ return w->source->find_text ? w->source->find_text(w->source->context, object) : NULL; }
+
+/* Is there such a number, or a text of one, in a tuple or slice? Other constants cannot hold one: their parts have been looked at. */
 static bool holds_number(const walker *w, PyObject *object)
 {
     if (PySlice_Check(object)) {
@@ -205,8 +208,9 @@ static bool holds_number(const walker *w, PyObject *object)
     }
     for (Py_ssize_t i = 0; PyTuple_CheckExact(object) && i < PyTuple_GET_SIZE(object); i++)
         if (holds_number(w, PyTuple_GET_ITEM(object, i))) return true;
+    if (PyTuple_CheckExact(object)) return false;
     PyObject *made_by = NULL;
-    return !PyTuple_CheckExact(object) && number_value(w, object, &made_by) != MP_NO_VALUE;
+    return text_template(w, object) || number_value(w, object, &made_by) != MP_NO_VALUE;
 }
 
 /* Already there, or a constant or tensor: mentioning it makes no step. */
@@ -747,6 +751,12 @@ static mp_operand number(walker *w, PyObject *object, mp_value_id id, PyObject *
     return value == MP_NO_OPERAND ? value : make(w, MP_MOCK_NUMBER, &value, 1, made_by, NULL);
 }
 
+static mp_operand text(walker *w, PyObject *template)
+{
+    PyObject *operands = hold(w, PyTuple_GetSlice(template, 1, PyTuple_GET_SIZE(template)));
+    return make_of_items(w, MP_MOCK_TEXT, operands, PyTuple_GET_ITEM(template, 0), NULL);
+}
+
 static mp_operand array(walker *w, PyObject *object)
 {
     bool owns = false;
@@ -793,11 +803,13 @@ static mp_operand value_of(walker *w, PyObject *object)
     mp_operand operand;
     mp_obj_id id;
     mp_value_id value;
-    PyObject *made_by = NULL;
+    PyObject *made_by = NULL, *template; /* borrowed */
     if (++w->depth > MAX_DEPTH)
         operand = unrebuildable(w, object, "a structure nested too deep: ");
     else if ((value = number_value(w, object, &made_by)) != MP_NO_VALUE)
         operand = number(w, object, value, made_by);
+    else if ((template = text_template(w, object)))
+        operand = text(w, template);
     else if (mp_is_scalar(object) && !(PySlice_Check(object) && holds_number(w, object)))
         operand = constant(w, object);
     else if (is_fixed(object))
@@ -900,6 +912,7 @@ static mp_obj_id recorded_object(void *context, PyObject *object) { return mp_re
 static mp_value_id recorded_value(void *context, PyObject *tensor) { return mp_recording_find_value(context, tensor); }
 static mp_value_id recorded_number(void *context, PyObject *object, PyObject **make)
 { return mp_recording_find_number(context, object, make); }
+static PyObject *recorded_text(void *context, PyObject *object) { return mp_recording_find_text(context, object); }
 static mp_value_id recorded_array(void *context, PyObject *array, bool *owns, mp_reason *why)
 { return mp_recording_find_array(context, array, owns, why); }
 static bool recorded_internal(void *context, PyObject *object) { return mp_recording_is_internal(context, object); }
@@ -911,6 +924,7 @@ mp_mock_program *mp_mock_compile(const mp_recording *recording, mp_reason *why)
                              .find_object = recorded_object,
                              .find_value = recorded_value,
                              .find_number = recorded_number,
+                             .find_text = recorded_text,
                              .find_array = recorded_array,
                              .is_internal = recorded_internal,
                              .path = recorded_path,

@@ -20,6 +20,7 @@ typedef struct mp_step mp_step;
 /* Columns: name, what the arguments are. `data` and `base` are explained with the operation in run.c. */
 #define MP_MOCK_OPS(X)                                                                                                 \
     X(NUMBER)        /* graph output: the int or float that is its only element, or what is made of that */            \
+    X(TEXT)          /* operands of a text's template */                                                               \
     X(TENSOR)        /* graph output, as a target for its attributes */                                                \
     X(ARRAY)         /* graph output: a numpy array over its memory, or with memory of its own */                      \
     X(TUPLE)         /* items */                                                                                       \
@@ -104,6 +105,8 @@ typedef struct {
     mp_value_id (*find_value)(void *context, PyObject *tensor);
     /* the graph value of an int or float that is data, and what makes the object of it (borrowed, or NULL) */
     mp_value_id (*find_number)(void *context, PyObject *object, PyObject **make);
+    /* (how, operands...) of a text of such numbers (borrowed), or NULL */
+    PyObject *(*find_text)(void *context, PyObject *object);
     mp_value_id (*find_array)(void *context, PyObject *array, bool *owns, mp_reason *why); /* NULL: there are none */
     bool (*is_internal)(void *context, PyObject *object); /* a function or class made by the call */
     PyObject *(*path)(void *context, mp_obj_id object);   /* owned str, or NULL with an exception */

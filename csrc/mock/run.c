@@ -7,6 +7,7 @@
 
 #include "observe/observe.h"
 #include "trace/raw.h"
+#include "trace/texts.h"
 
 typedef struct {
     PyObject *owner, *key, *value; /* owned; key and value may be NULL */
@@ -62,6 +63,23 @@ static PyObject *make_NUMBER(const mp_mock_run *run, const mp_step *step, const 
     return number;
 }
 
+static PyObject *make_TUPLE(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{
+    PyObject *tuple = PyTuple_New(step->n);
+    for (uint32_t i = 0; tuple && i < step->n; i++) PyTuple_SET_ITEM(tuple, i, Py_NewRef(ARG(i)));
+    return tuple;
+}
+
+/* data: how. */
+static PyObject *make_TEXT(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{
+    PyObject *operands = make_TUPLE(run, step, args), *text = NULL;
+    if (operands)
+        text = mp_text_make((int)PyLong_AsLong(step->data), ((PyTupleObject *)operands)->ob_item, (Py_ssize_t)step->n);
+    Py_XDECREF(operands);
+    return text;
+}
+
 /* data: (does it own its memory, may it be written to). */
 static PyObject *make_ARRAY(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
@@ -74,13 +92,6 @@ static PyObject *make_ARRAY(const mp_mock_run *run, const mp_step *step, const m
     }
     return PyObject_CallFunctionObjArgs(make, ARG(0), PyTuple_GET_ITEM(step->data, 0), PyTuple_GET_ITEM(step->data, 1),
                                         NULL);
-}
-
-static PyObject *make_TUPLE(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
-{
-    PyObject *tuple = PyTuple_New(step->n);
-    for (uint32_t i = 0; tuple && i < step->n; i++) PyTuple_SET_ITEM(tuple, i, Py_NewRef(ARG(i)));
-    return tuple;
 }
 
 /* data: the class, base: whose __new__ makes it from one iterable. */
@@ -301,10 +312,10 @@ static int fill_ITERATOR_FILL(const mp_mock_run *run, const mp_step *step, const
 
 static const maker makers[MP_MOCK_OP_COUNT] = {
 #define MAKES(op) [MP_MOCK_##op] = make_##op
-    MAKES(TENSOR),   MAKES(ARRAY),     MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE), MAKES(LIST),
-    MAKES(LIST_NEW), MAKES(DICT),      MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),  MAKES(DEQUE_NEW),
-    MAKES(SLICE),    MAKES(BYTEARRAY), MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),  MAKES(PARTIAL),
-    MAKES(FUNCTION), MAKES(VIEW),      MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
+    MAKES(TEXT),      MAKES(TENSOR),   MAKES(ARRAY),     MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE),
+    MAKES(LIST),      MAKES(LIST_NEW), MAKES(DICT),      MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),
+    MAKES(DEQUE_NEW), MAKES(SLICE),    MAKES(BYTEARRAY), MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),
+    MAKES(PARTIAL),   MAKES(FUNCTION), MAKES(VIEW),      MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
 };
 static const filler fillers[MP_MOCK_OP_COUNT] = {
 #define FILLS(op) [MP_MOCK_##op] = fill_##op

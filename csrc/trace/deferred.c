@@ -362,7 +362,7 @@ static PyObject *copy(copier *c, PyObject *object, int depth)
     mp_recorder *rec = c->call->rec;
     if (depth > MAX_DEPTH) return refuse(c, object, "nested too deeply to be put off");
     if (mp_is_scalar(object) || mp_number_is(rec, object)) {
-        if (mp_number_is(rec, object)) c->plain = false; /* the commit has the number of its run */
+        if (mp_number_is(rec, object)) c->plain = false; /* the commit has the number, or text, of its run */
         return Py_NewRef(object);
     }
     if (mp_is_tensor(object)) return copy_tensor(c, object);

@@ -1,6 +1,7 @@
 /* Handlers of the C callables that reach other threads and the world outside: locks, warnings, log records.
 */
 #include "trace/effects.h"
+#include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -120,6 +121,7 @@ void mp_handle_warn(mp_call *call)
         return;
     }
     mp_kept kept = mp_keep();
+    mp_number_settle(call->rec, message); /* filters look at it */
     PyObject *module = PyImport_ImportModule("magpy.effects");
     PyObject *row = warning_row(message, given ? category : PyExc_UserWarning, level ? PyLong_AsLong(level) : 1);
     if (row && module && mp_deferred_filters_changed(call->rec)) {

@@ -4,16 +4,18 @@
 #include "trace/effects.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
+#include "trace/texts.h"
 
 #include <opcode.h>
 
 enum { LONG_TEXT = 160 }; /* longer expressions are computed once, as a value */
 
 typedef struct {
-    PyObject *object; /* owned: what the program has */
-    PyObject *text;   /* owned: Python source of its value over values of the graph */
-    PyObject *leaves; /* owned dict: the values in `text`, name -> _C.Value, in order of first use */
-    PyObject *make;   /* owned: makes the object of the number that `value` is; NULL: the object is that number */
+    PyObject *object;   /* owned: what the program has */
+    PyObject *template; /* owned: that of an open text, which has nothing of what follows; NULL: it is a number */
+    PyObject *text;     /* owned: Python source of its value over values of the graph */
+    PyObject *leaves;   /* owned dict: the values in `text`, name -> _C.Value, in order of first use */
+    PyObject *make;     /* owned: makes the object of the number that `value` is; NULL: the object is that number */
     mp_value_id value;
     bool settled;
     uint32_t read;      /* a number from outside: the read that found it, or MP_NO_READ */
@@ -103,6 +105,28 @@ void mp_number_add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject
     if (entry) Py_SETREF(*object, Py_NewRef(entry->object));
 }
 
+void mp_text_open(mp_recorder *rec, PyObject *object, PyObject *template)
+{
+    number *entry = mp_rec_grow(rec, &rec->numbers->list, &rec->numbers->n, sizeof *entry);
+    if (!entry || mp_map_put(&rec->numbers->of, object, rec->numbers->n - 1) < 0) {
+        if (entry) rec->numbers->n--;
+        mp_number_no_memory(rec);
+        return;
+    }
+    rec->numbers->open++;
+    *entry = (number){.object = Py_NewRef(object),
+                      .template = Py_NewRef(template),
+                      .value = MP_NO_VALUE,
+                      .read = MP_NO_READ,
+                      .argument = MP_NO_OBJ};
+}
+
+PyObject *mp_text_template(mp_recorder *rec, PyObject *object)
+{
+    number *entry = find(rec, object);
+    return entry ? entry->template : NULL;
+}
+
 void mp_numbers_free(mp_recorder *rec)
 {
     for (size_t i = 0; i < rec->n_own_args; i++) Py_DECREF(rec->own_args[i]);
@@ -111,6 +135,7 @@ void mp_numbers_free(mp_recorder *rec)
     if (!rec->numbers) return;
     for (uint32_t i = 0; i < rec->numbers->n; i++) {
         Py_XDECREF(rec->numbers->list[i].object);
+        Py_XDECREF(rec->numbers->list[i].template);
         Py_XDECREF(rec->numbers->list[i].text);
         Py_XDECREF(rec->numbers->list[i].leaves);
         Py_XDECREF(rec->numbers->list[i].make);
@@ -216,6 +241,13 @@ void mp_number_settle(mp_recorder *rec, PyObject *object)
 {
     number *entry = find(rec, object);
     if (!entry || rec->why.code) return;
+    if (entry->template) {
+        PyObject *template = Py_NewRef(entry->template);
+        no_longer_open(rec, entry);
+        mp_number_settle_inside(rec, template);
+        Py_DECREF(template);
+        return;
+    }
     if (entry->read != MP_NO_READ || entry->argument != MP_NO_OBJ) {
         settle_outside(rec, entry);
         return;
@@ -245,7 +277,7 @@ mp_value_id mp_number_value(mp_recorder *rec, PyObject *object)
 {
     number *entry = find(rec, object);
     if (entry && entry->make) mp_number_settle(rec, object); /* which ends the trace: it is no number */
-    if (!entry || entry->make) return MP_NO_VALUE;
+    if (!entry || entry->make || entry->template) return MP_NO_VALUE;
     if (entry->value != MP_NO_VALUE) return entry->value;
     PyObject *leaf = PyDict_GET_SIZE(entry->leaves) == 1 ? PyDict_GetItemWithError(entry->leaves, entry->text) : NULL;
     if (leaf && mp_recording_is_draw(rec->recording, mp_index_of(leaf))) /* an input of the type that it needs */

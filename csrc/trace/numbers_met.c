@@ -3,6 +3,7 @@
 #include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
+#include "trace/texts.h"
 
 #include <opcode.h>
 #include <structmember.h>
@@ -169,7 +170,8 @@ static void compared(mp_recorder *rec, PyObject *left, PyObject *right, int op)
 
 static void truth(mp_recorder *rec, PyObject *object)
 {
-    if (!mp_number_is(rec, object) || mp_number_is_object(rec, object)) return; /* a moment is always true */
+    if (!mp_is_number(object) || !mp_number_is(rec, object))
+        return; /* a moment is always true, open texts are never empty */
     PyObject *leaves = PyDict_New();
     if (!leaves) {
         mp_number_no_memory(rec);
@@ -200,18 +202,20 @@ static void binary(mp_recorder *rec, const mp_frame *frame, int op)
     PyObject *operands[] = {TOP(2), TOP(1)};
     bool open[] = {mp_number_is(rec, operands[0]), mp_number_is(rec, operands[1])};
     if (op >= NB_INPLACE_ADD) op -= NB_INPLACE_ADD;
+    if (mp_text_binary(rec, frame, op, operands)) return;
     if ((open[0] || open[1]) && plain_number(operands[0]) && plain_number(operands[1]) && binary_formats[op])
         computes(rec, frame, binary_formats[op], operands, 2);
     else if (PyUnicode_Check(operands[0]) || PyBytes_Check(operands[0])) /* "%s" % (a, b) */
-        mp_number_settle_inside(rec, operands[1]);
+        mp_number_settle(rec, operands[0]), mp_number_settle_inside(rec, operands[1]);
     else
         for (int i = 0; i < 2; i++)
-            if (open[i] && !mp_is_tensor(operands[1 - i])) mp_number_settle(rec, operands[i]);
+            if (open[i] && !(mp_is_tensor(operands[1 - i]) && mp_is_number(operands[i])))
+                mp_number_settle(rec, operands[i]);
 }
 
 static void compare(mp_recorder *rec, PyObject *left, PyObject *right, int op)
 {
-    bool open = mp_number_is(rec, left) || mp_number_is(rec, right);
+    bool open = (mp_is_number(left) && mp_number_is(rec, left)) || (mp_is_number(right) && mp_number_is(rec, right));
     if (open && (mp_is_tensor(left) || mp_is_tensor(right))) return;
     if (open && plain_number(left) && plain_number(right)) {
         compared(rec, left, right, op);
@@ -221,17 +225,18 @@ static void compare(mp_recorder *rec, PyObject *left, PyObject *right, int op)
     mp_number_settle_inside(rec, right);
 }
 
-/* Which object it is: that of any other int of the value. */
+/* Which object it is: that of any other int of the value, or text of one character. */
 static void identity(mp_recorder *rec, PyObject **left, PyObject **right)
 {
     if (Py_TYPE(*left) != Py_TYPE(*right)) return;
     PyObject **both[] = {left, right};
     for (int i = 0; i < 2; i++) {
         if (!mp_number_is(rec, *both[i])) continue;
+        PyObject *usual = mp_text_usual(rec, *both[i]);
         mp_number_settle(rec, *both[i]);
         int overflow;
         long value = PyLong_CheckExact(*both[i]) ? PyLong_AsLongAndOverflow(*both[i], &overflow) : 0;
-        PyObject *usual = PyLong_CheckExact(*both[i]) && !overflow ? PyLong_FromLong(value) : NULL;
+        if (PyLong_CheckExact(*both[i]) && !overflow) usual = PyLong_FromLong(value);
         if (usual) Py_SETREF(*both[i], usual); /* the stack's reference */
     }
 }
@@ -251,7 +256,7 @@ static bool keeps_items(PyObject *container)
 
 void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg)
 {
-    if (!mp_numbers_any(rec)) return;
+    if (!mp_numbers_any(rec) || mp_text_instruction(rec, frame, opcode, oparg)) return;
     switch (opcode) {
     case BINARY_OP: binary(rec, frame, oparg); return;
     case COMPARE_OP: compare(rec, TOP(2), TOP(1), oparg); return;
@@ -273,8 +278,8 @@ void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, 
     case JUMP_IF_FALSE_OR_POP: truth(rec, TOP(1)); return;
     case IS_OP: identity(rec, &TOP(2), &TOP(1)); return;
     case LOAD_ATTR:
-    case LOAD_METHOD:
-    case SET_ADD: mp_number_settle(rec, TOP(1)); return;
+    case LOAD_METHOD: mp_number_settle(rec, TOP(1)); return;
+    case SET_ADD: mp_number_settle_inside(rec, TOP(1)); return;
     case MAP_ADD: mp_number_settle_inside(rec, TOP(2)); return;
     case STORE_ATTR:
         if (!keeps_attribute(TOP(1), PyTuple_GET_ITEM(frame->code->co_names, oparg)))
@@ -460,6 +465,7 @@ bool mp_number_call(mp_call *call)
     if (mp_numbers_any(call->rec)) {
         PyObject *name = look_up(mp_number_tables.functions, call->callable);
         done = name && computed(call, name);
+        done = done || mp_text_call(call, looks);
         if (!done && looks != Py_None)
             settle_arguments(call, looks ? PyLong_AsSsize_t(looks) : 0);
         else if (!done)
@@ -484,7 +490,7 @@ static bool takes(PyObject *allowed, Py_ssize_t position, PyObject *name)
 /* True: numbers are left in it. */
 static bool argument(mp_recorder *rec, PyObject *object, bool taken, bool in_lists)
 {
-    if (taken && mp_number_is(rec, object) && !mp_number_is_object(rec, object)) return true;
+    if (taken && mp_is_number(object) && mp_number_is(rec, object)) return true;
     bool left = false;
     if (taken && in_lists && (PyList_CheckExact(object) || PyTuple_CheckExact(object))) {
         for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object); i++)

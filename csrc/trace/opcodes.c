@@ -233,6 +233,8 @@ static void format_value(mp_recorder *rec, const mp_frame *frame, int oparg)
     if (Py_TYPE(value)->tp_repr == PyBaseObject_Type.tp_repr) mp_rec_identity(rec, value); /* shows its address */
 }
 
+static void build_string(mp_recorder *rec, const mp_frame *frame, int oparg) {} /* of texts of numbers: trace/texts.c */
+
 static void get_type(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
     if (!mp_is_scalar(TOP(1))) mp_rec_type(rec, TOP(1));
@@ -565,6 +567,7 @@ static const mp_opcode handlers[256] = {
     [CHECK_EXC_MATCH] = match_exception,
     [CHECK_EG_MATCH] = match_exception,
     [FORMAT_VALUE] = format_value,
+    [BUILD_STRING] = build_string,
     [GET_AWAITABLE] = get_type,
     [GET_AITER] = get_type,
     [GET_ANEXT] = get_type,

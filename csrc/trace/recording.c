@@ -1,6 +1,7 @@
 /* The finished recording: its end, look-ups in it, and references to its objects. */
 #include "trace/arrays.h"
 #include "trace/numbers.h"
+#include "trace/texts.h"
 #include "trace/raw.h"
 
 /* -- References ------------------------------------------------------------------------------------------------------- */
@@ -73,6 +74,9 @@ mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *ob
     *make = NULL;
     return rec && mp_number_is(rec, object) ? mp_number_at_end(rec, object, make) : MP_NO_VALUE;
 }
+
+PyObject *mp_recording_find_text(const mp_recording *recording, PyObject *object)
+{ return recording->recorder ? mp_text_template(recording->recorder, object) : NULL; }
 
 mp_value_id mp_recording_find_array(const mp_recording *recording, PyObject *array, bool *owns, mp_reason *why)
 {

@@ -266,6 +266,8 @@ mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *ten
 /* The graph value (a tensor without dimensions) of an int or float that is data, which may add an operator to the recording; MP_NO_VALUE: a
 ** constant of the trace. *make (borrowed): the Python function that makes the object of that number (a moment), or NULL: it is the number. */
 mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object, PyObject **make);
+/* (how, operands...) of a text of such numbers, as mp_text_make takes them. Borrowed, or NULL. */
+PyObject *mp_recording_find_text(const mp_recording *recording, PyObject *object);
 /* The graph value of a numpy array that is data, or that the result shares memory with, as it is at the end, which may add operators to the
 ** recording; MP_NO_VALUE with *why set: it cannot be made again. */
 mp_value_id mp_recording_find_array(const mp_recording *recording, PyObject *array, bool *owns, mp_reason *why);

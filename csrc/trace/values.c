@@ -708,7 +708,7 @@ static PyObject *make_template(mp_recorder *rec, PyObject *object, int depth)
         return value ? value : no_template(rec, NULL);
     }
     if (PySlice_Check(object)) return slice_template(rec, (PySliceObject *)object, depth);
-    if (rec->numbers && mp_number_is(rec, object)) {
+    if (rec->numbers && mp_is_number(object) && mp_number_is(rec, object)) {
         mp_value_id id = mp_number_value(rec, object);
         PyObject *number = id == MP_NO_VALUE ? NULL : index_make(&number_type, id);
         return number ? number : no_template(rec, NULL);

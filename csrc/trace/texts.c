@@ -1,0 +1,310 @@
+/* Text of numbers that are data: which formatting stays open, and how a run repeats it. See texts.h. */
+#include "trace/texts.h"
+
+#include "trace/numbers.h"
+#include "trace/raw.h"
+#include "trace/tensors.h"
+
+#include <opcode.h>
+
+enum {
+    FORMAT,
+    REPR,
+    JOIN,
+    PERCENT,
+    BRACES,
+    HOW = 15,
+    COPIED = 16 /* eager has the process's one text of that character */
+};
+
+#define TOP(i) (frame->stack[frame->depth - (i)])
+
+/* -- Making --------------------------------------------------------------------------------------------------------- */
+
+static PyObject *join(PyObject *const *operands, Py_ssize_t n)
+{
+    PyObject *nothing = PyUnicode_New(0, 0), *parts = nothing ? PyTuple_New(n) : NULL;
+    for (Py_ssize_t i = 0; parts && i < n; i++) PyTuple_SET_ITEM(parts, i, Py_NewRef(operands[i]));
+    PyObject *text = parts ? PyUnicode_Join(nothing, parts) : NULL;
+    Py_XDECREF(nothing);
+    Py_XDECREF(parts);
+    return text;
+}
+
+PyObject *mp_text_make(int how, PyObject *const *operands, Py_ssize_t n)
+{
+    switch (how & HOW) {
+    case FORMAT: return PyObject_Format(operands[0], operands[1]);
+    case REPR: return PyObject_Repr(operands[0]);
+    case JOIN: return join(operands, n);
+    case PERCENT: return PyUnicode_Format(operands[0], operands[1]);
+    default: {
+        PyObject *format = PyObject_GetAttrString((PyObject *)&PyUnicode_Type, "format"); /* of a type that is fixed */
+        PyObject *text = format ? PyObject_Vectorcall(format, operands, (size_t)n, NULL) : NULL;
+        Py_XDECREF(format);
+        return text;
+    }
+    }
+}
+
+/* Small texts are one object for the whole process: an equal one that nothing else has. Owned, or NULL with an exception. */
+static PyObject *fresh(PyObject *text)
+{
+    PyObject *copy = PyUnicode_New(1, PyUnicode_MAX_CHAR_VALUE(text));
+    if (copy) PyUnicode_WRITE(PyUnicode_KIND(copy), PyUnicode_DATA(copy), 0, PyUnicode_READ_CHAR(text, 0));
+    return copy;
+}
+
+PyObject *mp_text_usual(mp_recorder *rec, PyObject *object)
+{
+    PyObject *template = mp_text_template(rec, object);
+    bool copied = template && PyLong_AsLong(PyTuple_GET_ITEM(template, 0)) & COPIED;
+    return copied ? PyUnicode_FromOrdinal((int)PyUnicode_READ_CHAR(object, 0)) : NULL;
+}
+
+/* data: the template, which nothing else has yet. */
+static void made(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    PyObject *text = slot ? *slot : NULL;
+    bool good = text && PyUnicode_CheckExact(text) && !mp_number_is(rec, text);
+    if (good && PyUnicode_GET_LENGTH(text) == 1 && Py_REFCNT(text) > 1) {
+        PyObject *own = fresh(text), *how = PyLong_FromLong(PyLong_AsLong(PyTuple_GET_ITEM(data, 0)) | COPIED);
+        if (own && how) {
+            Py_SETREF(PyTuple_GET_ITEM(data, 0), how);
+            Py_SETREF(*slot, own);
+            text = own;
+        } else {
+            Py_XDECREF(own);
+            Py_XDECREF(how);
+            PyErr_Clear();
+        }
+    }
+    if (good && PyUnicode_GET_LENGTH(text) && Py_REFCNT(text) == 1)
+        mp_text_open(rec, text, data);
+    else if (!text || !mp_number_is(rec, text)) /* else it is an operand itself, of whatever value */
+        mp_number_settle_inside(rec, data);
+    Py_DECREF(data);
+}
+
+/* The instruction or call now about to run formats like this. */
+static void makes(mp_recorder *rec, const mp_frame *frame, int how, PyObject *const *operands, Py_ssize_t n)
+{
+    PyObject *template = PyTuple_New(n + 1), *number = PyLong_FromLong(how);
+    if (!template || !number) {
+        Py_XDECREF(template);
+        Py_XDECREF(number);
+        mp_number_no_memory(rec);
+        return;
+    }
+    PyTuple_SET_ITEM(template, 0, number);
+    for (Py_ssize_t i = 0; i < n; i++) PyTuple_SET_ITEM(template, i + 1, Py_NewRef(operands[i]));
+    mp_rec_pend(rec, frame, made, template);
+}
+
+/* -- What may stay open --------------------------------------------------------------------------------------------- */
+
+static bool is_plain(PyObject *object)
+{ return mp_is_number(object) || PyUnicode_CheckExact(object) || PyBool_Check(object) || object == Py_None; }
+
+/* Are they all of types whose text is their own, with something open among them? Ints become values of the graph, of 64 bits, also where
+** nothing uses the text: larger ones may have none. */
+static bool are_open(mp_recorder *rec, PyObject *const *items, Py_ssize_t n)
+{
+    bool open = false;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (!is_plain(items[i])) return false;
+        open = open || mp_number_is(rec, items[i]);
+    }
+    for (Py_ssize_t i = 0; open && i < n; i++)
+        if (PyLong_CheckExact(items[i])) mp_number_value(rec, items[i]);
+    return open && !rec->why.code;
+}
+
+/* A format of one value: "c" is for some ints alone, and "n" asks for the locale. */
+static bool is_steady(const char *spec, size_t n) { return !n || (spec[n - 1] != 'c' && spec[n - 1] != 'n'); }
+
+static bool is_constant_text(mp_recorder *rec, PyObject *object)
+{ return PyUnicode_CheckExact(object) && !mp_number_is(rec, object); }
+
+static bool is_steady_spec(mp_recorder *rec, PyObject *spec)
+{
+    Py_ssize_t n;
+    const char *text = is_constant_text(rec, spec) ? PyUnicode_AsUTF8AndSize(spec, &n) : NULL;
+    PyErr_Clear();
+    return text && is_steady(text, (size_t)n);
+}
+
+/* "%5.2f %d": one conversion for each item, which can take all values of its type. */
+static bool fits_percent(mp_recorder *rec, PyObject *template, PyObject *const *items, Py_ssize_t n)
+{
+    const char *at = PyUnicode_AsUTF8(template);
+    Py_ssize_t used = 0;
+    PyErr_Clear();
+    while (at && (at = strchr(at, '%'))) {
+        if (at[1] == '%') {
+            at += 2;
+            continue;
+        }
+        at += 1 + strspn(at + 1, "-+ #0");
+        at += strspn(at, "0123456789");
+        if (*at == '.') at += 1 + strspn(at + 1, "0123456789");
+        if (used == n || !*at) return false;
+        PyObject *item = items[used++];
+        const char *types = PyFloat_CheckExact(item)     ? "eEfFgGsra" /* not "d": some floats are no ints */
+                            : PyUnicode_CheckExact(item) ? "sra"
+                                                         : "diuoxXeEfFgGsra";
+        if (mp_number_is(rec, item) ? !strchr(types, *at) : !strchr("diuoxXeEfFgGsra", *at)) return false;
+        at++;
+    }
+    return used == n && PyUnicode_AsUTF8(template);
+}
+
+/* "{} {1:.3f} {!r:>8}": no attributes, items or formats that are arguments. */
+static bool fits_braces(PyObject *template)
+{
+    Py_ssize_t n;
+    const char *at = PyUnicode_AsUTF8AndSize(template, &n);
+    PyErr_Clear();
+    if (!at || strlen(at) != (size_t)n) return false;
+    while (*at) {
+        size_t plain = strcspn(at, "{}");
+        at += plain;
+        if (!*at) return true;
+        if (at[0] == at[1]) {
+            at += 2;
+            continue;
+        }
+        if (*at == '}') return false;
+        at += 1 + strspn(at + 1, "0123456789");
+        if (*at == '!') at += at[1] ? 2 : 1;
+        if (*at == ':') {
+            size_t spec = strcspn(at + 1, "{}");
+            if (!is_steady(at + 1, spec)) return false;
+            at += 1 + spec;
+        }
+        if (*at != '}') return false;
+        at++;
+    }
+    return true;
+}
+
+/* -- Instructions ----------------------------------------------------------------------------------------------------- */
+
+static bool formats(mp_recorder *rec, const mp_frame *frame, int oparg)
+{
+    enum { SPEC = 4, CONVERSION = 3, STR = 1, ASCII = 3 };
+    PyObject *value = oparg & SPEC ? TOP(2) : TOP(1), *spec = oparg & SPEC ? TOP(1) : NULL;
+    int conversion = oparg & CONVERSION;
+    bool text = PyUnicode_CheckExact(value);
+    if (!mp_number_is(rec, value) || (spec && !is_steady_spec(rec, spec))) return false;
+    if (text && !spec && conversion <= STR) return true; /* the text itself */
+    if (text ? conversion == ASCII || (conversion > STR && spec) : conversion && spec) return false;
+    if (!are_open(rec, &value, 1)) return false;
+    PyObject *nothing = spec ? NULL : PyUnicode_New(0, 0), *operands[] = {value, spec ? spec : nothing};
+    if (conversion && !spec)
+        makes(rec, frame, REPR, operands, 1); /* of numbers, str is repr */
+    else
+        makes(rec, frame, FORMAT, operands, 2);
+    Py_XDECREF(nothing);
+    return true;
+}
+
+bool mp_text_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg)
+{
+    switch (opcode) {
+    case FORMAT_VALUE:
+        if (formats(rec, frame, oparg)) return true;
+        if (oparg & 4) mp_number_settle(rec, TOP(1));
+        return false;
+    case BUILD_STRING:
+        if (are_open(rec, &TOP(oparg), oparg))
+            makes(rec, frame, JOIN, &TOP(oparg), oparg);
+        else
+            for (int i = 1; i <= oparg; i++) mp_number_settle(rec, TOP(i));
+        return true;
+    case GET_ITER:
+    case GET_YIELD_FROM_ITER:
+    case UNPACK_SEQUENCE:
+    case UNPACK_EX:
+    case LIST_EXTEND:
+        if (PyUnicode_Check(TOP(1))) mp_number_settle(rec, TOP(1));
+        return true;
+    case BINARY_SUBSCR:
+        if (PyUnicode_Check(TOP(2))) mp_number_settle(rec, TOP(2));
+        return false;
+    case CALL_FUNCTION_EX: { /* f(*text) */
+        PyObject *args = TOP(oparg & 1 ? 2 : 1);
+        if (PyUnicode_Check(args)) mp_number_settle(rec, args);
+        return true;
+    }
+    default: return false;
+    }
+}
+
+bool mp_text_binary(mp_recorder *rec, const mp_frame *frame, int op, PyObject *const *operands)
+{
+    if (!PyUnicode_CheckExact(operands[0])) return false;
+    if (op == NB_ADD && PyUnicode_CheckExact(operands[1])) {
+        if (are_open(rec, operands, 2)) makes(rec, frame, JOIN, operands, 2);
+        return true;
+    }
+    if (op != NB_REMAINDER || mp_number_is(rec, operands[0])) return false;
+    bool several = PyTuple_CheckExact(operands[1]);
+    PyObject *const *items = several ? ((PyTupleObject *)operands[1])->ob_item : &operands[1];
+    Py_ssize_t n = several ? PyTuple_GET_SIZE(operands[1]) : 1;
+    if (!fits_percent(rec, operands[0], items, n) || !are_open(rec, items, n)) return false;
+    makes(rec, frame, PERCENT, operands, 2);
+    return true;
+}
+
+/* -- Calls ------------------------------------------------------------------------------------------------------------ */
+
+/* A C callable that carries objects on may look into strings: the arguments before this one do not only move. */
+static Py_ssize_t looked_into(const mp_call *call)
+{
+    static const char *const none[] = {"append", "appendleft", "isinstance", "__instancecheck__", "callable"};
+    static const char *const last[] = {"setattr", "__setattr__"};
+    PyObject *name = PyObject_GetAttrString(call->callable, "__name__"); /* by C code */
+    const char *text = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+    Py_ssize_t n = call->nargs;
+    for (size_t i = 0; text && i < sizeof none / sizeof *none; i++)
+        if (!strcmp(text, none[i])) n = 0;
+    for (size_t i = 0; text && n && i < sizeof last / sizeof *last; i++)
+        if (!strcmp(text, last[i])) n--;
+    Py_XDECREF(name);
+    PyErr_Clear();
+    return n;
+}
+
+/* Is it str.format, bound to a template or as it stands in str? The template is the first argument. */
+static bool is_format(const mp_call *call)
+{
+    PyObject *descr = PyDict_GetItemString(PyUnicode_Type.tp_dict, "format"), *callable = call->callable;
+    if (!descr || !call->nargs || !PyUnicode_CheckExact(call->args[0])) return false;
+    PyMethodDef *method = ((PyMethodDescrObject *)descr)->d_method;
+    return callable == descr || (PyCFunction_Check(callable) && ((PyCFunctionObject *)callable)->m_ml == method &&
+                                 PyCFunction_GET_SELF(callable) == call->args[0]);
+}
+
+bool mp_text_call(mp_call *call, PyObject *looks)
+{
+    mp_recorder *rec = call->rec;
+    if (looks) {
+        Py_ssize_t n = looked_into(call);
+        for (Py_ssize_t i = 0; i < n; i++)
+            if (PyUnicode_Check(call->args[i])) mp_number_settle(rec, call->args[i]);
+        for (Py_ssize_t i = 0; i < call->nkw; i++)
+            if (PyUnicode_Check(call->kwvalues[i])) mp_number_settle(rec, call->kwvalues[i]);
+        return false;
+    }
+    if (call->nkw || !call->nargs || !call->frame) return false;
+    if (call->callable == (PyObject *)&PyUnicode_Type && call->nargs == 1 && mp_is_number(call->args[0]) &&
+        are_open(rec, call->args, 1)) {
+        makes(rec, call->frame, REPR, call->args, 1); /* of numbers, str is repr */
+        return true;
+    }
+    if (!is_format(call) || mp_number_is(rec, call->args[0]) || !fits_braces(call->args[0])) return false;
+    if (!are_open(rec, call->args, call->nargs)) return false;
+    makes(rec, call->frame, BRACES, call->args, call->nargs);
+    return true;
+}
