@@ -43,7 +43,14 @@ static void drop_unread_rows(mp_c_kernel *k)
     for (uint32_t i = 0; i < kir->n_exprs; i++) k->row_kept[i] &= read[i];
 }
 
-/* Choose what stays in row arrays: dear values that two passes need. */
+/* Does a load read from places that are not side by side? */
+static bool reads_apart(const mp_c_kernel *k, const mp_kexpr *e)
+{
+    int64_t step = e->op == MP_K_LOAD ? e->at.coef[k->kir->vector] : 0;
+    return step < 0 || step > 1;
+}
+
+/* Choose what stays in row arrays: dear values that two passes need, and those that are read from all over. */
 static void choose_rows(mp_c_kernel *k)
 {
     const mp_kir *kir = k->kir;
@@ -61,7 +68,8 @@ static void choose_rows(mp_c_kernel *k)
     for (uint32_t i = kir->n_exprs; i-- > 0;) {
         const mp_kexpr *e = &kir->exprs[i];
         int64_t bytes = kir->extent[kir->vector] * mp_dtype_bytes(e->dtype);
-        if (needs[i] < 2 || e->cost < ROW_COST || mp_c_of_row(k, i) || bytes > left || e->op == MP_K_CAST) continue;
+        bool dear = e->cost >= ROW_COST || reads_apart(k, e);
+        if (needs[i] < 2 || !dear || mp_c_of_row(k, i) || bytes > left || e->op == MP_K_CAST) continue;
         bool inside = false; /* of another value that is kept and needed as often */
         for (uint32_t u = i + 1; u < kir->n_exprs && !inside; u++)
             for (int a = 0; a < 3; a++) inside |= k->row_kept[u] && kir->exprs[u].arg[a] == i && needs[u] == needs[i];
@@ -238,28 +246,19 @@ static void print_steps(mp_c_kernel *k, int pass, const sum_run *run, const char
     mp_c_close(k);
 }
 
-/* Does the pass read from places that are not side by side? There is nothing to gain from more of them at once. */
-static bool reads_apart(const mp_c_kernel *k)
-{
-    bool any = false;
-    for (uint32_t i = 0; i < k->kir->n_exprs; i++) {
-        const mp_kexpr *e = &k->kir->exprs[i];
-        if (k->p.need[i] && e->op == MP_K_LOAD) any |= e->at.coef[k->kir->vector] > 1 || e->at.coef[k->kir->vector] < 0;
-    }
-    return any;
-}
-
 /* Cut the vector loop of a pass into runs: of many lanes, if elements are cheap, of one vector, and the vector at the end, of which some
 ** elements were taken. Returns how many. */
 static int find_runs(const mp_c_kernel *k, int pass, sum_run *run)
 {
     int64_t extent = k->kir->extent[k->kir->vector], lanes = extent < 4 ? 1 : k->lanes, done = 0;
     int cost = 0, n = 0;
+    bool apart = false; /* nothing to gain from more of them at once */
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++) apart |= k->p.need[i] && reads_apart(k, &k->kir->exprs[i]);
     for (uint32_t i = 0; i < k->kir->n_exprs; i++)
         if (mp_c_reduced_in(k, i, pass)) cost += 1 + k->kir->exprs[k->kir->exprs[i].arg[0]].cost;
     if (!extent) return 0;
     while (lanes > extent) lanes /= 2;
-    int64_t many = lanes * (checks_lanes(k) ? CHECK_VECTORS : cost <= STEP_COST && !reads_apart(k) ? STEP_VECTORS : 1);
+    int64_t many = lanes * (checks_lanes(k) ? CHECK_VECTORS : cost <= STEP_COST && !apart ? STEP_VECTORS : 1);
     while (many > extent) many /= 2;
     for (int64_t width = many;; width = lanes) {
         int64_t end = extent - extent % width;
@@ -358,6 +357,30 @@ void mp_c_print_row_values(mp_c_kernel *k, int level)
         if (p->need[i]) p->at[i] = MP_AT_SCALAR;
 }
 
+/* Loads into row arrays from places that are not side by side, before the passes: a loop that computes with them would not be for vectors. */
+static void print_gathered_rows(mp_c_kernel *k)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    uint32_t bit = mp_c_vector_bit(k);
+    bool *gathered = MP_NEW(p->out->pool, bool, kir->n_exprs + 1), any = false;
+    mp_print_need_none(p);
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        const mp_kexpr *e = &kir->exprs[i];
+        if (!k->row_kept[i] || !reads_apart(k, e) || e->arg[0] != MP_NO_KID || e->arg[1] != MP_NO_KID) continue;
+        gathered[i] = any = true;
+        mp_print_need(p, i);
+    }
+    if (!any) return;
+    mp_c_open_loop(k, (uint32_t)kir->vector);
+    mp_print_needed(p, bit, bit);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (gathered[i]) mp_print_line(p, "b%u[%s] = t%u;", i, p->row, i);
+    mp_c_close(k);
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (gathered[i]) p->at[i] = MP_AT_ROW;
+}
+
 void mp_c_print_rows(mp_c_kernel *k)
 {
     mp_printer *p = &k->p;
@@ -372,6 +395,7 @@ void mp_c_print_rows(mp_c_kernel *k)
     p->indent++;
     mp_print_decode(p, mp_kir_kept(kir), "o");
     mp_half_rows(k);
+    print_gathered_rows(k);
     for (int pass = 0; pass <= kir->n_passes; pass++) {
         mp_c_print_row_values(k, pass);
         print_row_pass(k, pass);

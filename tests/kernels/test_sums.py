@@ -80,3 +80,19 @@ def test_empty_rows(rows):
     for _ in range(3):
         for result, eager in zip(compiled(*inputs), fn(*inputs), strict=True):
             assert result.dtype == eager.dtype and torch.equal(result, eager)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_are_read_along_columns(dtype):
+    inputs = [torch.randn(n, 19, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (3, 17, 50, 129)]
+    inputs += [torch.randn(7, 3 * n, generator=torch.Generator().manual_seed(n)).to(dtype) for n in (5, 33)]
+    inputs[1][4, 5] = float("nan")
+
+    def fn(*xs):
+        rows = [x.t() if x.shape[1] == 19 else x[:, ::3] for x in xs]
+        return [torch.softmax(x, 1) for x in rows] + [x.flip(1) - x.amax(1, keepdim=True) for x in rows]
+
+    bound = 8 * torch.finfo(dtype).eps
+    results = Compiled(trace(fn, inputs))(*inputs)
+    for result, exact in zip(results, fn(*[x.double() for x in inputs]), strict=True):
+        assert torch.allclose(result.double(), exact, rtol=bound, atol=bound, equal_nan=True)
