@@ -580,10 +580,13 @@ def apart(graph: Graph, val: Val) -> Val:
     if copy.meta[3] == val.meta[3] or base_of(val) is val:
         return copy
     views = list[Val]()
-    while is_view(val.node.target):
+    base = base_of(val)
+    while val is not base:
         views.append(val)
         val = val.node.args[0]
-    made = clone(graph, val)
+    made = clone(graph, base)
+    if made.meta[2:] != base.meta[2:]:  # views would show other elements of it
+        raise Unsupported("a part of an input that is laid out otherwise than a copy of it")
     for view in reversed(views):
         node = Node(view.node.target, (made, *view.node.args[1:]))
         made = Val(node, view.position, view.meta)

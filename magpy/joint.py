@@ -351,7 +351,7 @@ class _Cut:
             if self._chain(val, found):
                 self.again.update(found)
                 continue
-            while is_view(val.node.target):  # keep the memory, view it again
+            while val.node.target is not None and is_view(val.node.target):  # keep the memory, view it again
                 self.again.add(val.node)
                 val = val.node.args[0]
             if val.node in self.reset:

@@ -54,6 +54,9 @@ PROGRAMS = {
     "part of what the backward pass keeps": lambda x: x.exp()[..., :1],
     "part of it in another order": lambda x: x.tanh().transpose(1, 3)[..., :-1, :],
     "diagonal of it": lambda x: x.sigmoid().diagonal(0, 2, 3),
+    "part of a constant": lambda x: torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:, :1],
+    "part of a constant in another order": lambda x: torch.tensor([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]).t()[1:],
+    "part of a constant and of its memory": lambda x: torch.tensor([1.0, 2.0, 3.0, 4.0])[1:][::2].expand(2, 2),
     "blocks as channels": lambda x: blocks_as_channels(x.contiguous()),
 }
 
