@@ -34,12 +34,15 @@ def _twice(values: list[int], default: list[int] | None = None) -> list[int]:
     return values * 2 if len(values) == 1 else values
 
 
-def _taps(build: Builder, x: Val, kernel: list[int], stride: list[int], out: tuple[int, ...]) -> list[Val]:
-    """The elements at each place of the window, as views of the (padded) input."""
+def _taps(
+    build: Builder, x: Val, kernel: list[int], stride: list[int], out: tuple[int, ...], sort: bool = False
+) -> list[Val]:
+    """The elements at each place of the window, as views of the (padded) input. sort: of its columns sorted, which pays
+    where `x` is there already; in one kernel with what computes it, that would be computed element by element."""
     if kernel[0] * kernel[1] > MAX_WINDOW:
         raise Keep
     h, w = len(out) - 2, len(out) - 1
-    columns = _sorted_columns(build, x, stride[1]) if kernel[1] > stride[1] > 1 else []
+    columns = _sorted_columns(build, x, stride[1]) if sort and kernel[1] > stride[1] > 1 else []
     views = []
     for i in range(kernel[0]):
         rows = [build.cut(c, h, i, i + stride[0] * (out[h] - 1) + 1, stride[0]) for c in columns or [x]]
@@ -114,7 +117,7 @@ def _max_pool2d_with_places(build: Builder, node: Node) -> tuple[Val, Val]:
     far = build(aten.add.Tensor, build(aten.mul.Tensor, cut[0], float(width)), cut[1])
     most: Any = float("-inf")
     x = _padded(build, x, padding, kernel, stride, out, most)
-    for k, tap in enumerate(_taps(build, x, kernel, stride, out)):
+    for k, tap in enumerate(_taps(build, x, kernel, stride, out, sort=True)):
         more = build(aten.gt.Tensor if k else aten.gt.Scalar, tap, most)
         after = build(aten.logical_or.default, more, build(aten.isnan.default, tap))
         distance = float(k // kernel[1] * width + k % kernel[1])
