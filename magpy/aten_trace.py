@@ -576,11 +576,10 @@ def clone(graph: Graph, val: Val) -> Val:
 
 def apart(graph: Graph, val: Val) -> Val:
     """The value in memory of its own, laid out as it is: where its copy would be denser, what it shows is copied."""
-    copy = clone(graph, val)
-    if copy.meta[3] == val.meta[3] or base_of(val) is val:
+    copy, base = clone(graph, val), base_of(val)
+    if copy.meta[3] == val.meta[3] or base is val:
         return copy
     views = list[Val]()
-    base = base_of(val)
     while val is not base:
         views.append(val)
         val = val.node.args[0]

@@ -322,10 +322,7 @@ PyObject *mp_op_batch_sizes(const mp_running_op *op)
 static bool takes_arrays(PyObject *func, bool *shared)
 {
     static const char *const names[] = {"tensor", "as_tensor", "new_tensor", "__getitem__", "__setitem__"};
-    bool method = Py_IS_TYPE(func, &PyMethodDescr_Type) || Py_IS_TYPE(func, &PyWrapperDescr_Type);
-    const char *name = method                    ? PyUnicode_AsUTF8(PyDescr_NAME(func))
-                       : PyCFunction_Check(func) ? ((PyCFunctionObject *)func)->m_ml->ml_name
-                                                 : "";
+    const char *name = mp_op_name(func);
     *shared = name && !strcmp(name, "as_tensor");
     for (size_t i = 0; name && i < sizeof names / sizeof *names; i++)
         if (!strcmp(names[i], name)) return true;

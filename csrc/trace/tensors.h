@@ -101,7 +101,7 @@ bool mp_rec_check_tensors(mp_recorder *rec, PyObject *object, bool *constant, in
 ** -1 abandoned. */
 int mp_rec_note_changes(mp_recorder *rec, PyObject *args, PyObject *kwargs, bool constant);
 
-/* An input, or whatever tensor, has been changed in place, and its version counter tells. */
+/* The tensor has been changed in place, and its version counter tells: noted where it is an input. */
 void mp_rec_counted(mp_recorder *rec, PyObject *tensor);
 
 /* Where in their memory the tensors among the arguments lie has been seen: the inputs that they share it with are guarded for that. */
