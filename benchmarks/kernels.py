@@ -157,7 +157,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             for _ in range(3):
                 call()
         figures = row(calls, rounds, need_kernels=False)
+        kernels = limits.shares(functions["magpy"], calls["magpy"], 1)
     tiers = magpy.explain(functions["magpy"]).traces[0].tiers
-    kernels = limits.shares(functions["magpy"], 1)
     shown = {"least_share": limits.least(kernels), "kernels": kernels}
     return {"model": name, **figures, **shown, "tiers": " ".join(f"{n} {tier}" for tier, n in sorted(tiers.items()))}

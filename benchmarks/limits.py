@@ -12,6 +12,7 @@ import functools
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 
 from magpy import _C
-from magpy.aten_graph import DTYPE_CODES
 from magpy.report import find_callable, plans_of
 
 LARGE, SECONDS = 0.05, 5e-6
@@ -107,14 +107,14 @@ def bandwidth(touched: int, threads: int) -> float:
     return _bandwidth(size, threads)
 
 
-def shares(fn: Any, threads: int) -> list[dict[str, Any]]:
-    """The large kernels of a compiled function's plans: name, microseconds, part of the plan's time, share of the limit
-    that it is nearer to, and which one that is. Kernels of what data says are left out, and plans that check it."""
+def shares(fn: Any, call: Callable[[], Any], threads: int) -> list[dict[str, Any]]:
+    """The large kernels of the plans of `fn` that `call` runs: name, microseconds, part of the plan's time,
+    share of the limit that it is nearer to, and which one that is. Kernels of what data says are left out."""
     found = []
     for plan in _plans(fn):
         try:
-            rows = plan.profile(_stand_ins(plan), 20)
-        except _C.OtherData:
+            rows = plan.profile(call, 20)
+        except ValueError:  # of another trace
             continue
         whole = sum(row[3] for row in rows)
         for (tier, name, detail, seconds), (operations, touched) in zip(rows, plan.work, strict=True):
@@ -141,15 +141,3 @@ def _plans(fn: Any) -> list[Any]:
     traces = callable_.describe()["traces"] if callable_ is not None else []
     plans = [plan for raw in traces for plan in plans_of(raw["runner"], raw["info"])]
     return [plan for plan in plans if hasattr(plan, "work")]
-
-
-def _stand_ins(plan: Any) -> list[torch.Tensor]:
-    """Inputs of a plan: random floats, zeros as places."""
-    dtypes = {code: dtype for dtype, code in DTYPE_CODES.items()}
-    made = []
-    for code, sizes, strides, offset in plan.inputs:
-        reach = offset + 1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True) if n)
-        dtype = dtypes[code]
-        memory = torch.rand(reach).to(dtype) if dtype.is_floating_point else torch.zeros(reach, dtype=dtype)
-        made.append(memory.as_strided(sizes, strides, offset))
-    return made

@@ -71,7 +71,7 @@ def measure(name: str, batch: int | None, threads: int, dtype: str, against: lis
         if "magpy" not in calls or "eager" not in calls:
             raise RuntimeError(f"{name}: {unavailable}")
         figures = row(calls, rounds)
-        kernels = limits.shares(calls["magpy"].func, threads)
+        kernels = limits.shares(calls["magpy"].func, calls["magpy"], threads)
     return {"model": name, "group": case.group, "batch": batch or case.batch, "threads": threads, "dtype": dtype,
             **figures, "least_share": limits.least(kernels), "kernels": kernels,
             "unavailable": unavailable}  # fmt: skip

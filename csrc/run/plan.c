@@ -12,7 +12,6 @@ typedef struct {
     mp_frame *frame;
     PyThreadState *thread;
     bool release_gil;
-    int64_t *ns; /* [n_insns] borrowed: the least time of each instruction so far, or NULL */
 } run;
 
 static int64_t now_ns(void)
@@ -217,7 +216,7 @@ static inline int run_insn(run *r, const mp_insn *insn)
     return 0;
 }
 
-/* The same with the least time of each instruction kept in r->ns. */
+/* The same with the least time of each instruction kept in plan->timed_ns. */
 static int run_all_timed(run *r)
 {
     const mp_plan *plan = r->plan;
@@ -225,7 +224,7 @@ static int run_all_timed(run *r)
         int64_t start = now_ns();
         if (run_insn(r, &plan->insns[i]) < 0) return -1;
         int64_t took = now_ns() - start;
-        if (took < r->ns[i]) r->ns[i] = took;
+        if (plan->timed_ns && took < plan->timed_ns[i]) plan->timed_ns[i] = took;
     }
     gil_take(r);
     return 0;
@@ -235,7 +234,7 @@ static int run_all_timed(run *r)
 static int run_all(run *r)
 {
     const mp_plan *plan = r->plan;
-    if (r->ns) return run_all_timed(r);
+    if (plan->timed_ns) return run_all_timed(r);
     for (const mp_insn *insn = plan->insns, *end = insn + plan->n_insns; insn < end; insn++)
         if (run_insn(r, insn) < 0) return -1;
     gil_take(r);
@@ -311,13 +310,13 @@ static void modes_back(modes was)
         if (was.autocast[i]) mp_torch.set_autocast_enabled(i, true);
 }
 
-static int plan_run(mp_plan *plan, PyObject *const *inputs, PyObject **outputs, int64_t *ns)
+int mp_plan_run(mp_plan *plan, PyObject *const *inputs, PyObject **outputs)
 {
     mp_frame *frame = mp_frame_take(plan);
     if (!frame) return -1;
     plan->n_running++;
     bool timed = plan->n_timed < TIMED_RUNS;
-    run r = {.plan = plan, .frame = frame, .ns = ns, .release_gil = timed || plan->fastest_ns >= LONG_RUN_NS};
+    run r = {.plan = plan, .frame = frame, .release_gil = timed || plan->fastest_ns >= LONG_RUN_NS};
     uint32_t n_inputs = plan->graph->n_inputs;
     if (r.release_gil) /* other threads may drop what the caller only borrows */
         for (uint32_t i = 0; i < n_inputs; i++) Py_INCREF(inputs[i]);
@@ -340,23 +339,5 @@ static int plan_run(mp_plan *plan, PyObject *const *inputs, PyObject **outputs, 
     if (r.release_gil)
         for (uint32_t i = 0; i < n_inputs; i++) Py_DECREF(inputs[i]);
     if (!--plan->n_running && plan->freed) mp_plan_destroy(plan);
-    return result;
-}
-
-int mp_plan_run(mp_plan *plan, PyObject *const *inputs, PyObject **outputs)
-{ return plan_run(plan, inputs, outputs, NULL); }
-
-int mp_plan_profile(mp_plan *plan, PyObject *const *inputs, uint32_t n, int64_t *ns)
-{
-    uint32_t n_outputs = plan->graph->n_outputs;
-    PyObject **outputs = calloc(n_outputs + 1, sizeof *outputs);
-    if (!outputs) return PyErr_NoMemory(), -1;
-    for (uint32_t i = 0; i < plan->n_insns; i++) ns[i] = INT64_MAX;
-    int result = 0;
-    for (uint32_t i = 0; i < n && !result; i++) {
-        result = plan_run(plan, inputs, outputs, ns);
-        for (uint32_t k = 0; k < n_outputs && !result; k++) Py_CLEAR(outputs[k]);
-    }
-    free(outputs);
     return result;
 }

@@ -73,6 +73,7 @@ struct mp_plan {
     bool freed;       /* mp_plan_free was called while running; the last run frees */
     uint32_t n_timed; /* runs timed so far, until it is known whether a run is long */
     int64_t fastest_ns;
+    int64_t *timed_ns; /* [n_insns] borrowed while the plan is profiled: the least time of each instruction so far */
 };
 
 /* Bytes of an element of value `v` where it lives. */
@@ -86,8 +87,6 @@ void mp_frame_give(mp_plan *plan, mp_frame *frame);
 void mp_frame_free(mp_plan *plan, mp_frame *frame);
 /* Make the handle of view `v` from its root's. Returns 0, or 1 if torch failed. */
 int mp_frame_make_view(const mp_plan *plan, mp_frame *frame, mp_val v);
-/* Run `n` times and keep in ns[n_insns] the least time of each instruction. Returns 0, or -1 with an exception. */
-int mp_plan_profile(mp_plan *plan, PyObject *const *inputs, uint32_t n, int64_t *ns);
 /* A plan of the same graph, which it borrows, in which every operator runs as an operator; for mp_plan_free. NULL with *why set. */
 mp_plan *mp_plan_without_kernels(const mp_plan *plan, mp_reason *why);
 /* Give back all memory. */

@@ -212,47 +212,39 @@ static PyObject *get_work(PyObject *self, void *closure)
     return list;
 }
 
-static PyObject *int_tuple(const int64_t *items, int n)
+/* Call `call` n times with the least time of each step kept in `ns`; reading the clock adds some 50 ns to each. Returns 0, or -1
+** with an exception. */
+static int timed_calls(mp_plan *plan, PyObject *call, int n, int64_t *ns)
 {
-    PyObject *tuple = PyTuple_New(n);
-    for (int i = 0; tuple && i < n; i++) {
-        PyObject *item = PyLong_FromLongLong(items[i]);
-        if (item)
-            PyTuple_SET_ITEM(tuple, i, item);
-        else
-            Py_CLEAR(tuple);
+    if (plan->timed_ns) {
+        PyErr_SetString(PyExc_RuntimeError, "this plan is being profiled");
+        return -1;
     }
-    return tuple;
+    for (uint32_t i = 0; i < plan->n_insns; i++) ns[i] = INT64_MAX;
+    plan->timed_ns = ns;
+    PyObject *result = Py_NewRef(Py_None);
+    for (int i = 0; i < n && result; i++) {
+        Py_DECREF(result);
+        result = PyObject_CallNoArgs(call);
+    }
+    plan->timed_ns = NULL;
+    Py_XDECREF(result);
+    if (result && plan->n_insns && ns[plan->n_insns - 1] == INT64_MAX) {
+        PyErr_SetString(PyExc_ValueError, "the call does not run this plan to its end");
+        return -1;
+    }
+    return result ? 0 : -1;
 }
 
-static PyObject *get_inputs(PyObject *self, void *closure)
-{
-    const mp_graph *graph = ((plan_object *)self)->plan->graph;
-    PyObject *list = PyList_New(graph->n_inputs);
-    for (uint32_t i = 0; list && i < graph->n_inputs; i++) { /* the first values are the inputs */
-        const mp_meta *meta = &graph->metas[i];
-        PyObject *row = Py_BuildValue("(iNNL)", meta->dtype, int_tuple(meta->size, meta->ndim),
-                                      int_tuple(meta->stride, meta->ndim), (long long)meta->offset);
-        if (row)
-            PyList_SET_ITEM(list, i, row);
-        else
-            Py_CLEAR(list);
-    }
-    return list;
-}
-
-/* Seconds of each step, the least of several runs. Reading the clock adds some 50 ns to each. */
 static PyObject *plan_profile(PyObject *self, PyObject *args)
 {
     mp_plan *plan = ((plan_object *)self)->plan;
-    PyObject *inputs, *fast, *list = NULL;
+    PyObject *call, *list = NULL;
     int n = 10;
-    if (!PyArg_ParseTuple(args, "O|i:profile", &inputs, &n)) return NULL;
-    if (!(fast = checked_inputs(plan, inputs))) return NULL;
+    if (!PyArg_ParseTuple(args, "O|i:profile", &call, &n)) return NULL;
     int64_t *ns = PyMem_Calloc(plan->n_insns + 1, sizeof *ns);
-    if (!ns) PyErr_NoMemory();
-    if (ns && mp_plan_profile(plan, &PyTuple_GET_ITEM(fast, 0), n < 1 ? 1 : (uint32_t)n, ns) == 0)
-        list = PyList_New(plan->n_insns);
+    if (!ns) return PyErr_NoMemory();
+    if (timed_calls(plan, call, n < 1 ? 1 : n, ns) == 0) list = PyList_New(plan->n_insns);
     for (uint32_t i = 0; list && i < plan->n_insns; i++) {
         PyObject *step = describe(plan, &plan->insns[i]);
         PyObject *row = step ? Py_BuildValue("(OOOd)", PyTuple_GET_ITEM(step, 0), PyTuple_GET_ITEM(step, 1),
@@ -265,13 +257,13 @@ static PyObject *plan_profile(PyObject *self, PyObject *args)
             Py_CLEAR(list);
     }
     PyMem_Free(ns);
-    Py_DECREF(fast);
     return list;
 }
 
 static PyMethodDef plan_methods[] = {
     {"profile", plan_profile, METH_VARARGS,
-     "profile(inputs, n=10) -> list of (tier, name, detail, seconds) in order: the least of n runs."},
+     "profile(call, n=10) -> list of (tier, name, detail, seconds) in order: the least of the plan's runs while call() is\n"
+     "called n times. ValueError where that does not run the plan to its end."},
     {NULL},
 };
 
@@ -280,7 +272,6 @@ static PyGetSetDef plan_getset[] = {
     {"kernels", get_kernels, NULL, "list of dicts: name, ops, source_path, source, cuda_source, ir, extent, grain",
      NULL},
     {"work", get_work, NULL, "list of (flops, bytes) of each step, see run/work.h", NULL},
-    {"inputs", get_inputs, NULL, "list of (dtype's code, sizes, strides, offset) of each input", NULL},
     {"arena_bytes", get_arena_bytes, NULL, "bytes of the arena for intermediate values", NULL},
     {NULL},
 };

@@ -78,14 +78,19 @@ def test_large_kernels_are_compared_with_the_machine(monkeypatch):
     x = torch.randn(2, 4, 8, 8)
     for _ in range(2):
         compiled(x).sum().backward()
-    rows = limits.shares(compiled, 1)
+    rows = limits.shares(compiled, lambda: compiled(x), 1)
     assert rows and all(row["share"] > 0 and row["limit"] in ("flop/s", "bytes/s") for row in rows)
     assert limits.least(rows).split()[0] == f"{min(row['share'] for row in rows):.2f}"
     assert limits.least([]) == "-"
 
 
-def test_plans_that_check_data_have_no_shares():
-    compiled = torch.compile(lambda x: x * 2 if (x > 3).all() else x, backend="magpy")
-    for _ in range(2):
-        compiled(torch.full((8,), 4.0))
-    assert limits.shares(compiled, 1) == []
+def test_plans_of_the_trace_that_is_run_have_shares(monkeypatch):
+    monkeypatch.setattr(limits, "LARGE", 0.0)
+    monkeypatch.setattr(limits, "SECONDS", 0.0)
+    compiled = torch.compile(lambda x: x * 2 if (x > 3).all() else x.exp().sum(), backend="magpy")
+    for value in (4.0, 2.0, 4.0, 2.0):
+        compiled(torch.full((8,), value))
+    some, others = (
+        {row["detail"] for row in limits.shares(compiled, lambda v=v: compiled(torch.full((8,), v)), 1)} for v in (4.0, 2.0)
+    )
+    assert "aten.exp" in str(others) and "aten.exp" not in str(some)

@@ -493,28 +493,34 @@ def test_profile_has_seconds_for_each_step():
     inputs = [rand(8, 8)]
     g, out = chain(*inputs)
     plan = g.compile(out)
-    rows = plan.profile(inputs, 3)
+    calls = []
+    rows = plan.profile(lambda: calls.append(plan(inputs)), 3)
+    assert len(calls) == 3
     assert [tuple(row[:3]) for row in rows] == [tuple(step) for step in plan.steps]
     assert all(0 <= row[3] < 10 for row in rows) and sum(row[3] for row in rows) > 0
     with pytest.raises(TypeError):
-        plan.profile(inputs[:-1])
+        plan.profile(lambda: plan(inputs[:-1]))
+    with pytest.raises(ValueError, match="does not run this plan"):
+        plan.profile(lambda: None)
+    with pytest.raises(RuntimeError, match="being profiled"):
+        plan.profile(lambda: plan.profile(lambda: plan(inputs)))
 
 
 def _work(target, *args):
-    """Work of the operator's own step, and the plan."""
+    """Work of each step of a plan of this operator."""
     inputs = [a for a in args if isinstance(a, torch.Tensor)]
     g = Graph(*inputs)
     values = iter(g.values)
     result = g.op(target, *[next(values) if isinstance(a, torch.Tensor) else a for a in args])
     plan = g.compile(*[v for v in (result if isinstance(result, list) else [result]) if v.tensor is not None])
-    return [work for work in plan.work if work != (0, 0)], plan
+    return [work for work in plan.work if work != (0, 0)]
 
 
 def test_work_of_products_is_their_multiplications_and_additions():
     a, b, bias = torch.randn(3, 5), torch.randn(5, 7), torch.randn(7)
-    assert _work(torch.ops.aten.mm.default, a, b)[0] == [(2 * 3 * 5 * 7, 4 * (15 + 35 + 21))]
-    assert _work(torch.ops.aten.addmm.default, bias, a, b)[0] == [(2 * 3 * 5 * 7, 4 * (7 + 15 + 35 + 21))]
-    assert _work(torch.ops.aten.add.Tensor, a, a)[0] == []
+    assert _work(torch.ops.aten.mm.default, a, b) == [(2 * 3 * 5 * 7, 4 * (15 + 35 + 21))]
+    assert _work(torch.ops.aten.addmm.default, bias, a, b) == [(2 * 3 * 5 * 7, 4 * (7 + 15 + 35 + 21))]
+    assert _work(torch.ops.aten.add.Tensor, a, a) == []
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -524,8 +530,6 @@ def test_work_of_convolutions_and_their_gradients(transposed, wanted):
     rest = ([1, 1], [0, 0], [1, 1], transposed, [0, 0], 2)
     out = torch.ops.aten.convolution.default(x, w, None, *rest)
     flops = 2 * (x if transposed else out).numel() * 3 * 9
-    work, plan = _work(torch.ops.aten.convolution.default, x, w, None, *rest)
-    assert work[0][0] == flops
-    assert [row[1:] for row in plan.inputs] == [(tuple(t.shape), t.stride(), 0) for t in (x, w)]
+    assert _work(torch.ops.aten.convolution.default, x, w, None, *rest)[0][0] == flops
     backward = (out, x, w, [0], *rest, list(wanted))
-    assert _work(torch.ops.aten.convolution_backward.default, *backward)[0][0][0] == flops * sum(wanted[:2])
+    assert _work(torch.ops.aten.convolution_backward.default, *backward)[0][0] == flops * sum(wanted[:2])
