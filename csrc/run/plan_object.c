@@ -262,7 +262,8 @@ static PyObject *plan_profile(PyObject *self, PyObject *args)
 
 static PyMethodDef plan_methods[] = {
     {"profile", plan_profile, METH_VARARGS,
-     "profile(call, n=10) -> list of (tier, name, detail, seconds) in order: the least of the plan's runs while call() is\n"
+     "profile(call, n=10) -> list of (tier, name, detail, seconds) in order: the least of the plan's runs while call() "
+     "is\n"
      "called n times. ValueError where that does not run the plan to its end."},
     {NULL},
 };
