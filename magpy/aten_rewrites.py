@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from magpy import _C, aten_resampling, choices
+from magpy import _C, aten_resampling, choices, products
 from magpy.aten_builder import Builder, Keep, stand_in
 from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals
 
 aten = torch.ops.aten
 
 MAX_WINDOW = 25  # taps of a pool that are read one by one
+MAX_ROWS = 16  # of a convolution that is made a product
 MAX_PAD = 3  # rows or columns on a side: each is a piece of a concatenation
 
 
@@ -206,6 +207,19 @@ def _max_dim(build: Builder, node: Node) -> Val:
 
 def _forms(node: Node) -> list[str]:
     """Kernels of our own that may compute this convolution."""
+    return [*(["product"] if _is_product(node) else []), *_library_forms(node)]
+
+
+def _is_product(node: Node) -> bool:
+    """Is it a product with a matrix of weights, of so few rows that to copy them costs nothing?"""
+    x, w, _, stride, padding, _, transposed, _, groups = node.args
+    one_by_one = math.prod(w.meta[2][2:]) == 1 and all(n == 1 for n in stride) and not any(padding)
+    few = math.prod(x.meta[2]) // x.meta[2][1] <= MAX_ROWS
+    return one_by_one and few and groups == 1 and not transposed and x.meta[0] is torch.float32
+
+
+def _library_forms(node: Node) -> list[str]:
+    """Forms of the library of convolutions (csrc/ir/conv.h)."""
     x, w, _, stride, padding, dilation, transposed, output_padding, groups = node.args
     taps, one = w.meta[2][2:], [1, 1]
     if x.meta[0] is not torch.float32 or not own_convolutions():
@@ -223,7 +237,7 @@ def _forms(node: Node) -> list[str]:
 def _convolution(build: Builder, node: Node) -> Val:
     """The same convolution by a kernel of our own on the plain weight, if that is faster than oneDNN."""
     form = _best_form(node, lambda arguments: call(node.target, arguments))
-    return _by_kernel(build, node, node.args[:2], form)
+    return _in_form(build, node, node.args[:2], form)
 
 
 def _best_form(node: Node, operator: Callable[[list[Any]], Any], of: str = "convolution") -> str:
@@ -245,6 +259,29 @@ def _row_major(meta: tuple, start: int = 0) -> bool:
 
 def _strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(sizes[d + 1 :]) for d in range(len(sizes)))
+
+
+def _in_form(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
+    return (_by_product if form == "product" else _by_kernel)(build, node, operands, form)
+
+
+def _by_product(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
+    """The convolution of `operands`, whose weight has one element for each pair of channels: [positions, in] @ [in, out]."""
+    x, w = operands
+    n, channels, *space = x.meta[2]
+    dims = len(space)
+    rows = build(aten.permute.default, x, [0, *range(2, dims + 2), 1])
+    if math.prod(space) > 1:
+        rows = build(aten.clone.default, rows, memory_format=torch.contiguous_format)
+    rows = build(aten.view.default, rows, [n * math.prod(space), channels])
+    weight = build(aten.permute.default, build(aten.view.default, w, [w.meta[2][0], channels]), [1, 0])
+    bias = node.args[2]
+    made = build(aten.mm.default, rows, weight) if bias is None else build(aten.addmm.default, bias, rows, weight)
+    made = build(aten.view.default, made, [n, *space, w.meta[2][0]])
+    made = build(aten.permute.default, made, [0, dims + 1, *range(1, dims + 1)])
+    if _lies_alike(made.meta, node.val.meta):
+        return made
+    return build(aten.clone.default, made, memory_format=torch.contiguous_format)
 
 
 def _by_kernel(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
@@ -315,18 +352,20 @@ def _ways(node: Node, forms: list[str], operator: Callable[[list[Any]], Any]) ->
         alone.vals = [Val(alone, 0, node.val.meta)]
         build = Builder()
         with contextlib.suppress(RuntimeError, Keep):
-            graph.outputs = [_by_kernel(build, alone, operands, form)]
+            graph.outputs = [_in_form(build, alone, operands, form)]
             graph.nodes = build.nodes
+            if form == "product":
+                products.rewrite(graph)
             plan = _C.compile_graph(*describe(graph))
-            if {step[0] for step in plan.steps} <= {"kernel", "alloc", "release"}:
-                ways[form] = functools.partial(_kernel_seconds, plan, tensors)
+            if form == "product" or "kernel" in {step[0] for step in plan.steps} <= {"kernel", "alloc", "release"}:
+                ways[form] = functools.partial(_seconds, plan, tensors)
     arguments = [*tensors, None, *node.args[3:]]
     return {**ways, "operator": lambda: operator(arguments)}
 
 
-def _kernel_seconds(plan: Any, tensors: list[torch.Tensor]) -> float:
+def _seconds(plan: Any, tensors: list[torch.Tensor]) -> float:
     """A run without the allocation of its result, which in a graph is mostly in the arena."""
-    return sum(row[3] for row in plan.profile(lambda: plan(tensors), 1) if row[0] == "kernel")
+    return sum(row[3] for row in plan.profile(lambda: plan(tensors), 1) if row[0] != "alloc")
 
 
 @functools.cache

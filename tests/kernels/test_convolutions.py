@@ -424,6 +424,21 @@ def test_many_threads_give_the_same_bits(form):
     assert all(torch.equal(results[0], r) for r in results)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "part"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [(1,), (3,), (1, 1), (2, 2), (3, 1)], ids=str)
+def test_one_by_one_at_few_positions_is_a_product(size, bias, layout):
+    conv = (torch.nn.Conv1d, torch.nn.Conv2d)[len(size) - 1](6, 5, 1, bias=bias)
+    x = torch.randn(2, 6, *size) if layout != "part" else torch.randn(2, 8, *size)[:, 1:7]
+    if layout == "channels last" and len(size) == 2:
+        x = x.contiguous(memory_format=torch.channels_last)
+    steps = same(lambda x: conv(x).relu() + 1, x)
+    assert not [s for s in steps if "convolution" in s[1] or "convolution" in s[2]]
+    same(conv, x)
+    many = torch.randn(2, 6, *(n + aten_rewrites.MAX_ROWS for n in size))
+    assert [s for s in same(conv, many) if "convolution" in s[1] or "convolution" in s[2]]
+
+
 def test_training_uses_the_kernels_in_its_forward_pass():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
