@@ -266,7 +266,7 @@ def _in_form(build: Builder, node: Node, operands: Sequence[Val], form: str) -> 
 
 
 def _by_product(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
-    """The convolution of `operands`, whose weight has one element for each pair of channels: [positions, in] @ [in, out]."""
+    """The convolution of `operands` as [positions, channels in] @ [channels in, channels out]."""
     x, w = operands
     n, channels, *space = x.meta[2]
     dims = len(space)
