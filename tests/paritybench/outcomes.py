@@ -92,9 +92,7 @@ def run_calls(
     model = make(*args, **kwargs)
     if isinstance(model, torch.nn.Module):
         model.train(mode == "training")
-    attributes = set(getattr(model, "__dict__", ()))
     compiled = compile_(model)
-    added = set(getattr(model, "__dict__", ())) - attributes  # by torch.compile, before any call
     left: list[Left] = []
     for offset in CALLS:
         seed(SEED + offset)
@@ -104,10 +102,7 @@ def run_calls(
         gradients = [] if mode == "inference" else backward(model, result)
         after()
         left.append((snapshot((result, args, kwargs, gradients)), state))
-    kind, name, *rest = snapshot(model)
-    if kind == "object":
-        rest = [tuple(entry for entry in rest[0] if entry[0] not in added)]
-    return left, (kind, name, *rest)
+    return left, snapshot(model)
 
 
 def backward(model: Any, result: Any) -> list[torch.Tensor | None]:
