@@ -255,6 +255,7 @@ CARRIERS: dict[Any, int | None] = {
             getattr,
             setattr,
             hasattr,
+            vars,
             callable,
             iter,
             next,

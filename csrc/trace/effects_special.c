@@ -45,11 +45,13 @@ static void read_arguments(mp_call *call, Py_ssize_t from, bool deep)
 
 void mp_handle_getattr(mp_call *call)
 {
+    call->rec->gives_read = true;
     if (call->nargs >= 2 && !mp_is_scalar(call->args[0])) mp_rec_attr(call->rec, call->args[0], call->args[1]);
 }
 
 void mp_handle_generic_getattr(mp_call *call)
 {
+    call->rec->gives_read = true;
     if (call->nargs >= 2 && !mp_is_scalar(call->args[0])) mp_rec_generic_attr(call->rec, call->args[0], call->args[1]);
 }
 
@@ -445,7 +447,9 @@ void mp_handle_generator(mp_call *call)
 
 void mp_handle_list_append(mp_call *call)
 {
-    if (call->nargs == 2 && PyList_Check(call->args[0])) mp_rec_append(call->rec, call->args[0], call->args[1]);
+    if (call->nargs != 2 || !PyList_Check(call->args[0])) return;
+    mp_rec_type(call->rec, call->args[0]);
+    mp_rec_append(call->rec, call->args[0], call->args[1]);
 }
 
 /* Read one key of a dict as the C code will, whatever methods a subclass has. False if it cannot be told. */
@@ -471,6 +475,7 @@ void mp_handle_dict_get(mp_call *call)
 {
     PyObject *value;
     if (call->nargs < 2 || !PyDict_Check(call->args[0])) return;
+    call->rec->gives_read = true;
     mp_rec_type(call->rec, call->args[0]);
     read_key(call, call->args[0], call->args[1], MP_READ_KEY, &value);
 }

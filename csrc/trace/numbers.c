@@ -415,7 +415,7 @@ void mp_number_met_end(mp_recorder *rec, const mp_frame *frame, int opcode)
     int n = rec->n_number_reads;
     rec->n_number_reads = 0;
     bool loads = opcode == LOAD_ATTR || opcode == LOAD_GLOBAL || opcode == LOAD_NAME || opcode == LOAD_DEREF ||
-                 opcode == BINARY_SUBSCR;
+                 opcode == BINARY_SUBSCR || rec->gives_read;
     mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
     if (n == 1 && loads && entry && !entry->pending && mp_number_tables.functions) {
         const mp_read *read = &rec->recording->reads[rec->number_reads[0]];

@@ -604,6 +604,7 @@ void mp_rec_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int
     if (MP_UNLIKELY(rec->numbers != NULL)) mp_number_instruction(rec, frame, opcode, oparg);
     if (MP_UNLIKELY(rec->oracle != NULL)) mp_oracle_look(rec, frame, opcode);
     rec->in_instruction = true;
+    rec->gives_read = false;
     if (!mp_array_instruction(rec, frame, opcode, oparg)) handlers[opcode](rec, frame, oparg);
     rec->in_instruction = false;
     if (MP_UNLIKELY(rec->n_number_reads)) mp_number_met_end(rec, frame, opcode);

@@ -537,7 +537,7 @@ void mp_rec_append(mp_recorder *rec, PyObject *list, PyObject *value)
     mp_obj_id id = rec->why.code ? MP_NO_OBJ : mp_rec_find(rec, list);
     if (id == MP_NO_OBJ || rec->object_state[id] & MP_STATE_OWNED) return;
     if (!(rec->object_state[id] & MP_STATE_APPENDED)) {
-        if (!PyList_CheckExact(list) || find_location(rec, id, MP_READ_LEN, NULL, MP_NO_OBJ) != UINT32_MAX) {
+        if (!PyList_Check(list) || find_location(rec, id, MP_READ_LEN, NULL, MP_NO_OBJ) != UINT32_MAX) {
             mp_rec_own(rec, list);
             return;
         }

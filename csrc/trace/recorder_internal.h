@@ -104,6 +104,7 @@ struct mp_recorder {
     PyObject **own_args;      /* owned array of owned: the call's arguments as the program is given them, or NULL */
     size_t n_own_args;
     bool in_instruction;      /* an instruction's handler runs */
+    bool gives_read;          /* the instruction gives the very object that its handler reads */
     uint32_t number_reads[2]; /* reads of changing numbers that it has met */
     int n_number_reads;
     struct mp_numbers *numbers;   /* owned by numbers.c, NULL while there are none */

@@ -159,6 +159,104 @@ def test_globals_cells_and_containers() -> None:
     assert sum(hits[6:]) == 4
 
 
+class Watched:
+    """An object whose attribute and item are the same number; reading goes through Python and C."""
+
+    def __init__(self) -> None:
+        self.hidden: Any = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(self, name)
+
+    shown = property(lambda self: getattr(self, "hidden"))  # noqa: B009
+
+    @shown.setter
+    def shown(self, value: Any) -> None:
+        self.__dict__["hidden"] = value
+
+
+READ_BY_C: dict[str, Callable[[Any], Any]] = {
+    "getattr": lambda o: getattr(o, "hidden"),  # noqa: B009
+    "getattr with another": lambda o: getattr(o, "hidden", -1),
+    "of a property": lambda o: o.shown,
+    "object.__getattribute__": lambda o: object.__getattribute__(o, "hidden"),
+    "dict.get": lambda o: vars(o).get("hidden"),
+    "dict.get with another": lambda o: vars(o).get("hidden", -1),
+    "dict.__getitem__": lambda o: vars(o).__getitem__("hidden"),
+    "what is missing": lambda o: getattr(o, "absent", 5) + vars(o).get("absent", 7) + getattr(o, "hidden"),  # noqa: B009
+    "and looked at": lambda o: (getattr(o, "hidden") % 3, str(vars(o).get("hidden")), hasattr(o, "hidden")),  # noqa: B009
+}
+
+
+@pytest.mark.parametrize("name", READ_BY_C)
+def test_numbers_that_c_functions_read(name: str) -> None:
+    read = READ_BY_C[name]
+    things = Watched(), Watched()
+
+    def program(x: torch.Tensor, thing: Watched) -> Any:
+        thing.shown += 2
+        seen = read(thing)
+        return x * (seen if isinstance(seen, int) else seen[0]), seen, thing.shown
+
+    fast = torch.compile(program, backend="magpy")
+    hits = []
+    for k in range(9):
+        if k == 6:
+            for thing in things:
+                thing.hidden = 300
+        with Counted() as counted:
+            mine = fast(X, things[0])
+        assert_same(mine, program(X, things[1]))
+        assert things[0].hidden == things[1].hidden and counted.fallbacks == {}
+        hits.append(counted.hits)
+    assert name in ("and looked at", "dict.__getitem__") or sum(hits) == 7
+
+
+class Log(list):
+    """A list of the program's own, which says what it has."""
+
+    kept = 0
+
+    def last(self) -> Any:
+        return self[-1]
+
+
+LOGGING: dict[str, tuple[int, Callable[[Any, torch.Tensor], Any]]] = {
+    "blindly": (1, lambda log, x: log.append(1)),
+    "tensors": (1, lambda log, x: log.append((x.sum(), {"x": x + 1}))),
+    "several": (1, lambda log, x: (log.append(1), list.append(log, 2), log.append(x))[0]),
+    "with an attribute": (1, lambda log, x: (log.append(1), setattr(log, "kept", log.kept + 1))[0]),
+    "its length": (0, lambda log, x: (log.append(1), len(log))[1]),
+    "its items": (0, lambda log, x: (log.append(1), [item for item in log], log.last())[1:]),
+    "before it": (0, lambda log, x: (len(log), log.append(1), 1 in log)[::2]),
+    "and taken": (0, lambda log, x: (log.append(3), log.append(4), log.pop(0), list(log))[2:]),
+}
+
+
+@pytest.mark.parametrize("kind", [list, Log])
+@pytest.mark.parametrize("name", LOGGING)
+def test_lists_that_grow(name: str, kind: type) -> None:
+    blind, log_in = LOGGING[name]
+    if kind is list and name in ("with an attribute", "its items"):
+        pytest.skip("lists have no attributes")
+    logs = kind([0]), kind([0])
+
+    def program(x: torch.Tensor, log: Any) -> Any:
+        return x + 1, log_in(log, x)
+
+    fast = torch.compile(program, backend="magpy")
+    hits = 0
+    for k in range(6):
+        with Counted() as counted:
+            mine = fast(X + k, logs[0])
+        assert_same(mine, program(X + k, logs[1]))
+        assert_same(list(logs[0]), list(logs[1]))
+        assert getattr(logs[0], "kept", None) == getattr(logs[1], "kept", None)
+        assert counted.fallbacks == {}
+        hits += counted.hits
+    assert not blind or hits >= 3
+
+
 def looked(x: torch.Tensor, n: Any) -> Any:
     return x * n, str(n), [1, 2, 3, 4, 5, 6, 7, 8, 9][n] if type(n) is int else None
 
