@@ -168,7 +168,7 @@ def _compile_function(context: _TorchDynamoContext, fn: Callable[..., Any]) -> C
 
 
 def _compile_module(context: _TorchDynamoContext, module: nn.Module) -> nn.Module:
-    if isinstance(module, torch.jit.ScriptModule):
+    if type(module) is torch.jit.RecursiveScriptModule:  # and no other, as torch
         raise RuntimeError("torch.compile does not support torch.jit models: compile the original module")
     compiled = CompiledModule(module, context)
     compiled._torchdynamo_orig_callable = module.forward

@@ -559,14 +559,14 @@ void mp_effect_check_result(mp_call *call)
 
 /* -- torch and state calls ------------------------------------------------------------------------------------------------------------- */
 
-static PyObject *packed_args(mp_call *call)
+PyObject *mp_call_args(mp_call *call)
 {
     PyObject *tuple = PyTuple_New(call->nargs);
     for (Py_ssize_t i = 0; tuple && i < call->nargs; i++) PyTuple_SET_ITEM(tuple, i, Py_NewRef(call->args[i]));
     return tuple;
 }
 
-static PyObject *packed_kwargs(mp_call *call)
+PyObject *mp_call_kwargs(mp_call *call)
 {
     PyObject *dict = PyDict_New();
     for (Py_ssize_t i = 0; dict && i < call->nkw; i++)
@@ -578,7 +578,7 @@ static PyObject *packed_kwargs(mp_call *call)
 static PyObject *packed_call(mp_call *call)
 {
     mp_op_state *state = mp_rec_op_state(call->rec);
-    PyObject *args = packed_args(call), *kwargs = args ? packed_kwargs(call) : NULL;
+    PyObject *args = mp_call_args(call), *kwargs = args ? mp_call_kwargs(call) : NULL;
     PyObject *packed = state && kwargs ? Py_BuildValue("(OOOI)", call->callable, args, kwargs, state->seen) : NULL;
     Py_XDECREF(args);
     Py_XDECREF(kwargs);

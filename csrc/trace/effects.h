@@ -114,6 +114,9 @@ void mp_effect_check_result(mp_call *call);
 #undef HANDLED_TYPES
 #undef HANDLED_INSTANCES
 
+/* The positional arguments as a tuple, the others as a dict (effects.c). Owned, or NULL with an exception. */
+PyObject *mp_call_args(mp_call *call);
+PyObject *mp_call_kwargs(mp_call *call);
 /* Calling a type, `skip_metaclass` when type.__call__ itself was called (calls.c). */
 void mp_call_type(mp_call *call, bool skip_metaclass);
 /* mp_rec_type_attr by a C string (calls.c). */

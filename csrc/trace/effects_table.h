@@ -371,6 +371,7 @@ HANDLED(function_apply, "torch._C._FunctionBase", "apply")
 HANDLED(checkpoint, "torch.utils.checkpoint", "_checkpoint_without_reentrant_generator")
 HANDLED(run_backward, "torch.autograd.graph", "_engine_run_backward")
 HANDLED(unwatched, "torch.autograd.profiler.record_function", "__enter__ __exit__")
+TYPES(MAKES, "torch._C", "_FunctionBase")
 FUNCTIONS(MAKES, "torch._C._FunctionBase", "mark_dirty? save_for_backward? name")
 FUNCTIONS(REFUSED, "torch._C._FunctionBase", "register_hook register_prehook")
 FUNCTIONS(REFUSED, "torch._C._VariableFunctions", "frombuffer from_file from_dlpack? asarray")
@@ -386,7 +387,8 @@ FUNCTIONS(TORCH, "torch._C.TensorBase", "*")
 TYPES(TORCH, "torch", "Tensor FloatTensor DoubleTensor HalfTensor BFloat16Tensor LongTensor IntTensor ShortTensor CharTensor")
 TYPES(TORCH, "torch", "ByteTensor BoolTensor")
 HANDLED_TYPES(variable, "torch.autograd", "Variable")
-INSTANCES(TORCH, "torch._C", "ScriptFunction ScriptMethod")
+INSTANCES(TORCH, "torch._C", "ScriptFunction")
+INSTANCES(REFUSED, "torch._C", "ScriptMethod") /* it reads and changes tensors and numbers of its module, unseen */
 INSTANCES(TORCH, "torch._ops", "OpOverload? OpOverloadPacket?")
 
 /* == torch functions as the mode shows them ====================================================================================== */

@@ -241,7 +241,7 @@ void mp_handle_compiled_module(mp_call *call)
 
 typedef struct {
     mp_recorder *rec;   /* NULL once the call has ended */
-    PyObject *call;     /* owned: (function, args, kwargs) */
+    PyObject *call;     /* owned: (function, args, kwargs, all arguments) */
     PyObject *previous; /* borrowed: arguments of the call around it */
 } apply_data;
 
@@ -383,28 +383,47 @@ static bool gradients_on(void)
     return answer;
 }
 
-/* -- Checkpoints -------------------------------------------------------------------------------------------------------------------------- */
+/* Is a tensor among the arguments differentiated? */
+static bool requires_gradient(mp_call *call)
+{
+    bool required = false;
+    mp_kept kept = mp_keep();
+    PyObject *quiet = mp_quiet_begin();
+    for (Py_ssize_t i = 1; i < call->nargs && !required; i++) {
+        PyObject *answer = mp_is_tensor(call->args[i]) ? mp_tensor_ask(mp_names.requires_grad, call->args[i]) : NULL;
+        required = answer == Py_True;
+        PyErr_Clear();
+        Py_XDECREF(answer);
+    }
+    mp_quiet_end(quiet);
+    mp_restore(kept);
+    return required;
+}
 
-/* Let the running instruction call magpy.checkpoint.<name> instead of what is on the stack. */
-static void call_instead(mp_call *call, PyObject *callable, const char *name)
+/* -- Calls of something else -------------------------------------------------------------------------------------------------------------- */
+
+/* Let the running instruction call magpy.<module>.<name>, bound to `self` unless that is NULL, instead of what is on the stack. */
+static void call_instead(mp_call *call, const char *module_name, const char *name, PyObject *self)
 {
     mp_kept kept = mp_keep();
-    PyObject *module = PyImport_ImportModule("magpy.checkpoint");
+    PyObject *module = PyImport_ImportModule(module_name);
     PyObject *function = module ? PyObject_GetAttrString(module, name) : NULL;
+    PyObject *callable = function && self ? PyMethod_New(function, self) : Py_XNewRef(function);
     Py_XDECREF(module);
     int i = call->frame->depth - 1;
-    while (i >= 0 && call->frame->stack[i] != callable) i--;
-    if (function && i >= 0 && mp_rec_pin(call->rec, function, "magpy.checkpoint") != MP_NO_OBJ)
-        Py_SETREF(call->frame->stack[i], Py_NewRef(function));
+    while (i >= 0 && call->frame->stack[i] != call->callable) i--;
+    if (callable && i >= 0 && mp_rec_pin(call->rec, function, module_name) != MP_NO_OBJ)
+        Py_SETREF(call->frame->stack[i], Py_NewRef(callable));
     else
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "called in an unusual way");
     PyErr_Clear();
+    Py_XDECREF(callable);
     Py_XDECREF(function);
     mp_restore(kept);
 }
 
 /* torch.utils.checkpoint(use_reentrant=False) goes into and out of this generator around the function. */
-void mp_handle_checkpoint(mp_call *call) { call_instead(call, call->callable, "without_reentrant"); }
+void mp_handle_checkpoint(mp_call *call) { call_instead(call, "magpy.checkpoint", "without_reentrant", NULL); }
 
 /* Is it the autograd.Function of torch.utils.checkpoint(use_reentrant=True)? */
 static bool is_checkpoint(PyObject *type)
@@ -414,41 +433,52 @@ static bool is_checkpoint(PyObject *type)
            PyDict_GetItemString(PyModule_GetDict(module), "CheckpointFunction") == type;
 }
 
-/* autograd.Function.apply is one node: what its forward does with tensors is its own business, or its gradient would be lost. */
+/* autograd.Function.apply is one node where it is differentiated: what its forward does with tensors is its own business, or its gradient
+** would be lost. Elsewhere it is its forward. */
 void mp_handle_function_apply(mp_call *call)
 {
     static const char *const methods[] = {"forward", "backward", "setup_context", "vjp", "jvp", "vmap", "_is_legacy"};
     mp_op_state *state = mp_rec_op_state(call->rec);
     if (!state || !call->nargs || !PyType_Check(call->args[0])) return;
     if (is_checkpoint(call->args[0])) {
-        call_instead(call, call->callable, "reentrant");
+        call_instead(call, "magpy.checkpoint", "reentrant", NULL);
+        return;
+    }
+    bool on = gradients_on(); /* a mode of the trace */
+    if (!state->muted && !call->nkw && (!on || !requires_gradient(call))) {
+        call_instead(call, "magpy.functions", "undifferentiated", call->args[0]);
         return;
     }
     for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
         mp_type_attr_named(call->rec, (PyTypeObject *)call->args[0], methods[i]);
     mp_kept kept = mp_keep();
-    bool differentiated = gradients_on(); /* a mode of the trace; else there will be no backward */
-    for (size_t i = 1; differentiated && i < sizeof methods / sizeof *methods; i++) {
+    for (size_t i = 1; on && i < sizeof methods / sizeof *methods; i++) {
         PyObject *name = mp_intern(methods[i]);
         PyObject *found = name ? mp_raw_type_lookup((PyTypeObject *)call->args[0], name) : NULL;
         if (found) read_names(call, found, 0);
         Py_XDECREF(name);
     }
-    PyObject *func = PyObject_GetAttrString(call->args[0], "apply"), *args = PyTuple_New(call->nargs - 1);
-    for (Py_ssize_t i = 1; args && i < call->nargs; i++) PyTuple_SET_ITEM(args, i - 1, Py_NewRef(call->args[i]));
-    bool known = args && mp_rec_check_tensors(call->rec, args, NULL, NULL);
-    apply_data *data = known && func ? PyMem_RawCalloc(1, sizeof *data) : NULL;
-    if (data) data->call = Py_BuildValue("(OO{})", call->callable, args);
+    mp_call inner = *call;
+    inner.args++;
+    inner.nargs--;
+    PyObject *args = mp_call_args(&inner), *kwargs = mp_call_kwargs(&inner),
+             *all = PyTuple_New(inner.nargs + inner.nkw);
+    for (Py_ssize_t i = 0; all && i < inner.nargs + inner.nkw; i++)
+        PyTuple_SET_ITEM(all, i, Py_NewRef(i < inner.nargs ? inner.args[i] : inner.kwvalues[i - inner.nargs]));
+    bool known = args && kwargs && all && mp_rec_check_tensors(call->rec, all, NULL, NULL);
+    apply_data *data = known ? PyMem_RawCalloc(1, sizeof *data) : NULL;
+    if (data) data->call = PyTuple_Pack(4, call->callable, args, kwargs, all);
     PyObject *capsule = data && data->call ? PyCapsule_New(data, "magpy apply", apply_free) : NULL;
     if (capsule) {
         data->rec = call->rec;
         data->previous = state->given;
-        state->given = PyTuple_GET_ITEM(data->call, 1);
+        state->given = all;
         state->muted++;
         mp_rec_pend(call->rec, call->frame, applied, capsule);
     } else if (!mp_rec_abandoned(call->rec))
         no_memory(call);
-    Py_XDECREF(func);
     Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(all);
     mp_restore(kept);
 }

@@ -106,7 +106,7 @@ def test_autograd_function_is_one_operator():
         def backward(ctx, g):
             return g
 
-    _, about = observe(lambda a: Double.apply(a) + 1, torch.ones(2))
+    _, about = observe(lambda a: Double.apply(a) + 1, torch.ones(2, requires_grad=True))
     assert ops(about) == ["apply", "add"]
 
 
@@ -122,7 +122,7 @@ def test_an_autograd_function_that_takes_tensors_from_elsewhere_ends_the_trace()
         def backward(ctx, g):
             return g
 
-    assert "no argument of it" in reason(lambda a: Scale.apply(a), torch.ones(2))
+    assert "no argument of it" in reason(lambda a: Scale.apply(a), torch.ones(2, requires_grad=True))
 
 
 def test_what_backward_looks_up_is_read():
@@ -135,7 +135,7 @@ def test_what_backward_looks_up_is_read():
         def backward(ctx, g):
             return scaled(g)
 
-    _, about = observe(lambda a: Scale.apply(a), torch.ones(2))
+    _, about = observe(lambda a: Scale.apply(a), torch.ones(2, requires_grad=True))
     assert ("KEY", "scaled") in [(r[0], r[2]) for r in about["reads"]]
 
 
@@ -149,7 +149,7 @@ def test_numbers_that_backward_looks_up_may_change_until_then():
         def backward(ctx, g):
             return g * FACTOR
 
-    assert "backward" in reason(lambda a: Scale.apply(a), torch.ones(2))
+    assert "backward" in reason(lambda a: Scale.apply(a), torch.ones(2, requires_grad=True))
 
 
 def scaled(g):
@@ -182,7 +182,7 @@ def test_an_autograd_function_that_raises_and_is_caught_ends_the_trace():
         except ValueError:
             return a + 1
 
-    assert "raised an exception" in reason(f, torch.ones(2))
+    assert "raised an exception" in reason(f, torch.ones(2, requires_grad=True))
 
 
 def test_an_operator_that_raises_and_is_caught_ends_the_trace():

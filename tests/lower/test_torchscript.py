@@ -52,3 +52,69 @@ def test_memory_touched_without_an_operator_is_left_to_eager(name, source):
     for _ in range(3):
         x = torch.randn(4)
         assert_same(fast(x), program(x))
+
+
+class Scripted(torch.jit.ScriptModule):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.drop = torch.nn.Dropout(0.5)
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.jit.script_method
+    def forward(self, x):
+        self.count.add_(1)
+        return self.drop(torch.nn.functional.mish(self.linear(x))) / self.count
+
+
+class Inside(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.jit.script(torch.nn.Linear(4, 4))
+        self.drop = torch.jit.script(torch.nn.Dropout(0.5))
+
+    def forward(self, x):
+        return self.drop(self.linear(x * 2)) + 1
+
+
+def change(module, step):
+    """Of the scripted modules' state, which no guard sees."""
+    weight = module.linear.weight
+    if step == 1:
+        with torch.no_grad():
+            weight.mul_(2)
+    elif step == 2:
+        module.linear.weight = torch.nn.Parameter(torch.ones(4, 4))
+    elif step == 3:
+        weight.data = torch.full((4, 4), 3.0)
+    elif step == 4:
+        module.train()
+    elif step == 5:
+        module.linear.load_state_dict({"weight": torch.eye(4), "bias": torch.ones(4)})
+
+
+@pytest.mark.parametrize("kind", [Scripted, Inside])
+@pytest.mark.parametrize("required", [False, True])
+def test_state_of_scripted_modules(kind, required):
+    torch.manual_seed(0)
+    modules = kind().eval(), kind().eval()
+    modules[1].load_state_dict(modules[0].state_dict())
+    runs = torch.compile(modules[0], backend="magpy"), modules[1]
+    for step in range(7):
+        x = torch.randn(3, 4)
+        results = []
+        for run, module in zip(runs, modules, strict=True):
+            change(module, step)
+            torch.manual_seed(step)
+            with torch.set_grad_enabled(required):
+                result = run(x)
+            if required:
+                result.sum().backward()
+            results.append([result, *[(p, p.grad) for p in module.parameters()], *module.buffers()])
+        assert_same(*results)
+
+
+@pytest.mark.parametrize("backend", ["magpy", "eager"])
+def test_scripted_modules_themselves_are_refused_as_by_torch(backend):
+    with pytest.raises(RuntimeError, match="torch.jit"):
+        torch.compile(torch.jit.script(torch.nn.Linear(4, 4)), backend=backend)
