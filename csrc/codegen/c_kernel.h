@@ -53,6 +53,14 @@ void mp_c_print_pass_stores(mp_c_kernel *k, int pass);
 
 mp_c_parts mp_c_split(const mp_c_kernel *k, int64_t extent);
 
+/* Parts of the vector loop, [begin, end) each, between whose ends no condition turns that says on which side of a number its variable is;
+** cut again as by mp_c_split. Expects what is needed to be marked. Returns how many there are. */
+#define MP_C_MOST_CUTS 6
+#define MP_C_MOST_PARTS (2 * (MP_C_MOST_CUTS + 1))
+int mp_c_find_parts(const mp_c_kernel *k, int64_t (*part)[2]);
+/* Set p.known, and p.deps with what follows from it, for such a part. The caller restores them. */
+void mp_c_know_part(mp_c_kernel *k, int64_t begin, int64_t end);
+
 /* Define everything of the kept loops that is known after `level` passes. */
 void mp_c_print_row_values(mp_c_kernel *k, int level);
 

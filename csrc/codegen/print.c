@@ -217,6 +217,7 @@ void mp_print_needed(mp_printer *p, uint32_t mask, uint32_t want)
         const mp_kexpr *e = &p->kir->exprs[i];
         if (!p->need[i] || e->op == MP_K_REDUCE || (p->deps[i] & mask) != want) continue;
         const char *text = e->op == MP_K_CHECK ? text_check(p, i) : text_expr(p, i);
+        if (p->known && p->known[i] >= 0) text = p->known[i] ? "1" : "0";
         mp_print_line(p, "const %s t%u = %s;", p->target->type[e->dtype], i, text);
     }
 }

@@ -50,7 +50,9 @@ typedef struct {
     bool *need;       /* [n_exprs]: scratch of one section */
     const char *lane; /* what indexes lane arrays, such as "i1 - c0" */
     const char *row;  /* what indexes row arrays */
-    bool near;        /* operations are written the cheap way; a variable `far` becomes 1 where that did not hold */
+    const int8_t
+        *known; /* [n_exprs] borrowed: 1 or 0 where a condition is known to hold or not to, else -1. NULL: none is */
+    bool near;  /* operations are written the cheap way; a variable `far` becomes 1 where that did not hold */
     const char *const *array;  /* [n_exprs] borrowed: what a load reads instead of memory, or NULL; NULL if none does */
     const bool *wide;          /* [n_exprs] borrowed: that array is of the registers' type. NULL: none is */
     const char *const *stored; /* [n_stores] borrowed: what a store writes instead of memory, as array. "": nothing */

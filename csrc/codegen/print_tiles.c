@@ -3,8 +3,6 @@
 #include "ir/index.h"
 
 #define LANE_CHUNK 256  /* the same for tiles */
-#define MOST_CUTS 6     /* of a vector loop where conditions turn */
-#define CUT_COST 100    /* most additions of a loop that is printed for what lies between cuts */
 #define LEAST_ROWS 8    /* for which what they have in common is computed before */
 #define GATHER_COST 8   /* most additions beside elements that are read one by one */
 #define LEAST_PLACES 32 /* of a tile for which they are found before */
@@ -179,46 +177,6 @@ static bool has_near(const mp_c_kernel *k)
     return any;
 }
 
-/* Where on the vector loop a condition turns that says on which side of a number its variable is (pieces side by side, borders), in order.
-** Loops that are printed for what lies between have no such conditions. Returns how many there are. */
-static int find_cuts(const mp_c_kernel *k, int64_t *cuts)
-{
-    const mp_kir *kir = k->kir;
-    int n = 0, cost = 0;
-    for (uint32_t i = 0; i < kir->n_stores; i++) cost += kir->exprs[kir->stores[i].what].cost;
-    if (cost > CUT_COST) return 0; /* much text for little */
-    for (uint32_t i = 0; i < kir->n_exprs; i++) {
-        const mp_kexpr *e = &kir->exprs[i];
-        if (!k->p.need[i] || (e->op != MP_K_LT && e->op != MP_K_GE)) continue;
-        const mp_kexpr *x = &kir->exprs[e->arg[0]], *bound = &kir->exprs[e->arg[1]];
-        if (x->op != MP_K_INDEX || bound->op != MP_K_CONST || mp_affine_deps(&x->at) != mp_c_vector_bit(k)) continue;
-        int64_t step = x->at.coef[kir->vector];
-        if (step != 1 && step != -1) continue;
-        int64_t cut = step == 1 ? bound->i - x->at.base : x->at.base - bound->i + 1;
-        int at = 0;
-        while (at < n && cuts[at] < cut) at++;
-        if (cut <= 0 || cut >= kir->extent[kir->vector] || (at < n && cuts[at] == cut)) continue;
-        if (n == MOST_CUTS) return 0;
-        for (int m = n++; m > at; m--) cuts[m] = cuts[m - 1];
-        cuts[at] = cut;
-    }
-    return n;
-}
-
-/* The vector loop of a tile that has all of it, as loops with known ends. */
-static int split_lanes(const mp_c_kernel *k, int64_t (*part)[2])
-{
-    int64_t cuts[MOST_CUTS + 1], begin = 0;
-    int n_cuts = find_cuts(k, cuts), n = 0;
-    cuts[n_cuts] = k->kir->extent[k->kir->vector];
-    for (int c = 0; c <= n_cuts; begin = cuts[c++]) {
-        mp_c_parts parts = mp_c_split(k, cuts[c] - begin);
-        part[n][0] = begin, part[n++][1] = begin + parts.whole;
-        if (parts.n == 2) part[n][0] = begin + parts.again, part[n++][1] = cuts[c];
-    }
-    return n;
-}
-
 /* Do lanes read from places of their own, with little to compute? Gathering instructions take longer than single loads, above all where
 ** memory has to be waited for. */
 static bool gathers(const mp_c_kernel *k)
@@ -278,6 +236,52 @@ static void print_places(mp_c_kernel *k)
     need_stores(k);
 }
 
+/* The vector loop over [begin, end) that stores. Expects what it needs to be marked. */
+static void print_storing_lanes(mp_c_kernel *k, const bool *stored, const char *begin, const char *end, bool halves)
+{
+    mp_printer *p = &k->p;
+    uint32_t bit = mp_c_vector_bit(k);
+    if (halves) { /* cut into blocks: their arrays stay in the nearest cache */
+        mp_print_line(p, "for (int64_t e0 = %s; e0 < %s; e0 += %d) {", begin, end, MP_HALF_BLOCK);
+        p->indent++;
+        mp_print_line(p, "const int64_t e1 = e0 + %d < %s ? e0 + %d : %s;", MP_HALF_BLOCK, end, MP_HALF_BLOCK, end);
+        begin = "e0", end = "e1";
+        mp_half_begin(k, begin, end, MP_HALF_BLOCK);
+    }
+    mp_c_open_lanes(k, begin, end);
+    if (k->one_by_one) mp_print_line(p, "__asm__ volatile(\"\");"); /* compilers leave such loops alone */
+    mp_print_needed(p, bit, bit);
+    for (uint32_t s = 0; s < k->kir->n_stores; s++)
+        if (stored[s]) mp_print_store(p, &k->kir->stores[s]);
+    mp_c_close(k);
+    if (halves) mp_half_store(k, begin, end), mp_half_end(k), mp_c_close(k);
+}
+
+/* The same for a part of the loop, with what is known there: what is one value for all its lanes stands before them. */
+static void print_part(mp_c_kernel *k, const bool *stored, int64_t begin, int64_t end)
+{
+    mp_printer *p = &k->p, outside = *p;
+    const char **array = k->array;
+    uint32_t n = k->kir->n_exprs, bit = mp_c_vector_bit(k);
+    mp_pool *pool = p->out->pool;
+    p->at = memcpy(mp_pool_get(pool, n + 1), p->at, n);
+    k->array = memcpy(MP_NEW(pool, const char *, n + 1), array, n * sizeof *array);
+    p->array = k->array;
+    mp_c_know_part(k, begin, end);
+    mp_print_line(p, "{");
+    p->indent++;
+    need_stores(k);
+    mp_print_needed(p, bit, 0);
+    for (uint32_t i = 0; i < n; i++)
+        if (p->need[i] && !(p->deps[i] & bit) && k->kir->exprs[i].op != MP_K_REDUCE) p->at[i] = MP_AT_SCALAR;
+    print_chosen(k);
+    print_storing_lanes(k, stored, mp_pool_printf(pool, "%lld", (long long)begin),
+                        mp_pool_printf(pool, "%lld", (long long)end), false);
+    mp_c_close(k);
+    k->array = array;
+    k->p = outside;
+}
+
 /* What a tile stores after all passes. With operations that have a cheap way all of it is done the cheap way first, and done again
 ** where that did not hold: buffers that are written are not read, so nothing is lost. */
 static void print_tile_stores(mp_c_kernel *k)
@@ -286,7 +290,7 @@ static void print_tile_stores(mp_c_kernel *k)
     const mp_kir *kir = k->kir;
     uint32_t bit = mp_c_vector_bit(k);
     bool near = false;
-    int64_t part[2 * (MOST_CUTS + 1)][2];
+    int64_t part[MP_C_MOST_PARTS][2];
     if (!need_stores(k)) return;
     bool known = k->n_tiles == 1 && k->turn.loop < 0 && kir->n_loops > 1;
     mp_print_needed(p, bit, 0);
@@ -294,34 +298,23 @@ static void print_tile_stores(mp_c_kernel *k)
         if (k->tile >= LEAST_PLACES) print_places(k);
         k->one_by_one = true;
     }
-    int n_parts = known ? split_lanes(k, part) : 1;
-    print_chosen(k);
+    int n_parts = known ? mp_c_find_parts(k, part) : 1;
     for (uint32_t i = 0; i < kir->n_exprs; i++) near |= p->need[i] && (p->deps[i] & bit) && mp_print_has_near(p, i);
     if (near) mp_print_line(p, "int far = 0;");
     bool *stored = MP_NEW(p->out->pool, bool, kir->n_stores + 1);
     for (uint32_t s = 0; s < kir->n_stores; s++) stored[s] = mp_c_stored_at_row(k, &kir->stores[s]);
     bool halves = mp_half_choose(k, stored);
+    if (!known || halves) print_chosen(k);
     for (int way = near ? 0 : 1; way < 2; way++) {
         p->near = way == 0;
         if (near && way == 1) mp_print_line(p, "if (far) {"), p->indent++;
         for (int i = 0; i < n_parts; i++) {
             const char *begin = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][0]) : "c0";
             const char *end = known ? mp_pool_printf(p->out->pool, "%lld", (long long)part[i][1]) : "c1";
-            if (halves) { /* cut into blocks: their arrays stay in the nearest cache */
-                mp_print_line(p, "for (int64_t e0 = %s; e0 < %s; e0 += %d) {", begin, end, MP_HALF_BLOCK);
-                p->indent++;
-                mp_print_line(p, "const int64_t e1 = e0 + %d < %s ? e0 + %d : %s;", MP_HALF_BLOCK, end, MP_HALF_BLOCK,
-                              end);
-                begin = "e0", end = "e1";
-                mp_half_begin(k, begin, end, MP_HALF_BLOCK);
-            }
-            mp_c_open_lanes(k, begin, end);
-            if (k->one_by_one) mp_print_line(p, "__asm__ volatile(\"\");"); /* compilers leave such loops alone */
-            mp_print_needed(p, bit, bit);
-            for (uint32_t s = 0; s < kir->n_stores; s++)
-                if (stored[s]) mp_print_store(p, &kir->stores[s]);
-            mp_c_close(k);
-            if (halves) mp_half_store(k, begin, end), mp_half_end(k), mp_c_close(k);
+            if (known && !halves)
+                print_part(k, stored, part[i][0], part[i][1]);
+            else
+                print_storing_lanes(k, stored, begin, end, halves);
         }
         if (near && way == 1) p->indent--, mp_print_line(p, "}");
     }
