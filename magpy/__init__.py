@@ -42,7 +42,8 @@ def stats() -> dict[str, Any]:
     Keys: ``calls``, ``hits``, ``misses``, ``traces``, ``segments`` (compiled graphs), ``observed_opcodes``,
     ``observed_frames``: ints; ``fallbacks``: reason -> count, empty when nothing fell back (``magpy._C.reasons()``
     tells what a reason means); ``kernels``: generated kernels of living traces; ``plan_steps``: tier -> steps of
-    living plans; ``seconds``: ``observing``, ``lowering``, ``compiling``.
+    living plans; ``seconds``: ``observing``, ``lowering``, ``compiling``; ``graph_cache``: lowered graphs kept on disk,
+    ``hits``, ``misses``, ``kept`` (written), ``uncacheable`` (reason -> count).
     """
     from magpy import report
 
@@ -52,9 +53,11 @@ def stats() -> dict[str, Any]:
 def reset() -> None:
     """Forget all traces and set the counters to zero. ``torch.compiler.reset()`` forgets the traces as well."""
     from magpy import _C
+    from magpy.graph_counts import counts
 
     _C.reset()
     _C.clear_counters()
+    counts.clear()
 
 
 def refresh(model: Any = None) -> None:

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import backward, decompositions, random_ops, steps
+from magpy import _C, backward, decompositions, graph_form, random_ops, steps
 from magpy.aten_graph import (
     Graph,
     Node,
@@ -75,6 +75,16 @@ def fake_of(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
     else:
         meta = torch.empty((n,), dtype=tensor.dtype, device="meta").as_strided(size, stride, offset)
     return FakeTensor(mode, meta, tensor.device)
+
+
+def twins_of(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors without data that are traced as the inputs are."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    twins = [fake_of(mode, t) for t in inputs]
+    for twin, real in zip(twins, inputs, strict=True):
+        if real.requires_grad:
+            torch._mirror_autograd_meta_to(real, twin)  # type: ignore[attr-defined]
+    return twins
 
 
 # -- The mode ---------------------------------------------------------------------------------------------------------
@@ -291,6 +301,29 @@ def torch_modes_restored() -> Iterator[None]:
         torch.set_autocast_cache_enabled(cache)
 
 
+class Modes:
+    """torch's modes as they are when this is made."""
+
+    def __init__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        self._autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
+        self._cache = torch.is_autocast_cache_enabled()
+        self._state = _C._torch_state_read()
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """They are on inside. Raises Unsupported where others than grad mode and autocast have changed."""
+        with torch_modes_restored():
+            torch._C._set_grad_enabled(self._grad)
+            for device, enabled, dtype in self._autocast:
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+            torch.set_autocast_cache_enabled(self._cache)
+            if _C._torch_state_read() != self._state:
+                raise Unsupported("torch's modes have changed since the forward pass")
+            yield
+
+
 @contextlib.contextmanager
 def _functionalisation() -> Iterator[None]:
     torch._enable_functionalization(reapply_views=True)
@@ -321,6 +354,17 @@ class View:
                     tensor = tensor[position]
         return tensor
 
+    def data(self) -> list:
+        """As plain data (graph_form.py)."""
+        steps = [[graph_form.op_data(op), [*map(graph_form.arg_data, args)], k] for op, args, k in self.steps]
+        return [self.source, steps, self.hidden]
+
+    @classmethod
+    def of_data(cls, data: list) -> View:
+        source, steps, hidden = data
+        made = [(graph_form.op_of(op), tuple([graph_form.arg_of(a, []) for a in args]), k) for op, args, k in steps]
+        return cls(source, made, hidden)
+
 
 def _view_steps(val: Val, source: Val) -> list[tuple[Any, tuple, int]] | None:
     """The view operators that lead from source to val, or None if there are others between."""
@@ -346,6 +390,17 @@ class Traced:
         self.mutated = mutated
         self.views = views
         self.spent = spent
+
+    def data(self) -> dict[str, Any]:
+        """As plain data (graph_form.py)."""
+        views = [[position, view.data()] for position, view in self.views.items()]
+        graph = graph_form.graph_data(self.graph)
+        return {"kind": "inference", "graph": graph, "mutated": self.mutated, "views": views, "spent": self.spent}
+
+    @classmethod
+    def of_data(cls, data: dict[str, Any]) -> Traced:
+        views = {position: View.of_data(view) for position, view in data["views"]}
+        return cls(graph_form.graph_of(data["graph"]), tuple(data["mutated"]), views, data["spent"])
 
 
 class Session:

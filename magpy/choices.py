@@ -28,6 +28,7 @@ GAIN = 0.95  # another candidate must take less than this part of the first one'
 _known: dict[str, str] | None = None
 _unsaved: dict[str, str] = {}
 _together = 0  # saved_together blocks that are open
+_noting: list[dict[str, str]] = []  # noted blocks that are open
 
 
 @functools.cache
@@ -63,6 +64,30 @@ def saved_together() -> Iterator[None]:
     finally:
         _together -= 1
         _save()
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[dict[str, str]]:
+    """The choices that are asked for inside."""
+    made: dict[str, str] = {}
+    _noting.append(made)
+    try:
+        yield made
+    finally:
+        _noting.pop()
+
+
+def agree(made: Mapping[str, str]) -> bool:
+    """Are these choices, of another process, the ones that would be made here without measuring?"""
+    known = _remembered()
+    return all(known.get(key) == name for key, name in made.items())
+
+
+def _remembered() -> dict[str, str]:
+    global _known
+    if _known is None:
+        _known = _load()
+    return _known
 
 
 def _save() -> None:
@@ -108,17 +133,17 @@ def choose(what: str, make: Callable[[], Mapping[str, Callable[[], Any]]]) -> st
 
     what: names the choice, with all shapes. make: gives the candidates, by name; called if nothing is remembered. What
     returns a float has measured itself, in seconds."""
-    global _known
-    if _known is None:
-        _known = _load()
+    known = _remembered()
     key = f"{what} threads={torch.get_num_threads()} {_place()}"
-    name = _known.get(key)
+    name = known.get(key)
     if name is None:
         with torch.no_grad(), torch._C.DisableTorchFunction(), torch._C._DisableAutocast():
             best = _seconds(make())
         first = next(iter(best))
         name = min(best, key=lambda n: best[n])
         name = name if best[name] < GAIN * best[first] else first
-        _known[key] = _unsaved[key] = name
+        known[key] = _unsaved[key] = name
         _save()
+    for made in _noting:
+        made[key] = name
     return name

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from magpy import aten_passes
+from magpy import aten_passes, graph_form
 from magpy.aten_graph import Graph, Node, Unsupported, Val, base_of, each_val, is_impure, is_random, is_view, map_vals
 from magpy.aten_trace import Session, apart, clone, resumed, session, storage_of
 
@@ -51,7 +51,49 @@ class Joint:
         self.kept_inputs: list[int] = []
         self.viewed_inputs: list[int] = []  # those of them of which autograd keeps a view, not the tensor itself
         self.grad_inputs: list[int] = []
-        self.partial: Partial | None = None  # the backward pass from some of the tangents only
+        self.partial: Partial | Retraced | None = None  # the backward pass from some of the tangents only
+
+    def data(self) -> dict[str, Any]:
+        """As plain data (graph_form.py), before the backward graph is rewritten."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return {
+            **plain,
+            "forward": graph_form.graph_data(self.forward),
+            "backward": graph_form.graph_data(self.backward),
+            "tangents": [graph_form.meta_data(meta) for meta in self.tangents],
+            "several": self.partial is not None,
+        }
+
+    @classmethod
+    def of_data(cls, data: dict[str, Any]) -> Joint:
+        """Without `partial`."""
+        joint = cls()
+        for name, form in _PLAIN.items():
+            setattr(joint, name, form(data[name]))
+        joint.forward = graph_form.graph_of(data["forward"])
+        joint.backward = graph_form.graph_of(data["backward"])
+        joint.tangents = [graph_form.meta_of_data(meta) for meta in data["tangents"]]
+        return joint
+
+
+def _tupled(rows: list) -> list[tuple]:
+    return [tuple([tuple(item) if isinstance(item, list) else item for item in row]) for row in rows]
+
+
+# Attributes of a Joint that are numbers and names, and how each is made from the lists that JSON has.
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "mutated": tuple,
+    "wanted": _tupled,
+    "views": _tupled,
+    "n_results": int,
+    "leaves": list,
+    "differentiable": list,
+    "groups": lambda rows: [(list(numbers), saves) for numbers, saves in rows],
+    "kept": list,
+    "kept_inputs": list,
+    "viewed_inputs": list,
+    "grad_inputs": list,
+}
 
 
 # -- Tracing ----------------------------------------------------------------------------------------------------------
@@ -98,7 +140,9 @@ def trace_joint(
     if mapped is not None:
         kept = {val: k for k, val in enumerate(cut.kept)}
         now = {old: replaced.get(val, val) for old, val in mapped.items()}
-        places = {old: kept[val] for old, val in now.items() if val in kept}
+        # What the backward pass computed once more is no part of the graphs that start from the forward pass again.
+        own = {*new.graph.placeholders, *new.graph.nodes[: reverse.n_forward]}
+        places = {old: kept[val] for old, val in now.items() if val in kept and old.node in own}
         joint.partial = Partial(reverse, joint, original, places, original_shown)
     return joint
 
@@ -434,6 +478,23 @@ def copied(graph: Graph) -> tuple[Graph, dict[Val, Val]]:
 
 
 # -- Some tangents only -----------------------------------------------------------------------------------------------
+
+
+class Retraced:
+    """Partial of a joint that was not traced here: `trace` gives one that was, when it is first needed."""
+
+    def __init__(self, joint: Joint, trace: Callable[[], Joint]):
+        self.joint = joint
+        self.trace = trace
+        self.partial: Any = None
+
+    def make(self, present: Sequence[int]) -> tuple[list[int], Graph]:
+        if self.partial is None:
+            traced = self.trace()
+            if any(getattr(traced, name) != getattr(self.joint, name) for name in (*_PLAIN, "tangents")):
+                raise Unsupported("the program is traced in another way than before")
+            self.partial = traced.partial
+        return self.partial.make(present)
 
 
 class Partial:

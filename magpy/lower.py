@@ -25,6 +25,7 @@ from magpy import (
     aten_trace,
     backward,
     choices,
+    graph_cache,
     products,
     results,
     symbols,
@@ -57,15 +58,23 @@ class Lowered:
     mutated: numbers of inputs that the program changes in place.
     info: kind ("inference", "training", "wrapped": by AOTAutograd), fx, aten, backward_aten (str() prints them), plans,
         seconds_lowering, seconds_compiling, random (draws random numbers), uncompiled (why a graph runs operator by
-        operator, or None).
+        operator, or None), kept (what became of it in the cache of lowered graphs).
+    data: gives what the cache of lowered graphs keeps of it, or None where it keeps nothing.
     """
 
-    __slots__ = ("runner", "mutated", "info")
+    __slots__ = ("runner", "mutated", "info", "data")
 
-    def __init__(self, runner: Runner, mutated: tuple[int, ...], info: dict[str, Any]):
+    def __init__(
+        self,
+        runner: Runner,
+        mutated: tuple[int, ...],
+        info: dict[str, Any],
+        data: Callable[[], dict[str, Any]] | None = None,
+    ):
         self.runner = runner
         self.mutated = mutated
         self.info = info
+        self.data = data
 
 
 class Text:
@@ -337,7 +346,8 @@ def _laid_out(tensor: torch.Tensor, strides: tuple[int, ...], others: Sequence[A
 class _Log:
     """What is gathered for Lowered.info while graphs are made."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: graph_cache.Place | None = None) -> None:
+        self.place = place or graph_cache.Place(None, "")
         self.started = time.perf_counter()
         self.compiling = 0.0
         self.graphs: list[Graph] = []
@@ -363,7 +373,13 @@ class _Log:
 
 
 def compile_graph(graph: Graph, log: _Log) -> Runner:
-    """A _C.Plan for the graph, or an interpreter of its operators if it cannot be compiled."""
+    """Rewrite the graph for kernels, in place, and make what runs it."""
+    rewrite(graph)
+    return plan_graph(graph, log)
+
+
+def rewrite(graph: Graph) -> None:
+    """All that is done to a graph before it is described to C, in place."""
     aten_passes.remove_dead(graph)  # so that it is known which results nobody wants
     with choices.saved_together():
         aten_rewrites.rewrite(graph)
@@ -372,6 +388,10 @@ def compile_graph(graph: Graph, log: _Log) -> Runner:
         aten_passes.simplify(graph)  # copies of what is contiguous now
         products.rewrite(graph)
     aten_passes.simplify(graph)
+
+
+def plan_graph(graph: Graph, log: _Log) -> Runner:
+    """A _C.Plan for a rewritten graph, or an interpreter of its operators if it cannot be compiled."""
     log.graphs.append(graph)
     started = time.perf_counter()
     try:
@@ -413,8 +433,36 @@ def lower(
     what. Raises LoweringError."""
     program = Program(ops, input_values, output_values, outputs or ())
     frozen = program.unset(state) if (options or {}).get("freezing") else ()
-    lowered = lower_program(program, inputs, frozen, marks)
+    place = graph_cache.place_of(program, inputs, marks, options or {})
+    lowered = _found(place, program, inputs)
+    if lowered is None:
+        with choices.noted() as made:
+            lowered = lower_program(program, inputs, frozen, marks, place)
+        place.keep(lowered.data, made)
+    lowered.data = None  # it holds graphs
+    lowered.info["kept"] = place.outcome
     lowered.runner = results.as_observed(lowered, program.outputs)
+    return lowered
+
+
+def _found(place: graph_cache.Place, program: Program, inputs: Sequence[torch.Tensor]) -> Lowered | None:
+    """The program as it was lowered before, by this process or another."""
+    data = place.find()
+    if data is None:
+        return None
+    try:
+        log = _Log(place)
+        if data["kind"] == "training":
+            from magpy import training
+
+            lowered = training.lower_found(program, list(inputs), data, log)
+        else:
+            traced = aten_trace.Traced.of_data(data)
+            lowered = _inference(program, inputs, log, traced, plan_graph(traced.graph, log))
+    except Exception as error:
+        place.spoiled(error)
+        return None
+    place.found()
     return lowered
 
 
@@ -423,10 +471,11 @@ def lower_program(
     inputs: Sequence[torch.Tensor],
     frozen: Sequence[int] = (),
     marks: Sequence[tuple[int, bool]] = (),
+    place: graph_cache.Place | None = None,
 ) -> Lowered:
     """Lower anything with run(list of tensors) -> list of outputs, and wants_grad(inputs). frozen: inputs from which
-    constants may be made. Raises LoweringError."""
-    log = _Log()
+    constants may be made. place: where backward graphs that are made later are kept. Raises LoweringError."""
+    log = _Log(place)
     inputs = list(inputs)
     try:
         if marks:
@@ -483,13 +532,20 @@ def _lower_inference(
         runner = freezing.freeze(traced.graph, frozen, lambda graph: compile_graph(graph, log))
     else:
         runner = compile_graph(traced.graph, log)
+    return _inference(program, inputs, log, traced, runner)
+
+
+def _inference(
+    program: Any, inputs: Sequence[torch.Tensor], log: _Log, traced: aten_trace.Traced, runner: Runner
+) -> Lowered:
+    """The lowered program around the runner of its graph."""
     told = getattr(program, "outputs", ())
     for k, view in traced.views.items():
         if k < len(told) and told[k].inference != inputs[view.source].is_inference():  # from_numpy of an input's array
             raise Unsupported("a result that shows an input's memory, of another inference mode")
     if traced.views:
         runner = _with_views(runner, traced)
-    lowered = Lowered(runner, traced.mutated, log.info("inference", program))
+    lowered = Lowered(runner, traced.mutated, log.info("inference", program), traced.data)
     lowered.info["spent"] = [len(traced.mutated) + position for position in traced.spent]
     return lowered
 

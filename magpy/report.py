@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from magpy import _C
+from magpy.graph_counts import counts as graph_counts
 
 
 def find_callable(fn: Any) -> _C.Callable | None:
@@ -104,6 +105,8 @@ class Trace:
                 yield f"      {kernel['source_path']}"
         if self.info.get("uncompiled"):
             yield f"  not compiled, runs operator by operator: {self.info['uncompiled']}"
+        if self.info.get("kept"):
+            yield f"  lowered graph: {self.info['kept']}"
         if self.steps:
             yield f"  plan: {', '.join(f'{n} {tier}' for tier, n in sorted(self.tiers.items()))}"
             yield from (f"    {' '.join(str(part) for part in step if part)}" for step in self.steps)
@@ -211,4 +214,5 @@ def stats() -> dict[str, Any]:
                 tiers.update(step[0] for step in steps_of(plan))
     result["kernels"] = kernels
     result["plan_steps"] = dict(tiers)
+    result["graph_cache"] = graph_counts.show()
     return result

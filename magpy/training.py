@@ -7,29 +7,24 @@ wrappers rebuild such aliases.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from magpy import aten_trace
+from magpy import aten_trace, choices, graph_form
 from magpy.aten_graph import Graph, Unsupported, each_val
-from magpy.joint import Joint, NeedsWrappers, trace_joint
-from magpy.lower import Lowered, Runner, _Log, compile_graph
+from magpy.graph_cache import Place
+from magpy.joint import Joint, NeedsWrappers, Retraced, trace_joint
+from magpy.lower import Lowered, Runner, _Log, plan_graph, rewrite
 from magpy.results import made_leaf
 
 
 def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lowered:
     """Lower a program some of whose outputs are differentiable. Raises LoweringError, and what the program raises."""
+    reset = getattr(program, "reset", None)
     try:
-        with _recurrent_without_mkldnn(program):
-            reset = getattr(program, "reset", None)
-            if reset is not None:
-                program.refuse_reset_after_use(inputs=False)
-            try:
-                joint = trace_joint(program.run, inputs, reset=reset)
-            except aten_trace.NeedsPythonDispatcher:
-                joint = trace_joint(program.run, inputs, python_dispatcher=True, reset=reset)
+        joint = _traced(program, inputs)
     except NeedsWrappers:
         from magpy import aot
 
@@ -39,11 +34,49 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
             return aot.lower_with_wrappers(program, inputs, log)
     if torch.is_inference_mode_enabled():
         raise Unsupported("gradients that are switched on inside a call in inference mode")
+    rewrite(joint.forward)
+    return _lowered(program, inputs, joint, log)
+
+
+def lower_found(program: Any, inputs: list[torch.Tensor], data: dict[str, Any], log: _Log) -> Lowered:
+    """The program from what the cache of lowered graphs kept of it: see Compiled.data."""
+    joint = Joint.of_data(data)
+    if data["several"]:
+        joint.partial = Retraced(joint, _traced_later(program, inputs))
+    return _lowered(program, inputs, joint, log)
+
+
+def _traced(program: Any, inputs: list[torch.Tensor]) -> Joint:
+    reset = getattr(program, "reset", None)
+    with _recurrent_without_mkldnn(program):
+        if reset is not None:
+            program.refuse_reset_after_use(inputs=False)
+        try:
+            return trace_joint(program.run, inputs, reset=reset)
+        except aten_trace.NeedsPythonDispatcher:
+            return trace_joint(program.run, inputs, python_dispatcher=True, reset=reset)
+
+
+def _traced_later(program: Any, inputs: list[torch.Tensor]) -> Callable[[], Joint]:
+    """Traces the program as it would be now, from inputs that look like these, under the modes of now."""
+    twins = aten_trace.twins_of(inputs)
+    modes = aten_trace.Modes()
+
+    def trace() -> Joint:
+        with modes.again():
+            return _traced(program, twins)
+
+    return trace
+
+
+def _lowered(program: Any, inputs: list[torch.Tensor], joint: Joint, log: _Log) -> Lowered:
+    """The lowered program of a joint whose forward graph is rewritten."""
     outputs = getattr(program, "outputs", ())
     classes = {place: output.leaf for place, output in zip(joint.wanted, outputs, strict=False)}
     leaf_classes = [classes.get(("result", k)) or torch.Tensor for k in joint.leaves]
     compiled = Compiled(joint, log, any(t.requires_grad for t in inputs), leaf_classes)
-    return Lowered(compiled, joint.mutated, log.info("training", program))
+    data = None if getattr(program, "reset", None) else compiled.data
+    return Lowered(compiled, joint.mutated, log.info("training", program), data)
 
 
 def _recurrent_without_mkldnn(program: Any) -> Any:
@@ -82,7 +115,8 @@ class Compiled:
     def __init__(self, joint: Joint, log: _Log, differentiable_inputs: bool, leaf_classes: Sequence[type]):
         self.joint = joint
         self.log = log
-        self.forward: Runner = compile_graph(joint.forward, log)
+        self.place = log.place
+        self.forward: Runner = plan_graph(joint.forward, log)
         self._backward: dict[tuple[int, ...], _Backward] = {}  # by present tangents
         first = len(joint.mutated)
         self.n_forward = first + joint.n_results
@@ -109,6 +143,13 @@ class Compiled:
         known = self._backward.get(present)
         if known is not None:
             return known
+        with choices.noted() as made:
+            place = self.place.within("backward", *present)
+            reverse = self._found_backward(place) or self._made_backward(present, place, made)
+        self._backward[present] = reverse
+        return reverse
+
+    def _made_backward(self, present: tuple[int, ...], place: Place, made: dict[str, str]) -> _Backward:
         joint = self.joint
         taken: Sequence[int] = range(len(joint.tangents))
         numbers, graph = joint.grad_inputs, joint.backward
@@ -118,9 +159,31 @@ class Compiled:
                 taken = present
             except Exception as error:  # zeros for the absent ones: right unless a derivative is infinite
                 logging.getLogger("magpy").warning("backward pass from some of the results: %s", error)
+                place = Place(None, "")
         uses = _without_unused_inputs(graph)
-        made = self._backward[present] = _Backward(compile_graph(graph, self.log), taken, uses, numbers)
-        return made
+        rewrite(graph)
+        place.keep(
+            lambda: {"graph": graph_form.graph_data(graph), "taken": [*taken], "uses": uses, "numbers": [*numbers]},
+            made,
+        )
+        return _Backward(plan_graph(graph, self.log), taken, uses, numbers)
+
+    def _found_backward(self, place: Place) -> _Backward | None:
+        data = place.find()
+        if data is None:
+            return None
+        try:
+            graph = graph_form.graph_of(data["graph"])
+            reverse = _Backward(plan_graph(graph, self.log), data["taken"], data["uses"], data["numbers"])
+        except Exception as error:
+            place.spoiled(error)
+            return None
+        place.found()
+        return reverse
+
+    def data(self) -> dict[str, Any]:
+        """What the cache of lowered graphs keeps, before the backward graph is rewritten."""
+        return {"kind": "training", **self.joint.data()}
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
         if self.alone and len(self.groups) == 1:

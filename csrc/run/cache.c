@@ -124,26 +124,47 @@ static char *read_private(const char *path, size_t *size)
     return bytes;
 }
 
-bool mp_cache_has(const char *dir, const char *name)
+/* The content of `dir`/NAME`suffix` without its trailer, if that fits: malloc'ed bytes and *size, or NULL. It counts as used now. */
+static char *read_sealed(const char *dir, const char *name, const char *suffix, size_t *size)
 {
     char path[PATH_MAX];
-    size_t size;
-    if (snprintf(path, sizeof path, "%s/%s.so", dir, name) >= (int)sizeof path) return false;
-    char *bytes = read_private(path, &size);
-    if (!bytes) return false;
+    if (snprintf(path, sizeof path, "%s/%s%s", dir, name, suffix) >= (int)sizeof path) return NULL;
+    char *bytes = read_private(path, size);
+    if (!bytes) return NULL;
     trailer found;
     unsigned char digest[32];
-    bool whole = size > sizeof found;
+    bool whole = *size > sizeof found;
     if (whole) {
-        memcpy(&found, bytes + size - sizeof found, sizeof found);
-        whole = !memcmp(found.magic, magic, sizeof magic) &&
-                !sha256(name, strlen(name), bytes, size - sizeof found, digest) &&
+        *size -= sizeof found;
+        memcpy(&found, bytes + *size, sizeof found);
+        whole = !memcmp(found.magic, magic, sizeof magic) && !sha256(name, strlen(name), bytes, *size, digest) &&
                 !memcmp(digest, found.digest, sizeof digest);
         PyErr_Clear(); /* without a checksum the file is of no use; it is made again */
     }
+    if (whole) {
+        utimensat(AT_FDCWD, path, NULL, AT_SYMLINK_NOFOLLOW);
+        return bytes;
+    }
     free(bytes);
-    if (whole) utimensat(AT_FDCWD, path, NULL, AT_SYMLINK_NOFOLLOW);
-    return whole;
+    return NULL;
+}
+
+bool mp_cache_has(const char *dir, const char *name)
+{
+    size_t size;
+    char *bytes = read_sealed(dir, name, ".so", &size);
+    free(bytes);
+    return bytes != NULL;
+}
+
+PyObject *mp_cache_graph(const char *dir, const char *name)
+{
+    size_t size;
+    char *bytes = read_sealed(dir, name, ".graph", &size);
+    PyObject *content = bytes ? PyBytes_FromStringAndSize(bytes, (Py_ssize_t)size) : NULL;
+    if (!content) mp_error_clear();
+    free(bytes);
+    return content;
 }
 
 int mp_cache_seal(const char *path, const char *name)
@@ -163,6 +184,33 @@ int mp_cache_seal(const char *path, const char *name)
     return close(fd) ? -1 : result;
 }
 
+bool mp_cache_write(const char *path, const char *content, size_t size)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) return false;
+    while (size) {
+        ssize_t done = write(fd, content, size);
+        if (done < 0 && errno == EINTR) continue;
+        if (done <= 0) break;
+        content += done;
+        size -= (size_t)done;
+    }
+    return close(fd) == 0 && size == 0;
+}
+
+int mp_cache_keep_graph(const char *dir, const char *name, const char *content, size_t size)
+{
+    static unsigned counter; /* under the GIL */
+    char path[PATH_MAX], made[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/%s.graph", dir, name) >= (int)sizeof path ||
+        snprintf(made, sizeof made, "%s.%ld.%u.tmp.graph", path, (long)getpid(), counter++) >= (int)sizeof made)
+        return -1;
+    bool kept = mp_cache_write(made, content, size) && !mp_cache_seal(made, name) && !rename(made, path);
+    if (!kept) unlink(made);
+    if (kept) mp_cache_trim(dir, name);
+    return kept ? 0 : -1;
+}
+
 /* -- Size -------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -176,7 +224,7 @@ static int older(const void *a, const void *b)
     return x->used < y->used ? -1 : x->used > y->used;
 }
 
-/* 32 hex digits and then `rest`: ".so" or ".c", or a temporary name. Files with other names are left alone. */
+/* 32 hex digits and then `rest`: a suffix, or a temporary name. Files with other names are left alone. */
 static const char *after_name(const char *file)
 {
     size_t n = strspn(file, "0123456789abcdef");
@@ -208,7 +256,9 @@ void mp_cache_trim(const char *dir, const char *keep)
             if (now - info.st_mtim.tv_sec > ABANDONED_S) unlinkat(fd, item->d_name, 0);
             continue;
         }
-        if ((strcmp(rest, ".so") && strcmp(rest, ".c")) || strlen(item->d_name) >= sizeof entries->file) continue;
+        if ((strcmp(rest, ".so") && strcmp(rest, ".c") && strcmp(rest, ".graph")) ||
+            strlen(item->d_name) >= sizeof entries->file)
+            continue;
         total += info.st_size;
         if (n == room) {
             entry *grown = realloc(entries, (room = room * 2 + 64) * sizeof *grown);

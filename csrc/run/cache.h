@@ -1,8 +1,9 @@
 /* Kernel cache: a private directory of compiled kernels, safe to delete at any time.
 **
-** NAME.so is the shared object of the source NAME.c, NAME being a hash of source, compiler, flags and CPU. Each object ends in a trailer
-** with a checksum of itself and its name; one that is truncated, damaged, foreign or not ours is not loaded but made again. Nothing is
-** read from a directory that others may write to. Files appear by rename, so that readers and concurrent writers see whole ones.
+** NAME.so is the shared object of the source NAME.c, NAME being a hash of source, compiler, flags and CPU. NAME.graph is what lowering
+** made of a recorded program (magpy/graph_cache.py), NAME being a hash of all that it depends on. Objects and graphs end in a trailer
+** with a checksum of themselves and their name; one that is truncated, damaged, foreign or not ours is not used but made again. Nothing
+** is read from a directory that others may write to. Files appear by rename, so that readers and concurrent writers see whole ones.
 */
 #ifndef MP_RUN_CACHE_H
 #define MP_RUN_CACHE_H
@@ -22,7 +23,16 @@ int mp_cache_name(PyObject *identity, const char *source, char name[MP_CACHE_NAM
 /* Is `dir`/NAME.so whole and ours? Then it counts as used now. Never fails: what cannot be read is not there. */
 bool mp_cache_has(const char *dir, const char *name);
 
-/* Append the trailer to the object file `path`, which is going to be `name`. Returns 0, or -1 with errno or an exception cleared. */
+/* The content of `dir`/NAME.graph: owned bytes, or NULL without an exception where there is none that is whole and ours. */
+PyObject *mp_cache_graph(const char *dir, const char *name);
+
+/* Write it. Returns 0, or -1 where it could not be kept. */
+int mp_cache_keep_graph(const char *dir, const char *name, const char *content, size_t size);
+
+/* Write a new private file. False, perhaps with a part of it written, where that fails. */
+bool mp_cache_write(const char *path, const char *content, size_t size);
+
+/* Append the trailer to the file `path`, which is going to be `name`. Returns 0, or -1 with errno or an exception cleared. */
 int mp_cache_seal(const char *path, const char *name);
 
 /* Remove what was used least recently until the cache keeps its limit ($MAGPY_CACHE_LIMIT bytes, 1 GiB), and abandoned files. */

@@ -29,21 +29,6 @@ typedef struct {
 static bool join(char *out, const char *dir, const char *name, const char *suffix)
 { return snprintf(out, PATH_MAX, "%s/%s%s", dir, name, suffix) < PATH_MAX; }
 
-static bool write_file(const char *path, const char *text)
-{
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) return false;
-    size_t n = strlen(text);
-    while (n) {
-        ssize_t done = write(fd, text, n);
-        if (done < 0 && errno == EINTR) continue;
-        if (done <= 0) break;
-        text += done;
-        n -= (size_t)done;
-    }
-    return close(fd) == 0 && n == 0;
-}
-
 static mp_code *code_open(const char *path, mp_reason *why)
 {
     mp_code *code = calloc(1, sizeof *code);
@@ -79,7 +64,7 @@ static int compile_in(const char *dir, work *w, const char *source, int vector_b
     snprintf(suffix, sizeof suffix, ".%ld.%u.tmp.c", (long)getpid(), counter);
     snprintf(object, sizeof object, ".%ld.%u.tmp.so", (long)getpid(), counter++);
     if (!join(w->c, dir, w->name, suffix) || !join(w->so, dir, w->name, object)) return 1;
-    if (!write_file(w->c, source)) {
+    if (!mp_cache_write(w->c, source, strlen(source))) {
         unlink(w->c);
         return 1;
     }

@@ -165,9 +165,8 @@ static int flags(int vector_bits, const char *out[], char *width, size_t width_s
     return n;
 }
 
-PyObject *mp_compiler_identity(int vector_bits)
+static PyObject *make_identity(int vector_bits)
 {
-    if (!mp_compiler_usable()) return PyErr_Format(PyExc_RuntimeError, "no C compiler");
     const char *all[32];
     char width[40], model[200], *features = malloc(8192);
     if (!features) return PyErr_NoMemory();
@@ -181,6 +180,22 @@ PyObject *mp_compiler_identity(int vector_bits)
     for (int i = 0; text && i < n; i++) Py_XSETREF(text, PyUnicode_FromFormat("%U %s", text, all[i]));
     free(features);
     return text;
+}
+
+PyObject *mp_compiler_identity(int vector_bits)
+{
+    static struct {
+        int vector_bits;
+        PyObject *text; /* owned by the process; reading what Linux tells of the CPU takes milliseconds */
+    } last;
+    if (!mp_compiler_usable()) return PyErr_Format(PyExc_RuntimeError, "no C compiler");
+    if (!last.text || last.vector_bits != vector_bits) {
+        PyObject *text = make_identity(vector_bits);
+        if (!text) return NULL;
+        Py_XSETREF(last.text, text);
+        last.vector_bits = vector_bits;
+    }
+    return Py_NewRef(last.text);
 }
 
 /* -- Running ---------------------------------------------------------------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* _C.Plan and _C.compile_graph: plans as Python sees them. */
 #include "run/plan_inside.h"
 
+#include "run/build_id.h"
 #include "run/cache.h"
 #include "run/compiler.h"
 #include "run/conv.h"
@@ -336,6 +337,37 @@ static PyObject *convolutions_usable(PyObject *module, PyObject *unused)
     return PyBool_FromLong(mp_compiler_usable() && mp_conv_function("mp_conv_run", mp_cpu_vector_bits(), &why));
 }
 
+/* The kernel cache's directory, if it can be used; NULL without an exception if not. */
+static const char *usable_cache(char dir[PATH_MAX])
+{ return mp_cache_dir(dir, PATH_MAX) && !mp_cache_open(dir) ? dir : NULL; }
+
+static bool is_cache_name(const char *name)
+{ return strlen(name) == MP_CACHE_NAME_SIZE - 1 && strspn(name, "0123456789abcdef") == MP_CACHE_NAME_SIZE - 1; }
+
+static PyObject *cached_graph(PyObject *module, PyObject *args)
+{
+    const char *name;
+    char dir[PATH_MAX];
+    if (!PyArg_ParseTuple(args, "s:cached_graph", &name)) return NULL;
+    PyObject *content = is_cache_name(name) && usable_cache(dir) ? mp_cache_graph(dir, name) : NULL;
+    return content ? content : Py_NewRef(Py_None);
+}
+
+static PyObject *keep_graph(PyObject *module, PyObject *args)
+{
+    const char *name, *content;
+    Py_ssize_t size;
+    char dir[PATH_MAX];
+    if (!PyArg_ParseTuple(args, "sy#:keep_graph", &name, &content, &size)) return NULL;
+    return PyBool_FromLong(is_cache_name(name) && usable_cache(dir) &&
+                           !mp_cache_keep_graph(dir, name, content, (size_t)size));
+}
+
+static PyObject *compiler_identity(PyObject *module, PyObject *unused)
+{ return mp_compiler_usable() ? mp_compiler_identity(mp_cpu_vector_bits()) : Py_NewRef(Py_None); }
+
+static PyObject *build_id(PyObject *module, PyObject *unused) { return mp_build_id(); }
+
 static PyObject *cpu_info(PyObject *module, PyObject *unused) { return mp_cpu_info(); }
 
 /* For tests: load `source` as a plan's code is, and keep it loaded. Returns (source path, address of function `symbol`). */
@@ -364,6 +396,12 @@ static PyMethodDef functions[] = {
     {"compile_graph", (PyCFunction)(void *)compile_graph, METH_VARARGS | METH_KEYWORDS,
      "compile_graph(nodes, outputs, fuse=True) -> Plan. RuntimeError says why a graph cannot be compiled."},
     {"cache_dir", cache_dir, METH_NOARGS, "Directory of the kernel cache, or None without a home directory."},
+    {"cached_graph", cached_graph, METH_VARARGS,
+     "cached_graph(name) -> bytes, or None: what the kernel cache keeps of a lowered graph. name: 32 hex digits."},
+    {"keep_graph", keep_graph, METH_VARARGS, "keep_graph(name, content) -> bool: keep it; False where that fails."},
+    {"compiler_identity", compiler_identity, METH_NOARGS,
+     "What tells the C compiler, its flags and the CPU from others, or None without a compiler."},
+    {"build_id", build_id, METH_NOARGS, "A hash of this extension that the linker made, or None."},
     {"compiler_usable", compiler_usable, METH_NOARGS, "Is there a C compiler? Says so once if there is none."},
     {"convolutions_usable", convolutions_usable, METH_NOARGS,
      "Can the library of convolutions be used? Compiles it, unless the kernel cache has it."},

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+
+import magpy
+from magpy.report import find_callable, report_of
 
 PROGRAMS: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     "independent": lambda x, w, v: (w.cumsum(-1), x * w),
@@ -64,6 +69,44 @@ def test_backward_from_one_result_after_the_other(name: str) -> None:
                     assert mine == eager
                 else:
                     torch.testing.assert_close(mine, eager)
+
+
+MEAN, VAR = torch.full((3,), 0.1), torch.full((3,), 1.5)
+
+
+def norm_and_square(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    inner = F.linear(x.expand(2, 3), torch.outer(w, v), w)
+    normed = F.batch_norm(torch.relu(inner), MEAN, VAR, v, w)
+    out = F.linear(normed, v.view(1, 3), w[:1])
+    return (out**2).mean(), out, normed
+
+
+PARTS: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
+    "norm and square": norm_and_square,
+    "softmax": lambda x, w, v: (lambda s: (s, (s * v).sum(), s.log()))((x * w).softmax(0)),
+    "two trunks": lambda x, w, v: (w.exp() * x, v.exp() * x, w.exp() * v.exp()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(PARTS))
+def test_every_part_of_a_backward_pass_after_every_other(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whichever sets of results were gone backward from before: what has no gradient in eager has none."""
+    sets = [parts for n in (1, 2, 3) for parts in itertools.combinations(range(3), n)]
+    for first in sets:
+        magpy.reset()
+        fast = torch.compile(PARTS[name], backend="magpy")
+        for parts in (first, first, *sets):
+            gradients = []
+            for call in (fast, PARTS[name]):
+                x = torch.arange(3.0)
+                w, v = torch.ones(3, requires_grad=True), torch.full((3,), 2.0, requires_grad=True)
+                results = call(x, w, v)
+                torch.autograd.backward([results[i].sum() for i in parts])
+                gradients.append([w.grad, v.grad])
+            assert [g is None for g in gradients[0]] == [g is None for g in gradients[1]], (first, parts)
+            torch.testing.assert_close(*gradients)
+        assert report_of(find_callable(fast)).hits == len(sets) + 1 and not magpy.stats()["fallbacks"]
+    assert not [r for r in caplog.records if "from some of the results" in r.getMessage()]
 
 
 def test_what_is_saved_is_freed_with_the_last_backward_pass() -> None:
