@@ -18,8 +18,10 @@ typedef struct {
     bool converts;                /* elements of float16 are converted by blocks (half.h) */
     bool *half_load, *half_store; /* [n_exprs] and [n_stores]: by mp_half_choose */
     bool *half_row;               /* [n_exprs]: by mp_half_rows. NULL: none is */
-    bool one_by_one;              /* the last loop is not for vectors: it does little but read elements from all over */
-    uint32_t inner; /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
+    const bool *ahead;            /* [n_exprs]: loads that pass ahead_pass fetches for later rows; NULL: none */
+    int ahead_pass;
+    bool one_by_one; /* the last loop is not for vectors: it does little but read elements from all over */
+    uint32_t inner;  /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
 } mp_c_kernel;
 
 /* A loop of a known number of steps that does not fill its last vector is printed as two: whole vectors, and one that ends where the loop

@@ -9,6 +9,10 @@
 #define STEP_COST 6    /* most additions of an element for which waiting for the sum before takes longer than they do */
 #define STEP_VECTORS 4 /* that sum up side by side then */
 #define CHECK_VECTORS 16 /* the same where indices are checked on the way, which takes a result of each run of lanes */
+#define AHEAD_LEAST (1 << 20) /* bytes of what rows are fetched from ahead: less is in a near cache */
+#define AHEAD 4096            /* bytes that are fetched ahead at least */
+#define LINE 64               /* bytes of a line of the cache */
+#define AHEAD_VECTORS 4       /* that a loop stores between fetching */
 #define MOST_RUNS 3
 #define MOST_HALVES (2 * MP_HALF_BLOCK) /* elements that are converted at once (half.h) */
 
@@ -206,6 +210,71 @@ static void print_element(mp_c_kernel *k, int pass, const char *lane, const sum_
     mp_c_print_pass_stores(k, pass);
 }
 
+/* -- Fetching ahead ------------------------------------------------------------------------------------------------- */
+
+/* While the last pass computes from a row that is in cache, the memory has nothing to do: it brings what the first pass of the next rows
+** reads. The CPU's own prefetching does not see that far, and stops at pages. */
+
+/* Elements from a load's place to the one in a later row that is to be fetched; 0: the load's memory is not fetched ahead. */
+static int64_t ahead(const mp_c_kernel *k, const mp_kexpr *e)
+{
+    const mp_kir *kir = k->kir;
+    if (e->op != MP_K_LOAD || e->arg[0] != MP_NO_KID || e->arg[1] != MP_NO_KID || e->at.coef[kir->vector] != 1)
+        return 0;
+    int64_t bytes = mp_dtype_bytes(kir->buffers[e->aux].dtype), row = 0, touched = bytes;
+    for (uint32_t i = 0; i < kir->n_loops; i++) {
+        if (e->at.coef[i]) touched *= kir->extent[i];
+        if (!(kir->reduced >> i & 1))
+            row = e->at.coef[i] < 0 ? 0 : e->at.coef[i]; /* of the last one, which runs first */
+    }
+    if (!row || touched < AHEAD_LEAST) return 0;
+    int64_t rows = (AHEAD + row * bytes - 1) / (row * bytes);
+    return rows * row;
+}
+
+/* Mark the loads of the first pass that are to be fetched ahead. */
+static void choose_ahead(mp_c_kernel *k)
+{
+    const mp_kir *kir = k->kir;
+    k->ahead = NULL;
+    if (!mp_c_need_pass(k, 0)) return;
+    bool *chosen = MP_NEW(k->p.out->pool, bool, kir->n_exprs + 1), any = false;
+    for (uint32_t i = 0; i < kir->n_exprs; i++)
+        if (k->p.need[i] && ahead(k, &kir->exprs[i])) chosen[i] = any = true;
+    int last = -1, vector_passes = 0;
+    for (int pass = 0; pass <= kir->n_passes; pass++)
+        if (mp_c_need_pass(k, pass)) last = pass, vector_passes++;
+    if (!any || vector_passes < 2) return;
+    k->ahead = chosen;
+    k->ahead_pass = last;
+}
+
+/* Fetch what lies ahead of the `lanes` elements of the vector loop from `from` on. */
+static void print_ahead(mp_c_kernel *k, const char *from, int64_t lanes)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    for (uint32_t i = 0; i < kir->n_exprs; i++) {
+        if (!k->ahead[i]) continue;
+        mp_affine at = kir->exprs[i].at;
+        int64_t bytes = mp_dtype_bytes(kir->buffers[kir->exprs[i].aux].dtype);
+        at.coef[kir->vector] = 0;
+        at.base += ahead(k, &kir->exprs[i]);
+        for (int64_t l = 0; l < lanes; l += LINE / bytes)
+            mp_print_line(p, "__builtin_prefetch(p%u + (%s + %s + %lld), 0, 2);", kir->exprs[i].aux,
+                          mp_print_affine(p, &at), from, (long long)l);
+    }
+}
+
+/* Elements that the storing loop of `pass`, of `whole` ones, does between fetching; 0 if it fetches nothing. */
+static int64_t fetching_lanes(const mp_c_kernel *k, int pass, int64_t whole)
+{
+    if (!k->ahead || pass != k->ahead_pass || whole % k->lanes) return 0;
+    int64_t lanes = k->lanes * AHEAD_VECTORS;
+    while (whole % lanes) lanes /= 2;
+    return lanes;
+}
+
 /* The vector loop of a pass that only stores; by chunks where what is converted for it would be long. */
 static void print_storing_loop(mp_c_kernel *k, int pass)
 {
@@ -220,11 +289,19 @@ static void print_storing_loop(mp_c_kernel *k, int pass)
     for (int part = 0; part < parts.n; part++) {
         const char *from = part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.again) : begin;
         const char *to = parts.n == 2 && !part ? mp_pool_printf(p->out->pool, "%lld", (long long)parts.whole) : end;
+        int64_t lanes = halves || part ? 0 : fetching_lanes(k, pass, parts.whole);
+        if (lanes) {
+            mp_print_line(p, "for (int64_t s = %s; s < %s; s += %lld) {", from, to, (long long)lanes);
+            p->indent++;
+            print_ahead(k, "s", lanes);
+            from = "s", to = mp_pool_printf(p->out->pool, "s + %lld", (long long)lanes);
+        }
         print_simd(k);
         mp_print_line(p, "for (int64_t i%d = %s; i%d < %s; i%d++) {", v, from, v, to, v);
         p->indent++;
         print_element(k, pass, NULL, NULL);
         mp_c_close(k);
+        if (lanes) mp_c_close(k);
     }
     if (halves) mp_half_store(k, begin, end), mp_half_end(k);
     if (chunked) mp_c_close(k);
@@ -238,6 +315,7 @@ static void print_steps(mp_c_kernel *k, int pass, const sum_run *run, const char
     long long lanes = run->lanes;
     mp_print_line(p, "for (int64_t s = %s; s < %s; s += %lld) {", begin, end, lanes);
     p->indent++;
+    if (k->ahead && pass == k->ahead_pass && !run->left) print_ahead(k, "s", lanes);
     print_simd(k);
     mp_print_line(p, "for (int64_t i%d = s; i%d < s + %lld; i%d++) {", v, v, lanes, v);
     p->indent++;
@@ -395,6 +473,7 @@ void mp_c_print_rows(mp_c_kernel *k)
     p->indent++;
     mp_print_decode(p, mp_kir_kept(kir), "o");
     mp_half_rows(k);
+    choose_ahead(k);
     print_gathered_rows(k);
     for (int pass = 0; pass <= kir->n_passes; pass++) {
         mp_c_print_row_values(k, pass);
