@@ -7,6 +7,7 @@ filled in, so that passes, C and the interpreter read them the same way.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -233,6 +234,12 @@ def base_of(val: Val) -> Val:
     return val
 
 
+@functools.lru_cache(maxsize=4096)
+def name_of_op(target: Any) -> str:
+    """ "aten.add.Tensor"."""
+    return str(target)
+
+
 # -- For C ------------------------------------------------------------------------------------------------------------
 
 
@@ -255,7 +262,7 @@ def describe(graph: Graph) -> tuple[tuple, tuple]:
         nodes.append(("placeholder", None, (), (_meta_code(node.val.meta),)))
     for node in graph.nodes:
         metas = tuple([_NO_META if v is None else _meta_code(v.meta) for v in node.vals])
-        described = (str(node.target), node.target, tuple([_arg_code(a) for a in node.args]), metas)
+        described = (name_of_op(node.target), node.target, tuple([_arg_code(a) for a in node.args]), metas)
         nodes.append(described if node.form is None else (*described, node.form))
     return tuple(nodes), tuple([-1 if v is None else v.number for v in graph.outputs])
 

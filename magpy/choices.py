@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,7 +29,16 @@ GAIN = 0.95  # another candidate must take less than this part of the first one'
 _known: dict[str, str] | None = None
 _unsaved: dict[str, str] = {}
 _together = 0  # saved_together blocks that are open
-_noting: list[dict[str, str]] = []  # noted blocks that are open
+
+
+class _Noting(threading.local):
+    """The noted blocks that are open in this thread."""
+
+    def __init__(self) -> None:
+        self.blocks: list[dict[str, str]] = []
+
+
+_noting = _Noting()
 
 
 @functools.cache
@@ -70,11 +80,11 @@ def saved_together() -> Iterator[None]:
 def noted() -> Iterator[dict[str, str]]:
     """The choices that are asked for inside."""
     made: dict[str, str] = {}
-    _noting.append(made)
+    _noting.blocks.append(made)
     try:
         yield made
     finally:
-        _noting.pop()
+        _noting.blocks.pop()
 
 
 def agree(made: Mapping[str, str]) -> bool:
@@ -144,6 +154,6 @@ def choose(what: str, make: Callable[[], Mapping[str, Callable[[], Any]]]) -> st
         name = name if best[name] < GAIN * best[first] else first
         known[key] = _unsaved[key] = name
         _save()
-    for made in _noting:
+    for made in _noting.blocks:
         made[key] = name
     return name

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from magpy.aten_graph import Graph, Node, Val, number
+from magpy.aten_graph import Graph, Node, Val, name_of_op, number
 from magpy.graph_key import MAX_CONSTANTS, Uncacheable, bytes_of, op_named
 
 # -- Writing ----------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def _node_data(node: Node) -> list:
 
 
 def op_data(target: Any) -> str:
-    text = str(target)
+    text = name_of_op(target)
     if op_named(text) is not target:
         raise Uncacheable(f"the operator {text}")
     return text

@@ -4,7 +4,7 @@
     options, the sources of magpy, the versions of torch and Python, the C compiler, the CPU
 
 Sites in the user's files are no part of it: they are only named in errors, which are not cached. What has no text that
-means the same in every process (objects, functions of the program's, TorchScript, operators of others, anything of
+means the same in every process (objects, functions of the program's, operators of others, anything of
 torch's or magpy's that was replaced) makes a program uncacheable.
 """
 
@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 import types
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -76,6 +77,8 @@ def _text_of(value: Any) -> Any:
         return ("tensor", *_meta_of(value), hashlib.sha256(bytes_of(value)).hexdigest())
     if kind is type and value in (bool, int, float, complex):
         return ("type", value.__name__)
+    if kind is torch.jit.ScriptFunction:
+        return ("script", _script_text(value))
     if callable(value):
         return ("func", _name_of(value))
     raise Uncacheable(f"a constant of type {kind.__name__}")
@@ -95,6 +98,54 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
         raise Uncacheable("a large constant tensor")
     flat = tensor.detach().contiguous()
     return ctypes.string_at(flat.data_ptr(), flat.numel() * flat.element_size()) if flat.numel() else b""
+
+
+# -- TorchScript ------------------------------------------------------------------------------------------------------
+
+
+_scripts: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def _script_text(function: Any) -> str:
+    known = _scripts.get(function)
+    if known is None:
+        known = _scripts[function] = _hashed(tuple(_script_of(function)))
+    return known
+
+
+def _script_of(function: Any) -> Iterator[Any]:
+    """A compiled function as its instructions, bit by bit; printed, it would lack the data of its constants."""
+    for argument in function.schema.arguments:
+        default = _text_of(argument.default_value) if argument.has_default_value() else "no default"
+        yield (argument.name, str(argument.type), default)
+    graph = function.inlined_graph
+    yield tuple(_named_value(v) for v in graph.inputs())
+    yield from _block_of(graph)
+
+
+def _named_value(value: Any) -> tuple[str, str]:
+    return value.debugName(), value.type().annotation_str
+
+
+_SCRIPT_CALLS = ("prim::PythonOp", "prim::CallFunction", "prim::CallMethod", "prim::GetAttr")
+
+
+def _block_of(block: Any) -> Iterator[Any]:
+    for node in block.nodes():
+        if not node.kind().startswith(("aten::", "prim::")) or node.kind() in _SCRIPT_CALLS:
+            raise Uncacheable("TorchScript that calls what is not in it")
+        attributes = [(name, node.kindOf(name)) for name in node.attributeNames()]
+        if any(kind not in ("i", "f", "s", "is", "fs", "ss") for _, kind in attributes):
+            raise Uncacheable("TorchScript with constants that are objects")
+        yield (
+            node.kind(),
+            tuple(v.debugName() for v in node.inputs()),
+            tuple(map(_named_value, node.outputs())),
+            tuple((name, kind, _text_of(getattr(node, kind)(name))) for name, kind in attributes),
+        )
+        for inner in node.blocks():
+            yield ("block", tuple(map(_named_value, inner.inputs())), tuple(_block_of(inner)))
+    yield ("gives", tuple(v.debugName() for v in block.outputs()))
 
 
 # -- Functions --------------------------------------------------------------------------------------------------------
@@ -403,7 +454,7 @@ def key_of(
 ) -> str:
     """The name under which the lowered program is kept: 32 hex digits. Raises Uncacheable."""
     ops = [
-        (_name_of(func), _text_of(args), _text_of(kwargs), _text_of(out))
+        (_text_of(func), _text_of(args), _text_of(kwargs), _text_of(out))
         for func, args, kwargs, out, _state, _site in program.ops
     ]
     outputs = [(o.strides, o.inference, o.leaf and _class_name(o.leaf), o.requires_grad) for o in program.outputs]

@@ -296,6 +296,24 @@ def test_every_constant_has_a_text_of_its_own():
             assert repr(graph_key._text_of(again)) == text
 
 
+def scripted(body):
+    """A TorchScript function of a tensor x and a number n."""
+    source = f"def function(x: torch.Tensor, n: int = 2):\n    {body}\n"
+    return torch.jit.CompilationUnit(source).function
+
+
+SCRIPTS = ["return x * 0.1", "return x * 0.10000000000000002", "return x * 0.1 * n", "return x + 0.1", "return x * x",
+           "return x if n > 2 else x * 0.1", "return x if n > 3 else x * 0.1", "return x[:2]",
+           "return x[:3]"]  # fmt: skip
+
+
+def test_every_script_has_a_text_of_its_own():
+    scripts = [scripted(body) for body in SCRIPTS] + [torch.jit.script(plain)]
+    texts = [repr(graph_key._text_of(script)) for script in scripts]
+    assert len(set(texts)) == len(scripts)
+    assert texts[:3] == [repr(graph_key._text_of(scripted(body))) for body in SCRIPTS[:3]]
+
+
 class Odd(float):
     pass
 
@@ -304,7 +322,8 @@ class Odd(float):
     "constant",
     [object(), Odd(1.0), lambda x: x, plain, torch.Generator(), test_every_constant_has_a_text_of_its_own,
      torch.autograd.Function, torch.no_grad()(plain), torch.zeros(3, requires_grad=True), torch.zeros(1 << 19),
-     math.sin, torch.jit.script(plain), {1, 2}, range(3), Path, type("relu", (), {})()],
+     math.sin, torch.jit.trace(lambda x: x + torch.tensor([1.0, 2.0]), torch.zeros(2)), {1, 2},
+     range(3), Path, type("relu", (), {})()],
     ids=lambda c: type(c).__name__,
 )  # fmt: skip
 def test_what_has_no_text_that_means_the_same_elsewhere(constant):
@@ -458,8 +477,9 @@ def test_the_report_says_what_became_of_it():
         for outcome in ("kept in the cache", "found in the cache"):
             torch.compiler.reset()
             assert f"lowered graph: {outcome}" in str(magpy.explain(plain, base()))
-        scripted = torch.jit.script(plain)
-        assert "lowered graph: not kept: " in str(magpy.explain(lambda x: scripted(x), base()))
+        generator = torch.Generator()
+        report = str(magpy.explain(lambda x: x + torch.rand(4, generator=generator), base()))
+        assert "lowered graph: not kept: a constant of type Generator" in report
 
 
 # -- What is on disk --------------------------------------------------------------------------------------------------
