@@ -50,6 +50,7 @@ def measure(name: str, backend: str) -> dict[str, float]:
             raise RuntimeError(f"{name} was not compiled: {after['fallbacks']}")
         for part in ("observing", "lowering", "compiling"):
             result[part] = after["seconds"][part] - before["seconds"][part]
+        result["graphs_found"] = after["graph_cache"]["hits"] - before["graph_cache"]["hits"]
     return result
 
 
