@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import decimal
+import hashlib
+import locale
 import os
 import random
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cmp_to_key, lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any
+
+KeyWrapper = type(cmp_to_key(lambda a, b: 0))  # has no name to import it by
 
 _call = (lambda function, args, kwargs: function(*args, **kwargs)).__code__
 
@@ -57,6 +62,34 @@ def can_write(path: str) -> bool:
     if os.path.exists(path):
         return not os.path.isdir(path) and os.access(path, os.W_OK)
     return os.access(os.path.dirname(path) or os.curdir, os.W_OK | os.X_OK)
+
+
+def decimal_context() -> str:
+    """What the thread's context says about the results of decimal arithmetic."""
+    now = decimal.getcontext()
+    traps = [signal.__name__ for signal, on in now.traps.items() if on]
+    return repr((now.prec, now.rounding, now.Emin, now.Emax, now.capitals, now.clamp, traps))
+
+
+def content(path: str, by_locale: bool) -> str | None:
+    """What says of a plain file that its content is the same (by_locale: and means the same text); None: unreadable."""
+    try:
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:
+        return None
+    encoding = locale.getencoding() if by_locale else ""
+    return f"{hashlib.sha256(data).hexdigest()} {len(data)} {encoding}"
+
+
+def listing(path: str) -> str | None:
+    """The names in a directory, in the order in which they are listed."""
+    try:
+        return "/".join(os.listdir(path))
+    except OSError:
+        return None
 
 
 def keeper(function: Any, first: Any) -> Any:

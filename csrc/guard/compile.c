@@ -176,7 +176,7 @@ static int sort_objects(mp_guard_program *prog)
 /* Hash of a key whose hashing runs no user code, else -1: it is then looked for by identity. */
 static Py_hash_t key_hash(PyObject *key)
 {
-    bool safe = mp_is_scalar(key) || Py_TYPE(key)->tp_hash == PyBaseObject_Type.tp_hash;
+    bool safe = mp_is_scalar(key) || Py_TYPE(key)->tp_hash == PyBaseObject_Type.tp_hash || mp_is_constant_ref(key);
     if (PyTuple_CheckExact(key)) {
         safe = true;
         for (Py_ssize_t i = 0; safe && i < PyTuple_GET_SIZE(key); i++) safe = key_hash(PyTuple_GET_ITEM(key, i)) != -1;

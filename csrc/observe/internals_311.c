@@ -75,6 +75,10 @@ static bool compared_by_c(PyObject *key)
     if (type->tp_richcompare == PyBaseObject_Type.tp_richcompare) return true;
     for (size_t i = 0; i < sizeof builtin / sizeof *builtin; i++)
         if (type->tp_richcompare == builtin[i]->tp_richcompare) return true;
+    if (type->tp_richcompare == _PyWeakref_RefType.tp_richcompare) { /* live ones compare what they refer to */
+        PyObject *referent = PyWeakref_GET_OBJECT(key);
+        return referent == Py_None || compared_by_c(referent);
+    }
     if (!PyTuple_CheckExact(key)) return false;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(key); i++)
         if (!compared_by_c(PyTuple_GET_ITEM(key, i))) return false;

@@ -165,8 +165,9 @@ static void read_slot(mp_recorder *rec, PyObject *descr, PyObject *owner, PyObje
 {
     if (mp_rec_ensure(rec, owner) == MP_NO_OBJ || mp_is_tensor(owner)) return;
     if (PyType_Check(owner) && name_is(name, "__dict__")) {
-        if (!mp_type_mutable((PyTypeObject *)owner)) return;
-        mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "the __dict__ of class %s", ((PyTypeObject *)owner)->tp_name);
+        PyObject *dict = ((PyTypeObject *)owner)->tp_dict; /* the view is the call's own, what it shows is read now */
+        if (mp_type_mutable((PyTypeObject *)owner) && mp_rec_pin(rec, dict, "__dict__ of a class") != MP_NO_OBJ)
+            mp_rec_whole(rec, dict);
         return;
     }
     if (PyCell_Check(owner)) { /* cell_contents: the place that LOAD_DEREF looks at */

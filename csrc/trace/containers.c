@@ -383,7 +383,10 @@ static void deep(mp_recorder *rec, PyObject *object, const mp_chain *outer)
 {
     if (mp_rec_abandoned(rec)) return;
     if (outer && is_nan(object)) mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "a NaN in a container that is compared");
-    if (mp_is_scalar(object)) return;
+    if (mp_is_scalar(object)) {
+        mp_rec_decimal(rec, object);
+        return;
+    }
     if (mp_is_tensor(object)) {
         mp_rec_touch(rec, object);
         return;
@@ -459,9 +462,30 @@ void mp_rec_foreign(mp_recorder *rec, PyObject *object)
     }
 }
 
+void mp_rec_decimal(mp_recorder *rec, PyObject *value)
+{
+    if (!mp_is_decimal(value) || mp_rec_abandoned(rec)) return;
+    mp_kept kept = mp_keep();
+    PyObject *module = PyImport_ImportModule("magpy.effects"), *none = PyTuple_New(0);
+    PyObject *function = module ? PyObject_GetAttrString(module, "decimal_context") : NULL;
+    PyObject *context = function && none ? PyObject_Call(function, none, NULL) : NULL;
+    if (context && mp_rec_pin(rec, function, "decimal_context") != MP_NO_OBJ)
+        mp_rec_read(rec, function, MP_READ_STATE_CALL, none, context);
+    else
+        no_memory(rec);
+    Py_XDECREF(module);
+    Py_XDECREF(none);
+    Py_XDECREF(function);
+    Py_XDECREF(context);
+    mp_restore(kept);
+}
+
 void mp_rec_operand(mp_recorder *rec, PyObject *object, bool is_deep)
 {
-    if (mp_is_scalar(object)) return;
+    if (mp_is_scalar(object)) {
+        mp_rec_decimal(rec, object);
+        return;
+    }
     if (mp_is_tensor(object)) {
         mp_rec_touch(rec, object);
         return;

@@ -265,6 +265,38 @@ void mp_handle_shuffle(mp_call *call)
     mp_restore(kept);
 }
 
+/* -- What lies on disk ----------------------------------------------------------------------------------------------------- */
+
+void mp_draw_witness(mp_call *call, const char *witness, PyObject *args)
+{
+    mp_recorder *rec = call->rec;
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (mp_deferred_files(rec)) {
+        mp_call_abandon(call, MP_REASON_EFFECT, "looks at files after one was written");
+        return;
+    }
+    if (!state || !state->accept_checks || !state->accept_values) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "what it reads is another at nearly every call");
+        return;
+    }
+    PyObject *module = PyImport_ImportModule("magpy.effects"), *keywords = PyDict_New();
+    PyObject *func = module ? PyObject_GetAttrString(module, witness) : NULL;
+    PyObject *data = func && keywords && args ? PyTuple_Pack(4, func, args, keywords, Py_None) : NULL;
+    PyObject *seen = data ? PyObject_Call(func, args, NULL) : NULL;
+    if (seen == Py_None)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of what is not there or no plain file");
+    else if (seen)
+        append(rec, data, seen, MP_NO_VALUE, NULL);
+    else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "files");
+    PyErr_Clear();
+    Py_XDECREF(module);
+    Py_XDECREF(keywords);
+    Py_XDECREF(func);
+    Py_XDECREF(data);
+    Py_XDECREF(seen);
+}
+
 /* -- The time ------------------------------------------------------------------------------------------------------------ */
 
 /* The clock is read by an operator of the graph, so that what lies between two looks at it lies there again. Its value, or MP_NO_VALUE after

@@ -377,7 +377,10 @@ void mp_call_abandon(mp_call *call, mp_reason_code code, const char *what)
 
 void mp_effect_read(mp_call *call, PyObject *argument, bool deep)
 {
-    if (mp_is_scalar(argument)) return;
+    if (mp_is_scalar(argument)) {
+        mp_rec_decimal(call->rec, argument);
+        return;
+    }
     if (mp_is_tensor(argument)) {
         mp_rec_touch(call->rec, argument);
         return;

@@ -134,6 +134,9 @@ void mp_defer_making(mp_call *call);
 /* The call gives another result each time: every run makes it again (draws.c). */
 void mp_draw_call(mp_call *call);
 void mp_clock_call(mp_call *call);
+/* What the call gives follows from what lies on disk: every run asks magpy.effects.<witness>(*args), which must say the same again (draws.c).
+** args: borrowed tuple of constants; NULL: no memory. */
+void mp_draw_witness(mp_call *call, const char *witness, PyObject *args);
 /* A C function of Python or (numpy) of numpy that computes with arrays is about to be called. True: it meets data, and is recorded
 ** (arrays_met.c). */
 bool mp_array_call(mp_call *call, bool numpy);

@@ -146,6 +146,50 @@ void mp_handle_warn(mp_call *call)
 
 /* -- Files ------------------------------------------------------------------------------------------------------------------------------------ */
 
+/* The name that a path stands for: owned str, or NULL without an exception. Code of pathlib may run: what it reads of an outside path is seen
+** when open() itself asks. */
+static PyObject *name_of(PyObject *path)
+{
+    PyObject *name = path && !PyLong_Check(path) ? PyOS_FSPath(path) : NULL;
+    if (name && !PyUnicode_CheckExact(name)) Py_CLEAR(name);
+    PyErr_Clear();
+    return name;
+}
+
+/* A file that is only read is a constant as long as its content is: that is asked again by every run. False after abandoning. */
+static bool witness_content(mp_call *call, PyObject *path, bool by_locale)
+{
+    PyObject *name = name_of(path), *args = name ? PyTuple_Pack(2, name, by_locale ? Py_True : Py_False) : NULL;
+    bool plain = name != NULL;
+    for (Py_ssize_t i = 0; i < call->nargs; i++)
+        plain = plain && (mp_is_scalar(call->args[i]) || call->args[i] == path);
+    for (Py_ssize_t i = 0; i < call->nkw; i++)
+        plain = plain && (mp_is_scalar(call->kwvalues[i]) || call->kwvalues[i] == path);
+    if (plain)
+        mp_draw_witness(call, "content", args);
+    else
+        mp_call_abandon(
+            call, MP_REASON_UNKNOWN_C_CALLABLE,
+            "a file without a name is read; read it before the call, or declare the function that does with "
+            "magpy.opaque");
+    mp_effect_check_result(call);
+    Py_XDECREF(name);
+    Py_XDECREF(args);
+    return !mp_rec_abandoned(call->rec);
+}
+
+/* numpy.load and the like: the array is as constant as the file. */
+void mp_handle_read_array(mp_call *call)
+{
+    mp_kept kept = mp_keep();
+    PyObject *path = argument(call, 0);
+    if (keyword(call, "mmap_mode") || call->nargs != 1)
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of a mapped file, or with many arguments");
+    else if (witness_content(call, path, true))
+        mp_deferred_silent(call->rec, call->frame);
+    mp_restore(kept);
+}
+
 /* open(): a file that is only written is opened at the commit, if a check before it says that it can be. */
 void mp_handle_open(mp_call *call)
 {
@@ -155,9 +199,13 @@ void mp_handle_open(mp_call *call)
     if (!mode) mode = keyword(call, "mode");
     mp_kept kept = mp_keep();
     const char *how = mode && PyUnicode_CheckExact(mode) ? PyUnicode_AsUTF8(mode) : "r";
-    if (!how || strpbrk(how, "rx+") || keyword(call, "opener") || call->nargs > 7)
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE,
-                        "a file is read; read it before the call, or declare the function that does with magpy.opaque");
+    bool special = !how || strpbrk(how, "x+") || keyword(call, "opener") || call->nargs > 7;
+    if (special)
+        mp_call_abandon(
+            call, MP_REASON_UNKNOWN_C_CALLABLE,
+            "a file is read and written; do it before the call, or declare the function that does with magpy.opaque");
+    else if (!strpbrk(how, "wa"))
+        (void)witness_content(call, path, !strchr(how, 'b'));
     else if (!path || !PyUnicode_CheckExact(path))
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "the file's name is no str; pass str(path)");
     else if (!state || !state->accept_checks)
@@ -177,6 +225,29 @@ void mp_handle_open(mp_call *call)
     mp_restore(kept);
 }
 
+/* os.listdir */
+void mp_handle_listdir(mp_call *call)
+{
+    mp_kept kept = mp_keep();
+    PyObject *path = argument(call, 0), *name = path || call->nkw ? name_of(path) : PyUnicode_FromString(".");
+    PyObject *args = name ? PyTuple_Pack(1, name) : NULL;
+    if (name)
+        mp_draw_witness(call, "listing", args);
+    else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "of what has no name");
+    mp_effect_check_result(call);
+    Py_XDECREF(name);
+    Py_XDECREF(args);
+    mp_restore(kept);
+}
+
+/* Has the call opened the file to read it? What it does with it is its own business. */
+static bool read_file(mp_call *call)
+{
+    return call->nargs && mp_rec_find(call->rec, call->args[0]) == MP_NO_OBJ &&
+           !mp_deferred_made(call->rec, call->args[0]);
+}
+
 static bool own_file(mp_call *call)
 {
     if (call->nargs && mp_deferred_made(call->rec, call->args[0])) return true;
@@ -185,11 +256,14 @@ static bool own_file(mp_call *call)
 }
 
 /* with file: gives the file itself. */
-void mp_handle_file_enter(mp_call *call) { (void)own_file(call); }
+void mp_handle_file_enter(mp_call *call)
+{
+    if (!read_file(call)) (void)own_file(call);
+}
 
 void mp_handle_file_close(mp_call *call)
 {
-    if (own_file(call)) mp_defer(call, false, false);
+    if (!read_file(call) && own_file(call)) mp_defer(call, false, false);
 }
 
 /* csv.writer(file) */

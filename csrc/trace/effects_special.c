@@ -605,6 +605,21 @@ static void cached(mp_recorder *rec, PyObject *data, PyObject **slot)
     Py_XDECREF(data);
 }
 
+/* (args, kwargs, no frames) of a deferred call, from arguments as caches are asked for them. Owned, or NULL with an exception. */
+static PyObject *how_called(PyObject *args)
+{
+    Py_ssize_t n = PyTuple_GET_SIZE(args), first = 0;
+    while (first < n && PyTuple_GET_ITEM(args, first) != mp_lru_mark()) first++;
+    PyObject *positional = PyTuple_GetSlice(args, 0, first), *keywords = PyDict_New(), *how = NULL;
+    bool good = positional && keywords;
+    for (Py_ssize_t i = first + 1; good && i + 1 < n; i += 2)
+        good = PyDict_SetItem(keywords, PyTuple_GET_ITEM(args, i), PyTuple_GET_ITEM(args, i + 1)) == 0;
+    if (good) how = Py_BuildValue("(OO())", positional, keywords);
+    Py_XDECREF(positional);
+    Py_XDECREF(keywords);
+    return how;
+}
+
 /* A cached function of the program's own: what the cache holds is read as a location of its own, the look-up itself is an effect of the commit,
 ** for it counts. data: (wrapper, args, key, number of writes, of operators). */
 static void cached_own(mp_recorder *rec, PyObject *data, PyObject **slot)
@@ -616,7 +631,7 @@ static void cached_own(mp_recorder *rec, PyObject *data, PyObject **slot)
         if (writes != rec->recording->n_writes || ops != rec->recording->n_ops || mp_lru_find(wrapper, args) != result)
             mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "a cached function ran for the first time, with effects");
         else {
-            PyObject *how = Py_BuildValue("(O{}())", args);
+            PyObject *how = how_called(args);
             mp_rec_read(rec, wrapper, MP_READ_CACHED, key, result);
             if (how)
                 mp_rec_effect(rec, wrapper, how);
@@ -636,24 +651,36 @@ static bool identity_key(PyObject *object)
     return type->tp_hash == PyBaseObject_Type.tp_hash && type->tp_richcompare == PyBaseObject_Type.tp_richcompare;
 }
 
+/* An argument of a cached function as the guard is to find it again: a constant, or an object of the outside. Owned, or NULL. */
+static PyObject *named_argument(mp_recorder *rec, PyObject *item)
+{
+    if (mp_key_plain(item)) return Py_NewRef(item);
+    mp_obj_id id = mp_rec_find(rec, item);
+    if (id == MP_NO_OBJ || !identity_key(item)) return NULL;
+    mp_rec_type(rec, item);
+    return mp_ref_new(id);
+}
+
 static void call_cached_own(mp_call *call)
 {
     mp_recorder *rec = call->rec;
-    PyObject *args = PyTuple_New(call->nargs), *key = args ? PyTuple_New(call->nargs) : NULL, *data = NULL;
-    const char *why = call->nkw ? "a cached function with keyword arguments" : NULL;
+    Py_ssize_t first = call->nargs + (call->nkw > 0), n = first + 2 * call->nkw;
+    PyObject *args = PyTuple_New(n), *key = args ? PyTuple_New(n) : NULL, *data = NULL;
+    const char *why = NULL;
     if (!mp_lru_ready() || !mp_lru_caches(call->callable)) why = "a cache without entries";
-    for (Py_ssize_t i = 0; key && !why && i < call->nargs; i++) {
-        PyObject *item = call->args[i], *named = NULL;
-        mp_obj_id id = MP_NO_OBJ;
-        if (mp_is_scalar(item) || mp_is_identity_type(item))
-            named = Py_NewRef(item);
-        else if ((id = mp_rec_find(rec, item)) != MP_NO_OBJ && identity_key(item))
-            named = mp_ref_new(id);
-        else
+    if (call->nkw && !why && !mp_lru_mark()) why = "a cached function with keyword arguments";
+    for (Py_ssize_t i = 0; key && !why && i < n; i++) {
+        bool name = i >= first && (i - first) % 2 == 0;
+        PyObject *item = i < call->nargs ? call->args[i]
+                         : i < first     ? mp_lru_mark()
+                         : name          ? PyTuple_GET_ITEM(call->kwnames, (i - first) / 2)
+                                         : call->kwvalues[(i - first) / 2];
+        if (item == mp_lru_mark()) mp_rec_pin(rec, item, "keywords");
+        PyObject *named = named_argument(rec, item);
+        if (!named)
             why = "a cached function, called with an object that is not one of the outside or has its own __eq__";
         PyTuple_SET_ITEM(args, i, Py_NewRef(item));
         PyTuple_SET_ITEM(key, i, named ? named : Py_NewRef(Py_None));
-        if (id != MP_NO_OBJ) mp_rec_type(rec, item);
     }
     if (why)
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, why);

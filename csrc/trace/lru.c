@@ -28,7 +28,11 @@ typedef struct {
 static const char proof[] = "from functools import lru_cache\n"
                             "bounded = lru_cache(maxsize=7)(lambda x: [x])\n"
                             "endless = lru_cache(maxsize=None, typed=True)(lambda x: [x])\n"
-                            "results = bounded('a'), bounded('b'), bounded('a'), endless('c')\n";
+                            "results = bounded('a'), bounded('b'), bounded('a'), endless('c')\n"
+                            "marked = lru_cache(lambda **x: [x])\n"
+                            "results += (marked(a=1),)\n";
+
+static PyObject *keyword_mark; /* owned for ever: what stands before the keywords in a key; NULL if it was not found */
 
 static bool holds(PyObject *space, const char *name, const char *argument, Py_ssize_t maxsize, int typed,
                   Py_ssize_t misses, Py_ssize_t hits, int result)
@@ -44,6 +48,16 @@ static bool holds(PyObject *space, const char *name, const char *argument, Py_ss
     return good;
 }
 
+/* Not exported: what a cache that was called by keyword has as the first part of its key. */
+static void find_keyword_mark(PyObject *space)
+{
+    const lru_object *lru = (const lru_object *)PyDict_GetItemString(space, "marked");
+    PyObject *key, *link;
+    Py_ssize_t at = 0;
+    if (PyDict_Next(lru->cache, &at, &key, &link) && PyTuple_CheckExact(key) && PyTuple_GET_SIZE(key) == 3)
+        keyword_mark = Py_NewRef(PyTuple_GET_ITEM(key, 0));
+}
+
 bool mp_lru_ready(void)
 {
     static int ready = -1; /* not known yet */
@@ -54,6 +68,7 @@ bool mp_lru_ready(void)
     PyObject *done = space ? PyRun_String(proof, Py_file_input, space, space) : NULL;
     if (done)
         ready = holds(space, "bounded", "b", 7, 0, 2, 1, 1) && holds(space, "endless", "c", -1, 1, 1, 0, 3) ? 1 : 0;
+    if (ready) find_keyword_mark(space);
     Py_XDECREF(done);
     Py_XDECREF(space);
     mp_restore(kept);
@@ -64,19 +79,31 @@ bool mp_lru_ready(void)
 
 bool mp_lru_caches(PyObject *wrapper) { return ((const lru_object *)wrapper)->maxsize != 0; }
 
-/* The key that the wrapper makes of positional arguments. Owned, or NULL with an exception. */
+/* args with mark, name, value, ... in them: where the mark is, or the end. */
+static Py_ssize_t positional(PyObject *args)
+{
+    Py_ssize_t n = 0;
+    while (n < PyTuple_GET_SIZE(args) && PyTuple_GET_ITEM(args, n) != keyword_mark) n++;
+    return n;
+}
+
+PyObject *mp_lru_mark(void) { return keyword_mark; }
+
+/* The key that the wrapper makes of the arguments. Owned, or NULL with an exception. */
 static PyObject *key_of(const lru_object *lru, PyObject *args)
 {
-    Py_ssize_t n = PyTuple_GET_SIZE(args);
+    Py_ssize_t n = PyTuple_GET_SIZE(args), first = positional(args);
     if (n == 1 && !lru->typed) {
         PyObject *only = PyTuple_GET_ITEM(args, 0);
         if (PyUnicode_CheckExact(only) || PyLong_CheckExact(only)) return Py_NewRef(only);
     }
     if (!lru->typed) return Py_NewRef(args);
-    PyObject *key = PyTuple_New(2 * n);
-    for (Py_ssize_t i = 0; key && i < n; i++) {
-        PyTuple_SET_ITEM(key, i, Py_NewRef(PyTuple_GET_ITEM(args, i)));
-        PyTuple_SET_ITEM(key, n + i, Py_NewRef((PyObject *)Py_TYPE(PyTuple_GET_ITEM(args, i))));
+    PyObject *key =
+        PyTuple_New(n + first + (n - first) / 2); /* then the types: of positional ones, of keywords' values */
+    for (Py_ssize_t i = 0; key && i < n; i++) PyTuple_SET_ITEM(key, i, Py_NewRef(PyTuple_GET_ITEM(args, i)));
+    for (Py_ssize_t i = 0, at = n; key && at < PyTuple_GET_SIZE(key); at++, i += i < first ? 1 : 2) {
+        if (i == first) i += 2; /* mark, name */
+        PyTuple_SET_ITEM(key, at, Py_NewRef((PyObject *)Py_TYPE(PyTuple_GET_ITEM(args, i))));
     }
     return key;
 }

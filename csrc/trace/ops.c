@@ -134,8 +134,9 @@ static bool store_member(mp_recorder *rec, mp_running_op *op)
         return true;
     }
     if (strcmp(name, "data") != 0 || !mp_is_tensor(value)) return false;
-    op->args_template = mp_rec_template(rec, op->real_args);
     op->effect = MP_EFFECT_META;
+    if (value == PyTuple_GET_ITEM(op->real_args, 0)) return true; /* module.to() where nothing is to be done */
+    op->args_template = mp_rec_template(rec, op->real_args);
     op->sets_data = true;
     return true;
 }

@@ -90,7 +90,10 @@ bool mp_is_type_alias(
     PyObject *object); /* list[int], int | str: types in all but name, immutable, read as a whole by isinstance */
 bool mp_is_scalar(
     PyObject *value); /* immutable by exact type: None, bool, int, float, complex, str, bytes, Ellipsis, NotImplemented,
-    dtype, device, layout, memory_format, torch.Size, range, slice of scalars, numpy scalars; tuples are containers, not scalars */
+    dtype, device, layout, memory_format, torch.Size, range, slice of scalars, numpy scalars,
+    dates and durations, Decimal; tuples are containers, not scalars */
+/* A weak reference that equals another exactly where both refer to the same type or function: a key like its referent. */
+bool mp_is_constant_ref(PyObject *key);
 bool mp_scalar_same(PyObject *a,
                     PyObject *b); /* same exact type and value; 0.0 and -0.0 differ, NaN equals itself bitwise */
 

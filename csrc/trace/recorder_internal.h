@@ -154,7 +154,10 @@ bool mp_rec_known(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject
 
 /* -- Scalars and keys (scalars.c) ------------------------------------------------------------------------------------------------ */
 
-void mp_scalars_prepare(void); /* find torch's and numpy's scalar types; called when a recording starts */
+bool mp_is_decimal(PyObject *value); /* its arithmetic reads the thread's decimal context */
+void mp_rec_decimal(mp_recorder *rec,
+                    PyObject *value); /* the scalar is computed with: what else that reads (containers.c) */
+void mp_scalars_prepare(void);        /* find torch's and numpy's scalar types; called when a recording starts */
 /* A key whose meaning is fixed: a scalar, a type, module or C callable, or a tuple of those. */
 bool mp_is_constant_key(PyObject *key);
 bool mp_key_same(PyObject *a, PyObject *b); /* constant keys, NULL for none */

@@ -9,6 +9,16 @@ static struct {
     PyTypeObject *dtype, *device, *layout, *memory_format, *size, *generic, *numpy_dtype;
 } foreign;
 
+/* Values of the standard library in C whose repr() shows all of them. */
+enum { DATETIME, DATE, TIME, TIMEDELTA, TIMEZONE, DECIMAL, VALUE_TYPES };
+static struct {
+    const char *module, *name;
+    PyTypeObject *type; /* as in `foreign` */
+} value_types[VALUE_TYPES] = {
+    [DATETIME] = {"datetime", "datetime"},   [DATE] = {"datetime", "date"},         [TIME] = {"datetime", "time"},
+    [TIMEDELTA] = {"datetime", "timedelta"}, [TIMEZONE] = {"datetime", "timezone"}, [DECIMAL] = {"decimal", "Decimal"},
+};
+
 static PyTypeObject *module_type(const char *module_name, const char *name)
 {
     PyObject *modules = PyImport_GetModuleDict();                  /* borrowed */
@@ -31,6 +41,8 @@ void mp_scalars_prepare(void)
     }
     if (!foreign.generic) foreign.generic = module_type("numpy", "generic");
     if (!foreign.numpy_dtype) foreign.numpy_dtype = module_type("numpy", "dtype");
+    for (int i = 0; i < VALUE_TYPES; i++)
+        if (!value_types[i].type) value_types[i].type = module_type(value_types[i].module, value_types[i].name);
     PyErr_Restore(type, value, trace);
 }
 
@@ -45,6 +57,25 @@ static bool is_numpy_dtype(PyTypeObject *type)
     return foreign.numpy_dtype && PyType_IsSubtype(type, foreign.numpy_dtype) && !strstr(type->tp_name, "Void") &&
            !strstr(type->tp_name, "Object") && type != foreign.numpy_dtype;
 }
+
+/* A date, a duration or a decimal number. A zone that the program has written has code of its own: then it is none. */
+static bool is_library_value(PyObject *value)
+{
+    int kind = 0;
+    if (PyType_HasFeature(Py_TYPE(value), Py_TPFLAGS_HEAPTYPE)) return false; /* a class in its place */
+    while (kind < VALUE_TYPES && value_types[kind].type != Py_TYPE(value)) kind++;
+    if (kind != DATETIME && kind != TIME) return kind < VALUE_TYPES;
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyObject *zone = PyObject_GetAttrString(value, "tzinfo"); /* a C member */
+    bool plain = zone && (zone == Py_None || Py_TYPE(zone) == value_types[TIMEZONE].type);
+    Py_XDECREF(zone);
+    PyErr_Clear();
+    PyErr_Restore(type, error, trace);
+    return plain;
+}
+
+bool mp_is_decimal(PyObject *value) { return Py_TYPE(value) == value_types[DECIMAL].type && value_types[DECIMAL].type; }
 
 /* -- What is one ---------------------------------------------------------------------------------------------------- */
 
@@ -61,7 +92,7 @@ bool mp_is_scalar(PyObject *value)
     }
     if (type == &PyType_Type || type == &PyTuple_Type || type == &PyDict_Type || type == &PyFunction_Type) return false;
     return is_singleton_type(type) || (foreign.size && (type == foreign.device || type == foreign.size)) ||
-           is_numpy_scalar(type) || is_numpy_dtype(type);
+           is_numpy_scalar(type) || is_numpy_dtype(type) || is_library_value(value);
 }
 
 /* -- Equality: same exact type and same value ------------------------------------------------------------------------ */
@@ -115,6 +146,20 @@ static bool same_range(PyObject *a, PyObject *b)
     return same;
 }
 
+/* Equality alone is too little: 1.0 == 1.00, and one instant in two zones. */
+static bool same_repr(PyObject *a, PyObject *b)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject *x = PyObject_Repr(a), *y = x ? PyObject_Repr(b) : NULL;
+    bool same = y && PyUnicode_Compare(x, y) == 0;
+    Py_XDECREF(x);
+    Py_XDECREF(y);
+    PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+    return same;
+}
+
 static bool same_items(PyObject *a, PyObject *b)
 {
     if (PyTuple_GET_SIZE(a) != PyTuple_GET_SIZE(b)) return false;
@@ -141,10 +186,20 @@ bool mp_scalar_same(PyObject *a, PyObject *b)
     if (foreign.size && type == foreign.device) return same_by_compare(a, b);
     if (foreign.size && type == foreign.size) return same_items(a, b);
     if (is_numpy_scalar(type)) return same_bytes(a, b);
+    if (is_library_value(a)) return is_library_value(b) && same_repr(a, b);
     return false; /* None, bool and torch's singletons are the same object or different */
 }
 
 /* -- Keys ------------------------------------------------------------------------------------------------------------ */
+
+bool mp_is_constant_ref(PyObject *key)
+{
+    PyObject *referent = PyWeakref_CheckRefExact(key) ? PyWeakref_GET_OBJECT(key) : Py_None;
+    PyTypeObject *type = Py_TYPE(referent);
+    bool plain = mp_is_identity_type(referent) || PyFunction_Check(referent);
+    return plain && type->tp_richcompare == PyBaseObject_Type.tp_richcompare &&
+           type->tp_hash == PyBaseObject_Type.tp_hash;
+}
 
 bool mp_is_constant_key(PyObject *key)
 {
@@ -153,7 +208,7 @@ bool mp_is_constant_key(PyObject *key)
             if (!mp_is_constant_key(PyTuple_GET_ITEM(key, i))) return false;
         return true;
     }
-    return mp_is_scalar(key) || mp_is_identity_type(key) || mp_ref_id(key) != MP_NO_OBJ;
+    return mp_is_scalar(key) || mp_is_identity_type(key) || mp_ref_id(key) != MP_NO_OBJ || mp_is_constant_ref(key);
 }
 
 /* Same constant key: as scalars, tuples item by item, everything else by identity. */

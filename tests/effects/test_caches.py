@@ -186,3 +186,27 @@ def test_a_cache_without_entries() -> None:
             yield fast(X), scale.cache_info()
 
     same_as_eager(scenario)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_keywords_and_tuples(typed: bool) -> None:
+    def scenario(wrap: Any) -> Any:
+        ran: list[Any] = []
+
+        @functools.lru_cache(maxsize=4, typed=typed)
+        def table(shape: tuple[int, ...], *, fill: Any = 1, names: Any = ()) -> torch.Tensor:
+            ran.append((shape, fill, names))
+            return torch.full(shape, fill)
+
+        def program(x: torch.Tensor, fill: Any) -> Any:
+            first = table((3,), fill=fill)
+            return x * first * table(shape=(1, 3), names=("a", 2)), first is table((3,), fill=fill)
+
+        fast = wrap(program)
+        for fill in (2, 2, 2, 2.0, 2.0, 3, 3, True, 1, 2, 2):
+            yield fast(X, fill), table.cache_info(), list(ran)
+        table.cache_clear()
+        for _ in range(3):
+            yield fast(X, 2), table.cache_info(), list(ran)
+
+    same_as_eager(scenario, min_hits=3)

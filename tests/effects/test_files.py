@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -211,3 +212,118 @@ def test_files_are_closed_and_let_go(tmp_path: Path) -> None:
         function(torch.ones(3), path)
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+# -- Files that are read ---------------------------------------------------------------------------------------------
+
+
+def read_text(x: torch.Tensor, path: str) -> Any:
+    with open(path) as file:
+        return x * 2, file.read(), file.closed
+
+
+def read_lines(x: torch.Tensor, path: str) -> Any:
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        first = file.readline()
+        for line in file:
+            lines.append(line)
+        file.seek(0)
+        return x * len(first), lines, file.readlines()
+
+
+def read_bytes(x: torch.Tensor, path: str) -> Any:
+    file = open(path, "rb")  # noqa: SIM115
+    data = file.read(2), file.tell(), file.read()
+    file.close()
+    return x * 2, data
+
+
+def read_json(x: torch.Tensor, path: str) -> Any:
+    with open(path) as file:
+        return x * len(json.load(file))
+
+
+def read_csv(x: torch.Tensor, path: str) -> Any:
+    with open(path, newline="") as file:
+        return x * 2, list(csv.reader(file)), sum(1 for _ in csv.DictReader(["a,b", "1,2"]))
+
+
+def read_with_pathlib(x: torch.Tensor, path: str) -> Any:
+    return x * 2, Path(path).read_text()
+
+
+def read_or_else(x: torch.Tensor, path: str) -> Any:
+    try:
+        with open(path) as file:
+            return x * 2, file.read()
+    except OSError as error:
+        return x, type(error)
+
+
+def listed(x: torch.Tensor, path: str) -> Any:
+    return x * len(os.listdir(os.path.dirname(path))), sorted(os.listdir(os.path.dirname(path)))
+
+
+READERS = [read_text, read_lines, read_bytes, read_json, read_csv, read_with_pathlib, read_or_else, listed]
+
+
+@pytest.mark.parametrize("program", READERS, ids=[program.__name__ for program in READERS])
+def test_read_files(program: Program, tmp_path: Path) -> None:
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        path = tmp_path / "file"
+        function = wrap(program)
+        for text in ("[1, 2]\n[3]", "[1, 2]\n[3]", "[1, 2]\n[4]", "[1, 2]\n[3]"):
+            path.write_text(text if program is not read_json else text.replace("\n", ",").join("[]"))
+            os.utime(path, (1, 1))  # neither size nor time tell that the content is another
+            yield attempt(function, torch.ones(3), str(path))
+        (tmp_path / "other").write_text("")
+        yield attempt(function, torch.ones(3), str(path))
+        path.unlink()
+        yield type(attempt(function, torch.ones(3), str(path)))
+
+    same_as_eager(scenario, min_hits=2)
+
+
+def test_arrays_that_are_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "array.npy")
+
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        function = wrap(lambda x: x * torch.from_numpy(np.load(path)).sum())
+        for value in (1.0, 1.0, 2.0):
+            np.save(path, np.full(3, value))
+            yield function(torch.ones(3))
+
+    same_as_eager(scenario, hits=1)
+
+
+def test_a_file_that_is_written_and_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+
+    def program(x: torch.Tensor) -> Any:
+        with open(path, "w") as file:
+            file.write("written")
+        with open(path) as file:
+            return x * 2, file.read()
+
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        function = wrap(program)
+        for _ in range(3):
+            yield function(torch.ones(3))
+
+    same_as_eager(scenario)
+
+
+def test_a_file_from_outside_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("1\n2\n3\n")
+
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        with path.open() as file:
+            function = wrap(lambda x: (x * 2, file.readline()))
+            for _ in range(3):
+                yield function(torch.ones(3))
+
+    same_as_eager(scenario)
