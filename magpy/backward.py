@@ -13,12 +13,17 @@ FREED = "magpy: freed"  # in the metadata of a node that a backward pass has gon
 
 
 def sources(
-    outputs: Sequence[Any], inputs: Sequence[Any], outside: Sequence[torch.Tensor], accumulate: bool
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    outside: Sequence[torch.Tensor],
+    accumulate: bool,
+    retained: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor] | str:
     """The tensors whose gradients a run of the engine computes: `inputs`, or without any all leaves that it reaches.
 
     outside: tensors with a history from before the call; if the run goes into it, the answer is the reason why it
-    cannot be traced. accumulate: the gradients go into .grad."""
+    cannot be traced. accumulate: the gradients go into .grad. retained: others that keep theirs if the run comes to
+    them."""
     if not all(isinstance(t, torch.Tensor) for t in (*outputs, *inputs)):
         return "a gradient edge in the place of a tensor"
     if accumulate and any(not t.is_leaf for t in inputs):
@@ -43,7 +48,10 @@ def sources(
         if isinstance(leaf, torch.Tensor):
             found[id(leaf)] = leaf
         stack += [following for following, _ in node.next_functions if following is not None]
-    return list(inputs) if inputs else list(found.values())
+    if inputs and retained:
+        return "backward(inputs=...) where tensors retain their gradients"
+    kept = [t for t in retained or () if t.grad_fn in seen and id(t) not in found]
+    return list(inputs) if inputs else [*found.values(), *{id(t): t for t in kept}.values()]
 
 
 class _WithData(torch.autograd.Function):

@@ -204,6 +204,8 @@ def _results(new: Session, joint: Joint, outs: list[Any]) -> list[torch.Tensor]:
             raise Unsupported("a leaf that requires grad, over memory of another result or input")
         if kind == "input" and k in joint.mutated:
             raise NeedsWrappers("an output shares memory with an input that is changed in place")
+        if getattr(out, "_backward_hooks", None):  # its own gradient goes another way
+            raise Unsupported("a hook of a result that shares memory with another result or an input")
         joint.wanted.append(("view", len(joint.views)))
         joint.views.append((kind, k, *_plain_view(new, out, results[k] if kind == "result" else new.wrapped[k])))
     joint.n_results = len(results)

@@ -26,6 +26,7 @@ from magpy import (
     backward,
     choices,
     graph_cache,
+    hooks,
     products,
     results,
     symbols,
@@ -442,6 +443,8 @@ def lower(
     lowered.data = None  # it holds graphs
     lowered.info["kept"] = place.outcome
     lowered.runner = results.as_observed(lowered, program.outputs)
+    if hooks.are_in(ops):
+        lowered.runner = hooks.in_runs(lowered.runner)
     return lowered
 
 
@@ -483,10 +486,15 @@ def lower_program(
         own_gradients = getattr(program, "computes_gradients", False)
         if own_gradients:
             program.refuse_reset_after_use(inputs=True)
+            retains = any(op[0] is hooks.retain for op in program.ops)
+            program.ops = [op for op in program.ops if op[0] is not hooks.retain]  # those passes give what is kept
+            hooks.refuse(program.ops)
         if own_gradients or not program.wants_grad(inputs):
             with contextlib.suppress(aten_trace.NeedsAutograd):
                 frozen = () if own_gradients else frozen
                 return _checked(_lower_inference(program, inputs, log, own_gradients, frozen), inputs)
+            if own_gradients and retains:
+                raise Unsupported("retain_grad() for backward passes inside the call and after it")
         from magpy import training
 
         return _checked(training.lower_training(program, inputs, log), inputs)

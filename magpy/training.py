@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from magpy import aten_trace, choices, graph_form
+from magpy import aten_trace, choices, graph_form, hooks
 from magpy.aten_graph import Graph, Unsupported, each_val
 from magpy.graph_cache import Place
 from magpy.joint import Joint, NeedsWrappers, Retraced, trace_joint
@@ -28,6 +28,7 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
     except NeedsWrappers:
         from magpy import aot
 
+        hooks.refuse(getattr(program, "ops", ()))
         if reset:
             raise Unsupported("results that share memory, and a tensor whose .data is set") from None
         with _recurrent_without_mkldnn(program):
@@ -245,6 +246,7 @@ class _Function(torch.autograd.Function):
         joint, (own, ctx.saves) = compiled.joint, compiled.groups[number]
         outs = [t.data if t._is_view() else t for t in (compiled.forward(inputs) if made is None else made)]
         ctx.compiled = compiled
+        ctx.hooks = hooks.given()
         ctx.set_materialize_grads(False)
         silent = [] if number else compiled.silent
         ctx.mark_non_differentiable(*[outs[k] for k in silent])
@@ -265,7 +267,7 @@ class _Function(torch.autograd.Function):
         needed = ctx.saves or any(i < n_saved for i in reverse.uses)
         values: list[Any] = [*ctx.saved_tensors] if needed else [None] * n_saved  # raises if they were freed
         values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
-        with torch.no_grad():
+        with torch.no_grad(), hooks.backward_of(ctx.hooks):
             outs = reverse.runner([values[i] for i in reverse.uses])
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
             outs = _refusing_double_backward(ctx, [g for g in grads if g is not None and g.requires_grad], outs)

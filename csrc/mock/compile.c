@@ -718,11 +718,11 @@ static bool add_look(walker *w, PyObject *object)
     return added;
 }
 
-/* A leaf that has a gradient already, or keeps hooks, or a tensor that will keep its gradient: what makes it gives it none of those. */
+/* A leaf that has a gradient already or keeps hooks: what makes it gives it none of those. (Hooks of others are operators.) */
 static bool has_gradient_state(PyObject *tensor)
 {
     static const char *const names[] = {"grad", "_backward_hooks", "_post_accumulate_grad_hooks"};
-    if (!is_true(tensor, "is_leaf")) return is_true(tensor, "retains_grad");
+    if (!is_true(tensor, "is_leaf")) return false;
     bool found = false;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         PyObject *value = PyObject_GetAttrString(tensor, names[i]);

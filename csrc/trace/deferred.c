@@ -466,8 +466,7 @@ static bool into_own_buffer(mp_call *call)
     return file && !strcmp(Py_TYPE(file)->tp_name, "_io.StringIO") && mp_rec_find(call->rec, file) == MP_NO_OBJ;
 }
 
-/* Is the next instruction one that drops the result? */
-static bool result_unused(const mp_frame *frame)
+bool mp_result_unused(const mp_frame *frame)
 {
     PyObject *bytes = frame->code ? PyCode_GetCode(frame->code) : NULL; /* owned, without specialisation */
     bool unused = false;
@@ -532,7 +531,7 @@ static void defer(mp_call *call, bool text, bool at_frames, mp_pending finish)
     if (packed && name) {
         state->effects = true;
         state->plain = c.plain;
-        state->unused = result_unused(call->frame);
+        state->unused = mp_result_unused(call->frame);
         mp_rec_effect(rec, callable, packed);
         mp_rec_pend(rec, call->frame, finish, name);
         mp_deferred_begin(rec, call->frame, false);

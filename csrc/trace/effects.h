@@ -126,6 +126,8 @@ void mp_function_code(mp_recorder *rec, PyObject *function);
 /* Any call, methods and partials not yet unwrapped (calls.c). */
 void mp_call_any(mp_call *call);
 
+/* Is the next instruction one that drops the call's result (deferred.c)? */
+bool mp_result_unused(const mp_frame *frame);
 /* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the
 ** frames of its callers. */
 void mp_defer(mp_call *call, bool text, bool at_frames);

@@ -125,7 +125,9 @@ static PyObject *histories(mp_recorder *rec)
 static bool find_sources(mp_recorder *rec, engine_run *run, PyObject *inputs, bool accumulate)
 {
     PyObject *find = helper("sources"), *outside = find ? histories(rec) : NULL;
-    PyObject *found = outside ? PyObject_CallFunction(find, "OOOi", run->outputs, inputs, outside, accumulate) : NULL;
+    PyObject *retained = accumulate && rec->op_state->retained ? rec->op_state->retained : Py_None;
+    PyObject *found =
+        outside ? PyObject_CallFunction(find, "OOOiO", run->outputs, inputs, outside, accumulate, retained) : NULL;
     Py_XDECREF(find);
     Py_XDECREF(outside);
     if (found && PyUnicode_Check(found)) {
@@ -273,6 +275,11 @@ void mp_handle_run_backward(mp_call *call)
     if (!state || call->nargs < 5 || !PyTuple_Check(call->args[0]) || !PyTuple_Check(call->args[1]) ||
         !PyTuple_Check(call->args[4]) || !accumulate || !PyBool_Check(accumulate) || state->muted) {
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "with such arguments");
+        return;
+    }
+    if (state->hooks) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE,
+                        "gradients are computed in a call that registers hooks of tensors; go backward after it");
         return;
     }
     mp_kept kept = mp_keep();

@@ -257,6 +257,8 @@ static void end_attr(mp_recorder *rec, mp_running_op *op, PyObject *out)
         mp_rec_read(rec, tensor, MP_READ_TENSOR_ATTR, key, out);
     } else if (!key || (mp_is_tensor(out) && mp_rec_has_unknown(rec, out)))
         mp_op_abandon(rec, MP_REASON_UNKNOWN_TENSOR, op->func, NULL);
+    else if (tensor && !strcmp(name, "grad_fn"))
+        mp_hooks_note_node(rec, out, tensor);
     Py_XDECREF(key);
     PyErr_Clear();
 }

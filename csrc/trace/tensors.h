@@ -79,8 +79,15 @@ typedef struct mp_op_state {
     bool accept_values;   /* also floats, complex numbers and lists */
     int inference;        /* inference modes entered minus left */
     PyObject *locks;      /* owned list of the locks that the call holds now, or NULL */
+    uint32_t n_hooks;     /* hooks of the call's own tensors that it has registered, retain_grad() among them */
+    bool hooks;           /* functions were registered as hooks */
+    PyObject *nodes;      /* owned list of (node of an autograd.Function, a tensor whose grad_fn it is), or NULL */
+    PyObject *retained;   /* owned list of the call's own tensors that retain their gradients, or NULL */
     PyObject *generators; /* owned list of the random generators that the call made, or NULL */
 } mp_op_state;
+
+/* The program has looked at a tensor's node in the graph of autograd: `node` may get hooks (hooks.c). */
+void mp_hooks_note_node(mp_recorder *rec, PyObject *node, PyObject *tensor);
 
 /* NULL after abandoning for lack of memory. */
 mp_op_state *mp_rec_op_state(mp_recorder *rec);

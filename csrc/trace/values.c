@@ -88,6 +88,8 @@ void mp_rec_free_op_state(mp_recorder *rec)
 {
     if (!rec->op_state) return;
     Py_XDECREF(rec->op_state->generators);
+    Py_XDECREF(rec->op_state->retained);
+    Py_XDECREF(rec->op_state->nodes);
     Py_XDECREF(rec->op_state->locks);
     PyMem_RawFree(rec->op_state->facts);
     PyMem_RawFree(rec->op_state);
