@@ -463,9 +463,11 @@ class Session:
         """Which inputs were changed in place, and their new data."""
         mutated = []
         for i, w in enumerate(self.wrapped):
-            if torch._functionalize_has_metadata_mutation(w) or torch._functionalize_was_storage_changed(w):
-                raise Unsupported("an in-place change of an input's shape or storage")
-            if torch._functionalize_has_data_mutation(w):  # type: ignore[attr-defined]
+            moved = torch._functionalize_has_metadata_mutation(w)  # the recorder has found out what the commit does
+            changed = torch._functionalize_has_data_mutation(w)  # type: ignore[attr-defined]
+            if torch._functionalize_was_storage_changed(w) or (moved and changed):
+                raise Unsupported("an in-place change of an input's storage, or of its shape and its data")
+            if changed:
                 hidden = torch._functionalize_are_all_mutations_under_no_grad_or_inference_mode(w)
                 if w.requires_grad and w.grad_fn is not None and not hidden:
                     raise Unsupported("an in-place change of an input that is differentiated")

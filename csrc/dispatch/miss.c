@@ -167,8 +167,41 @@ static PyObject *ops_tuple(const mp_recording *recording)
     return ops;
 }
 
-/* The tensor of a graph input, owned: the very object, or if the program has let go of it meanwhile, an empty one with the metadata it
-** had (only metadata matters to lowering). NULL with an exception. */
+/* (sizes, strides) as recorded. Owned, or NULL with an exception. */
+static PyObject *recorded_layout(const mp_tensor_meta *meta)
+{
+    PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
+    for (int d = 0; sizes && strides && d < meta->ndim; d++) {
+        PyObject *size = PyLong_FromLongLong(meta->size[d]), *stride = PyLong_FromLongLong(meta->stride[d]);
+        if (!size || !stride) {
+            Py_CLEAR(sizes);
+            Py_XDECREF(size);
+            Py_XDECREF(stride);
+            break;
+        }
+        PyTuple_SET_ITEM(sizes, d, size);
+        PyTuple_SET_ITEM(strides, d, stride);
+    }
+    PyObject *layout = sizes && strides ? PyTuple_Pack(2, sizes, strides) : NULL;
+    Py_XDECREF(sizes);
+    Py_XDECREF(strides);
+    return layout;
+}
+
+/* Does the tensor still lie as it did before the call? -1 with an exception. */
+static int lies_as_recorded(PyObject *tensor, PyObject *layout)
+{
+    PyObject *sizes = PyObject_GetAttrString(tensor, "shape");
+    PyObject *strides = sizes ? PyObject_CallMethod(tensor, "stride", NULL) : NULL;
+    int same = strides ? PyObject_RichCompareBool(sizes, PyTuple_GET_ITEM(layout, 0), Py_EQ) : -1;
+    if (same == 1) same = PyObject_RichCompareBool(strides, PyTuple_GET_ITEM(layout, 1), Py_EQ);
+    Py_XDECREF(sizes);
+    Py_XDECREF(strides);
+    return same;
+}
+
+/* The tensor of a graph input, owned: the very object, or if the program has let go of it meanwhile or has changed how it lies, an empty one
+** with the metadata it had (only metadata matters to lowering). NULL with an exception. */
 static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
 {
     PyObject *tensor = mp_object_get(&recording->objects[id]);
@@ -182,32 +215,22 @@ static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
         Py_XSETREF(make, make ? PyObject_CallOneArg(make, tensor) : NULL);
         return make;
     }
-    if (tensor) return Py_NewRef(tensor);
     const mp_tensor_meta *meta = NULL;
     for (uint32_t i = 0; i < recording->n_reads && !meta; i++)
         if (recording->reads[i].meta && recording->reads[i].owner == id) meta = recording->reads[i].meta;
-    if (!meta) return PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
-    PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
-    for (int d = 0; sizes && strides && d < meta->ndim; d++) {
-        PyObject *size = PyLong_FromLongLong(meta->size[d]), *stride = PyLong_FromLongLong(meta->stride[d]);
-        if (!size || !stride) {
-            Py_CLEAR(sizes);
-            Py_XDECREF(size);
-            Py_XDECREF(stride);
-            break;
-        }
-        PyTuple_SET_ITEM(sizes, d, size);
-        PyTuple_SET_ITEM(strides, d, stride);
-    }
-    PyObject *make = sizes && strides ? import_attribute("magpy.backend", "_empty_like_recorded") : NULL;
-    if (make)
-        tensor = PyObject_CallFunction(make, "OOiiLOO", sizes, strides, (int)meta->dtype, (int)meta->device_type,
-                                       (long long)meta->storage_offset, meta->requires_grad ? Py_True : Py_False,
-                                       meta->is_leaf ? Py_True : Py_False);
+    if (!meta) return tensor ? Py_NewRef(tensor) : PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
+    PyObject *layout = recorded_layout(meta), *made = NULL;
+    int same = layout && tensor ? lies_as_recorded(tensor, layout) : layout ? 0 : -1;
+    PyObject *make = same == 0 ? import_attribute("magpy.backend", "_empty_like_recorded") : NULL;
+    if (same == 1)
+        made = Py_NewRef(tensor);
+    else if (make)
+        made = PyObject_CallFunction(make, "OOiiLOO", PyTuple_GET_ITEM(layout, 0), PyTuple_GET_ITEM(layout, 1),
+                                     (int)meta->dtype, (int)meta->device_type, (long long)meta->storage_offset,
+                                     meta->requires_grad ? Py_True : Py_False, meta->is_leaf ? Py_True : Py_False);
     Py_XDECREF(make);
-    Py_XDECREF(sizes);
-    Py_XDECREF(strides);
-    return tensor;
+    Py_XDECREF(layout);
+    return made;
 }
 
 /* Owned list of numbers, or NULL with an exception. */

@@ -476,9 +476,20 @@ static int store_ATTR(pending_store *store)
     return PyObject_GenericSetAttr(owner, store->key, store->value);
 }
 
+/* Sizes and strides, as an in-place view operator of the program has left them. */
+static int store_layout(PyObject *tensor, PyObject *layout)
+{
+    PyObject *done =
+        PyObject_CallMethod(tensor, "as_strided_", "OO", PyTuple_GET_ITEM(layout, 0), PyTuple_GET_ITEM(layout, 1));
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
 /* Through the C descriptor of tensors. */
 static int store_TENSOR_ATTR(pending_store *store)
 {
+    if (PyUnicode_CompareWithASCIIString(store->key, "layout") == 0 && store->value)
+        return store_layout(store->owner, store->value);
     store->old = PyObject_GenericGetAttr(store->owner, store->key);
     PyErr_Clear();
     return PyObject_GenericSetAttr(store->owner, store->key, store->value);

@@ -137,7 +137,7 @@ typedef struct {
                       without a materialised dict (the same location as INSTANCE_ATTR), threading.local; NULL = delattr */    \
     X(LIST_APPEND) /* blind append: length and items were not read */                                             \
     X(CONTENTS)    /* the whole contents of a list, dict, set, deque are replaced by those of `value` in place */ \
-    X(TENSOR_ATTR) /* attribute of a tensor that is state, such as grad; key is its name */                       \
+    X(TENSOR_ATTR) /* attribute of a tensor that is state, such as grad; key is its name. "layout": (sizes, strides), changed in place */ \
     X(CONTEXT_VAR) /* ContextVar.set; NULL = unset, as it was before the call */                                  \
     X(CALL)        /* a deferred effect: key(*args, **kwargs), value is (args, kwargs, frames), frames a tuple of functions          \
                       (callable, args, kwargs) to call it by, outermost first; owner unused */

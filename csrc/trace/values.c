@@ -601,6 +601,47 @@ static bool is_marked(mp_recorder *rec, PyObject *tensor)
     return marked;
 }
 
+/* (sizes, strides), owned, or NULL without memory. */
+static PyObject *layout_of(const mp_tensor_meta *meta)
+{
+    PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
+    for (int8_t i = 0; i < meta->ndim && sizes && strides; i++) {
+        PyObject *size = PyLong_FromLongLong(meta->size[i]), *stride = PyLong_FromLongLong(meta->stride[i]);
+        if (!size || !stride) {
+            Py_XDECREF(size);
+            Py_XDECREF(stride);
+            Py_CLEAR(sizes);
+            break;
+        }
+        PyTuple_SET_ITEM(sizes, i, size);
+        PyTuple_SET_ITEM(strides, i, stride);
+    }
+    PyObject *layout = sizes && strides ? PyTuple_Pack(2, sizes, strides) : NULL;
+    Py_XDECREF(sizes);
+    Py_XDECREF(strides);
+    return layout;
+}
+
+/* Sizes and strides of an input are others now, and nothing else: a write. Not where autograd has an eye on the tensor. */
+static bool write_layout(mp_recorder *rec, PyObject *tensor, const mp_tensor_meta *was, mp_tensor_meta *now)
+{
+    mp_tensor_meta as_it_was = *now;
+    as_it_was.ndim = was->ndim;
+    as_it_was.size = was->size;
+    as_it_was.stride = was->stride;
+    if (!same_meta(&as_it_was, was, false) || now->requires_grad || now->storage_bytes != was->storage_bytes)
+        return false;
+    PyObject *key = mp_intern("layout"), *layout = key ? layout_of(now) : NULL;
+    if (layout)
+        mp_rec_write(rec, tensor, MP_WRITE_TENSOR_ATTR, key, layout);
+    else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "layout");
+    PyErr_Clear();
+    Py_XDECREF(key);
+    Py_XDECREF(layout);
+    return true;
+}
+
 static void check_at_end(mp_recorder *rec, PyObject *tensor, mp_value_id value, const mp_facts *facts)
 {
     uint32_t version;
@@ -610,9 +651,9 @@ static void check_at_end(mp_recorder *rec, PyObject *tensor, mp_value_id value, 
         return;
     }
     if (facts->read == MP_NO_READ) return;
-    mp_tensor_meta *now = read_meta(tensor);
-    if (!now || !same_meta(now, rec->recording->reads[facts->read].meta, is_marked(rec, tensor)) ||
-        read_data(tensor) != facts->data)
+    mp_tensor_meta *now = read_meta(tensor), *was = rec->recording->reads[facts->read].meta;
+    bool here = now && read_data(tensor) == facts->data;
+    if (!here || !(same_meta(now, was, is_marked(rec, tensor)) || write_layout(rec, tensor, was, now)))
         mp_rec_abandon(rec, MP_REASON_INPUT_METADATA_CHANGED, "graph input %u", value);
     free_meta(now);
 }
