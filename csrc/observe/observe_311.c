@@ -186,6 +186,9 @@ static bool is_foreign(const observation *o, const _PyInterpreterFrame *frame)
 ** sees. What the program's own callbacks do is part of the program, and ends the trace. */
 static bool is_bookkeeping(const _PyInterpreterFrame *frame)
 {
+    const PyCodeObject *code =
+        frame->f_code; /* a progress bar, which an effect has made, closes itself: as the commit's will */
+    if (PyUnicode_CompareWithASCIIString(code->co_qualname, "tqdm.__del__") == 0) return true;
     return frame->f_code->co_nlocalsplus && is_dead_reference(frame->localsplus[0]) &&
            mp_rec_is_torch_code(frame->f_code);
 }
@@ -221,7 +224,7 @@ static void enter_frame(observation *o, PyFrameObject *object)
         return;
     }
     if (is_foreign(o, frame)) {
-        if (is_bookkeeping(frame)) {
+        if (is_bookkeeping(frame) || mp_rec_deferring(o->rec)) { /* what an effect lets go of is its own business */
             o->muted = frame;
             return;
         }

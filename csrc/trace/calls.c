@@ -162,6 +162,7 @@ static bool takes_arguments_in_new(PyTypeObject *type)
 
 void mp_call_type(mp_call *call, bool skip_metaclass)
 {
+    mp_stand_in_for_bar(call);
     PyTypeObject *type = (PyTypeObject *)call->callable, *meta = Py_TYPE(type);
     mp_rec_ensure(call->rec, call->callable);
     mp_rec_type_dunders(call->rec, type);

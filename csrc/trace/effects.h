@@ -128,6 +128,8 @@ void mp_call_any(mp_call *call);
 
 /* Is the next instruction one that drops the call's result (deferred.c)? */
 bool mp_result_unused(const mp_frame *frame);
+/* If the call makes one of tqdm's progress bars: call magpy's stand-in instead, on the interpreter's stack and in `call` (effects_outside.c). */
+void mp_stand_in_for_bar(mp_call *call);
 /* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the
 ** frames of its callers. */
 void mp_defer(mp_call *call, bool text, bool at_frames);

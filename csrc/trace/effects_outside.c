@@ -271,3 +271,50 @@ void mp_handle_csv_writer(mp_call *call)
 {
     if (own_file(call)) mp_defer_making(call);
 }
+
+/* -- Progress bars ---------------------------------------------------------------------------------------------------------------------------- */
+
+void mp_handle_make_bar(mp_call *call) { mp_defer_making(call); }
+
+/* One of tqdm's own classes? */
+static bool is_bar_type(PyTypeObject *type)
+{
+    if (strncmp(type->tp_name, "tqdm", 4) != 0 || !PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) return false;
+    PyObject *module = PyDict_GetItemString(type->tp_dict, "__module__");
+    const char *name = module && PyUnicode_Check(module) ? PyUnicode_AsUTF8(module) : NULL;
+    PyErr_Clear();
+    return name && strncmp(name, "tqdm.", 5) == 0;
+}
+
+/* The stack's reference to what the instruction is about to call, or NULL where it calls by another way. */
+static PyObject **called_slot(const mp_call *call)
+{
+    const mp_frame *frame = call->frame;
+    Py_ssize_t reach = call->nargs + call->nkw + 2;
+    if (!frame || !frame->stack) return NULL;
+    if (reach < 3) reach = 3; /* CALL_FUNCTION_EX: callable, tuple, dict */
+    if (reach > frame->depth) reach = frame->depth;
+    for (; reach > 0; reach--)
+        if (frame->stack[frame->depth - reach] == call->callable) return &frame->stack[frame->depth - reach];
+    return NULL;
+}
+
+void mp_stand_in_for_bar(mp_call *call)
+{
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    if (!is_bar_type((PyTypeObject *)call->callable) || !state || !state->accept_checks) return;
+    PyObject **slot = called_slot(call);
+    if (!slot) return;
+    mp_kept kept = mp_keep();
+    mp_rec_ensure(call->rec, call->callable);
+    PyObject *module = PyImport_ImportModule("magpy.progress");
+    PyObject *type = module ? PyObject_CallMethod(module, "stand_in", "O", call->callable) : NULL;
+    if (type) {
+        Py_INCREF(type);
+        Py_SETREF(*slot, type);
+        call->callable = type; /* kept by the stack */
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(module);
+    mp_restore(kept);
+}

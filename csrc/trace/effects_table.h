@@ -269,6 +269,9 @@ HANDLED(log, "logging", "debug info warning warn error critical fatal log")
 FUNCTIONS(REFUSED, "logging.Logger", "exception")
 FUNCTIONS(REFUSED, "logging", "exception basicConfig")
 HANDLED(warn, "_warnings", "warn")
+HANDLED(make_bar, "magpy.progress", "make")
+FUNCTIONS(EFFECT, "magpy.progress", "do")
+FUNCTIONS(REFUSED, "magpy.progress", "look")
 FUNCTIONS(EFFECT, "_warnings", "_filters_mutated")
 
 /* -- Another result each time --------------------------------------------------------------------------------------------------------- */
