@@ -277,7 +277,7 @@ def torch_modes_restored() -> Iterator[None]:
     levels = functorch.get_dynamic_layer_stack_depth()
     marking = functorch.get_inplace_requires_grad_allowed()
     saving = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
-    forward = torch._C._is_fwd_grad_enabled()
+    forward, dual = torch._C._is_fwd_grad_enabled(), _in_dual_level()
     # Casts of fake tensors must not be found later by real ones.
     torch.set_autocast_cache_enabled(False)
     try:
@@ -289,6 +289,8 @@ def torch_modes_restored() -> Iterator[None]:
         if saving and not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
             torch._C._autograd._saved_tensors_hooks_enable()
         torch._C._set_fwd_grad_enabled(forward)
+        if _in_dual_level() and not dual:
+            torch._C._exit_dual_level(0)
         torch._C._set_grad_enabled(grad)
         for device, enabled, dtype in autocast:
             torch.set_autocast_enabled(device, enabled)
@@ -322,6 +324,15 @@ class Modes:
             if _C._torch_state_read() != self._state:
                 raise Unsupported("torch's modes have changed since the forward pass")
             yield
+
+
+def _in_dual_level() -> bool:
+    """Is a level of forward-mode gradients open? There is one at most."""
+    try:
+        torch._C._exit_dual_level(torch._C._enter_dual_level())
+    except RuntimeError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

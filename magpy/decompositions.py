@@ -226,6 +226,7 @@ OWN_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.repeat.default: _repeat,
     aten.native_dropout.default: _native_dropout,
     aten.bernoulli.p: _bernoulli,
+    aten._efficientzerotensor.default: aten.zeros.default,  # it has no memory, which kernels would read
 }
 
 

@@ -19,9 +19,13 @@ from magpy.joint import Joint, NeedsWrappers, Retraced, trace_joint
 from magpy.lower import Lowered, Runner, _Log, plan_graph, rewrite
 from magpy.results import made_leaf
 
+_FORWARD_LEVELS = (torch._C._enter_dual_level, torch._C._functorch._jvp_increment_nesting)
+
 
 def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lowered:
     """Lower a program some of whose outputs are differentiable. Raises LoweringError, and what the program raises."""
+    if any(op[0] in _FORWARD_LEVELS for op in getattr(program, "ops", ())):  # torch does not survive it on fakes
+        raise Unsupported("forward-mode gradients that are differentiated")
     reset = getattr(program, "reset", None)
     try:
         joint = _traced(program, inputs)

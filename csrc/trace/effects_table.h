@@ -349,9 +349,9 @@ FUNCTIONS(STATE, "torch._C._functorch", "get_inplace_requires_grad_allowed is_le
 
 /* -- Transforms: their levels are entered and left in the graph as they were --------------------------------------------------------------------- */
 FUNCTIONS(STATE_WRITE, "torch._C._functorch", "_vmap_increment_nesting _vmap_decrement_nesting _grad_increment_nesting")
-FUNCTIONS(STATE_WRITE, "torch._C._functorch", "_grad_decrement_nesting")
+FUNCTIONS(STATE_WRITE, "torch._C._functorch", "_grad_decrement_nesting _jvp_increment_nesting _jvp_decrement_nesting")
 FUNCTIONS(STATE_WRITE, "torch._C._functorch", "set_inplace_requires_grad_allowed")
-FUNCTIONS(STATE_WRITE, "torch._C", "_set_fwd_grad_enabled")
+FUNCTIONS(STATE_WRITE, "torch._C", "_set_fwd_grad_enabled _enter_dual_level _exit_dual_level")
 FUNCTIONS(STATE, "torch._C._dynamo.autograd_compiler", "set_autograd_compiler")
 FUNCTIONS(STATE_WRITE, "torch._C._autograd", "_saved_tensors_hooks_disable _saved_tensors_hooks_enable _saved_tensors_hooks_set_tracing?")
 FUNCTIONS(STATE, "torch._C._autograd", "_saved_tensors_hooks_is_enabled _saved_tensors_hooks_get_disabled_error_message")

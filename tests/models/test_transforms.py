@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch._dynamo  # torch.func imports it when it is first used
+import torch.autograd.forward_ad as fwAD
 from torch import nn
 from torch.func import (
     functional_call,
@@ -65,17 +66,6 @@ def replaced_parameters(x, module):
     return functional_call(module, {k: v * 2 for k, v in module.named_parameters()}, (x,))
 
 
-PROGRAMS = [
-    mapped, mapped_over_two, mapped_twice, mapped_module, gradient, gradient_and_value, per_sample, replaced_parameters,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["data", "leaf"])
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
-def test_same_as_eager_and_hits(program, requires_grad):
-    assert_complete(program, requires_grad=requires_grad)
-
-
 def jacobians(x, module):
     f = lambda row: (module.weight @ row).sin()  # noqa: E731
     return jacrev(f)(x[0]), jacfwd(f)(x[0]), hessian(lambda row: f(row).sum())(x[0])
@@ -83,6 +73,54 @@ def jacobians(x, module):
 
 def pushed_forward(x, module):
     return list(jvp(lambda t: module(t).sin(), (x,), (torch.ones_like(x),)))
+
+
+def pushed_forward_with_more(x, module):
+    out, slope, more = jvp(lambda t, u: (module(t) * u, t), (x, x.detach()), (x.detach(), x.detach()), has_aux=True)
+    return out, slope, more * 2
+
+
+def hessian_by_both(x, module):
+    f = lambda row: (module.weight @ row).sin().sum()  # noqa: E731
+    product = jvp(grad(f), (x[0].detach(),), (x[1].detach(),))[1]
+    return product, vmap(hessian(f))(x.detach()), jacfwd(jacrev(f))(x[0].detach())
+
+
+def dual_numbers(x, module):
+    with fwAD.dual_level():
+        dual = fwAD.make_dual(x, torch.ones_like(x))
+        out = fwAD.unpack_dual(module(dual).tanh())
+        return out.primal * 1, out.tangent * 2, dual.sin()
+
+
+def functional_api(x, module):
+    f = lambda t: (module(t).sin() ** 2).sum()  # noqa: E731
+    x = x.detach()
+    return torch.autograd.functional.hvp(f, x, torch.ones_like(x))[1], torch.autograd.functional.vhp(f, x, x)[1]
+
+
+PROGRAMS = [
+    mapped, mapped_over_two, mapped_twice, mapped_module, gradient, gradient_and_value, per_sample, replaced_parameters,
+]  # fmt: skip
+
+
+FORWARD_MODE = [
+    jacobians, pushed_forward, pushed_forward_with_more, hessian_by_both, dual_numbers, functional_api,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", FORWARD_MODE, ids=lambda program: program.__name__)
+def test_forward_mode(program):
+    """Where the results are to be differentiated, it falls back."""
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+    assert_complete(lambda x, module: program(x, frozen), requires_grad=False)
+    assert_complete(program, requires_grad=True, complete=False)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["data", "leaf"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_same_as_eager_and_hits(program, requires_grad):
+    assert_complete(program, requires_grad=requires_grad)
 
 
 def ensemble(x, module):
@@ -95,9 +133,7 @@ def randomness(x, module):
     return vmap(lambda row: row + torch.randn(4), randomness="different")(x)
 
 
-@pytest.mark.parametrize(
-    "program", [jacobians, pushed_forward, ensemble, randomness, pulled_back], ids=lambda program: program.__name__
-)
+@pytest.mark.parametrize("program", [ensemble, randomness, pulled_back], ids=lambda program: program.__name__)
 def test_same_as_eager(program):
     assert_complete(program, requires_grad=True, complete=False)
 
@@ -135,3 +171,43 @@ def test_inside_of_a_transform_nothing_is_compiled():
         for _ in range(2):
             torch.testing.assert_close(vmap(compiled)(x), x.sin() * 2)
     assert counted.hits == 0
+
+
+class TestDualLevels:
+    """Forward-mode gradients: levels are left as they were found, and calls inside of one are not compiled."""
+
+    def test_a_graph_that_cannot_be_lowered(self):
+        def program(x):
+            with fwAD.dual_level():
+                dual = fwAD.make_dual(x, torch.ones_like(x))
+                torch.linalg.eig(x.reshape(2, 2))
+                torch.special.airy_ai(x.to_sparse().to_dense())
+                return fwAD.unpack_dual(dual.sin()).tangent
+
+        compiled = torch.compile(program, backend="magpy")
+        for _ in range(3):
+            x = torch.randn(4)
+            torch.testing.assert_close(compiled(x), x.cos())
+            with fwAD.dual_level():  # raises where one is open
+                pass
+
+    def test_an_exception_inside(self):
+        def program(x):
+            with fwAD.dual_level():
+                return fwAD.make_dual(x, torch.ones(3)).sin()
+
+        compiled = torch.compile(program, backend="magpy")
+        for _ in range(3):
+            with pytest.raises(RuntimeError):
+                compiled(torch.randn(4))
+            assert fwAD._current_level == -1
+
+    def test_calls_on_dual_numbers(self):
+        compiled = torch.compile(lambda x: x.sin() * 2, backend="magpy")
+        x = torch.randn(4)
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), x.sin() * 2)
+            with fwAD.dual_level():
+                dual = compiled(fwAD.make_dual(x, torch.ones(4)))
+                torch.testing.assert_close(fwAD.unpack_dual(dual).tangent, x.cos() * 2)
+            torch.testing.assert_close(jvp(compiled, (x,), (x,))[1], x.cos() * 2 * x)
