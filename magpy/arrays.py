@@ -192,6 +192,22 @@ def _target(call: Call) -> Any:
     return call.args[nin]
 
 
+#: Functions that warn where a slice holds too few numbers that are not NaN -> where their argument `axis` stands.
+_WARNING = {
+    **dict.fromkeys((np.nanmax, np.nanmin, np.nanmean, np.nanstd, np.nanvar, np.nanmedian), 1),
+    **dict.fromkeys((np.nanpercentile, np.nanquantile), 2),
+}
+
+
+def _would_warn(func: Any, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    array = args[0] if args else kwargs["a"]
+    place = _WARNING[func]
+    axis = kwargs.get("axis", args[place] if len(args) > place else None)
+    least = kwargs.get("ddof", args[4] if len(args) > 4 and func in (np.nanstd, np.nanvar) else 0)
+    counts = (~np.isnan(array)).sum(axis=tuple(axis) if isinstance(axis, list) else axis)
+    return bool(np.any(counts <= least))
+
+
 def _array(leaves: list[torch.Tensor], source: str) -> list[torch.Tensor]:
     call = _call_of(source)
     target = _target(call).number if call.changes else None
@@ -201,8 +217,11 @@ def _array(leaves: list[torch.Tensor], source: str) -> list[torch.Tensor]:
         arrays[i] = _shown(leaves[i], call.strides[i], how, i == target)
     # What numpy warns of, the program is to be warned of: the run is thrown away, and the call made in plain Python.
     warned = {kind: "raise" for kind, what in np.geterr().items() if what != "ignore"}
+    args, kwargs = _filled(call.args, arrays), _filled(call.kwargs, arrays)
+    if call.func in _WARNING and _would_warn(call.func, args, kwargs):
+        raise _C.OtherData(False)
     with np.errstate(**warned):  # type: ignore[arg-type]
-        results = _flat(call.func(*_filled(call.args, arrays), **_filled(call.kwargs, arrays)))
+        results = _flat(call.func(*args, **kwargs))
     outs = []
     for position, sizes, strides, dtype, is_tensor in call.metas:
         if position >= len(results):

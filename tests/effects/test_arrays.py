@@ -276,6 +276,41 @@ def test_errors_and_warnings_of_numpy_are_the_programs():
     same_as_eager(scenario)
 
 
+NAN = float("nan")
+NAN_FUNCTIONS = {
+    "nanmean": lambda a: np.nanmean(a, axis=0),
+    "nanmean of all": lambda a: np.asarray(np.nanmean(a, keepdims=True)),
+    "nansum": lambda a: np.nansum(a, axis=1),
+    "nanmax": lambda a: np.nanmax(a, 1),
+    "nanmin": lambda a: np.nanmin(a, axis=(0, 1), keepdims=True),
+    "nanstd": lambda a: np.nanstd(a, axis=1, ddof=1),
+    "nanvar": lambda a: np.nanvar(a, 0),
+    "nanmedian": lambda a: np.nanmedian(a, axis=1),
+    "nanpercentile": lambda a: np.nanpercentile(a, [25, 75], axis=1),
+    "nanquantile": lambda a: np.nanquantile(a, 0.5, 1),
+    "nanargmax": lambda a: np.nanargmax(a, axis=1),
+    "nancumsum": lambda a: np.nancumsum(a, axis=0),
+    "nanprod": lambda a: np.nanprod(a, axis=0),
+}
+
+
+@pytest.mark.parametrize("name", NAN_FUNCTIONS)
+def test_functions_that_pass_over_nans(name):
+    """They warn, or raise, where a slice holds too few numbers: then the call is eager's."""
+    function = NAN_FUNCTIONS[name]
+    rows = [[[1.0, NAN, 3.0], [4.0, 5.0, NAN]], [[7.0, 8.0, 9.0], [NAN, 2.0, 1.0]], [[NAN] * 3, [1.0, NAN, 2.0]]]
+
+    def scenario(wrap):
+        fast = wrap(lambda x: torch.from_numpy(np.array(function(x.numpy()))) * 2)
+        for k in (0, 1, 0, 2, 1, 0):
+            with np.testing.suppress_warnings() as seen:
+                log = seen.record(RuntimeWarning)
+                yield attempt(fast, torch.tensor(rows[k]))
+                yield [str(w.message) for w in log]
+
+    same_as_eager(scenario, min_hits=3)
+
+
 def test_training_around_arrays():
     def scenario(wrap):
         torch.manual_seed(3)
