@@ -193,9 +193,15 @@ def _target(call: Call) -> Any:
 
 
 #: Functions that warn where a slice holds too few numbers that are not NaN -> where their argument `axis` stands.
-_WARNING = {
-    **dict.fromkeys((np.nanmax, np.nanmin, np.nanmean, np.nanstd, np.nanvar, np.nanmedian), 1),
-    **dict.fromkeys((np.nanpercentile, np.nanquantile), 2),
+_WARNING: dict[Any, int] = {
+    np.nanmax: 1,
+    np.nanmin: 1,
+    np.nanmean: 1,
+    np.nanstd: 1,
+    np.nanvar: 1,
+    np.nanmedian: 1,
+    np.nanpercentile: 2,
+    np.nanquantile: 2,
 }
 
 

@@ -40,12 +40,11 @@ static array_role role_of(const char *name)
     if (listed(name, "shape ndim size __len__ result_type can_cast min_scalar_type iscomplexobj isrealobj"))
         return TELLS;
     if (listed(name, "tolist tobytes")) return LOOKS;
-    if (listed(
-            name,
-            "save savez savez_compressed savetxt apply_along_axis apply_over_axes piecewise array2string array_repr "
-            "array_str polyfit cov corrcoef shares_memory may_share_memory resize setflags tofile dump "
-            "dumps byteswap frombuffer fromfile fromiter fromstring from_dlpack empty_like __array__ __dlpack__ "
-            "__array_wrap__ __array_finalize__ __deepcopy__ __reduce__ __reduce_ex__ __setstate__ __buffer__ view"))
+    if (listed(name,
+               "save savez savez_compressed savetxt apply_along_axis apply_over_axes piecewise array2string array_repr "
+               "array_str polyfit cov corrcoef shares_memory may_share_memory resize setflags tofile dump "
+               "dumps byteswap frombuffer fromfile fromiter fromstring from_dlpack empty_like __array__ __dlpack__ "
+               "__array_wrap__ __array_finalize__ __deepcopy__ __reduce__ __reduce_ex__ __setstate__ __buffer__ view"))
         return REFUSED;
     return COMPUTES;
 }

@@ -356,6 +356,35 @@ static PyObject *copy_dict(copier *c, PyObject *object, int depth)
     return made;
 }
 
+static bool same_text(PyObject *a, PyObject *b)
+{
+    PyObject *x = PyObject_Repr(a), *y = x ? PyObject_Repr(b) : NULL, *s = y ? PyObject_Str(a) : NULL;
+    PyObject *t = s ? PyObject_Str(b) : NULL;
+    bool same = t && PyUnicode_Compare(x, y) == 0 && PyUnicode_Compare(s, t) == 0;
+    Py_XDECREF(x);
+    Py_XDECREF(y);
+    Py_XDECREF(s);
+    Py_XDECREF(t);
+    PyErr_Clear();
+    return same;
+}
+
+/* An exception of a type of Python's own, which the call has caught: one that shows the same, without its traceback. Owned, or NULL without an
+** exception. */
+static PyObject *copy_exception(copier *c, PyObject *object)
+{
+    if (!PyExceptionInstance_Check(object) || PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_HEAPTYPE)) return NULL;
+    PyObject *given = ((PyBaseExceptionObject *)object)->args, *dict = ((PyBaseExceptionObject *)object)->dict;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); i++)
+        if (!mp_is_scalar(PyTuple_GET_ITEM(given, i)) || mp_number_is(c->call->rec, PyTuple_GET_ITEM(given, i)))
+            return NULL;
+    if (dict && PyDict_GET_SIZE(dict)) return NULL;
+    PyObject *made = PyObject_Call((PyObject *)Py_TYPE(object), given, NULL);
+    PyErr_Clear();
+    if (made && !same_text(made, object)) Py_CLEAR(made);
+    return made;
+}
+
 /* The argument as the commit is to find it. Owned, or NULL after abandoning or with an exception. */
 static PyObject *copy(copier *c, PyObject *object, int depth)
 {
@@ -378,6 +407,8 @@ static PyObject *copy(copier *c, PyObject *object, int depth)
     c->plain = false;
     if (PyType_Check(object) || PyModule_Check(object) || PyFunction_Check(object) || PyCFunction_Check(object))
         return Py_NewRef(object);
+    PyObject *exception = outside || !c->text ? NULL : copy_exception(c, object);
+    if (exception) return exception;
     if (!outside)
         return refuse(c, object, "made by the call, it may change before the effect is made; pass str(object)");
     if (mp_is_container(object)) return refuse(c, object, "it may change before the effect is made; pass str(object)");

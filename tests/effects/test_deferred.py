@@ -620,3 +620,46 @@ def test_nothing_is_kept_alive_and_nothing_grows() -> None:
     del owner
     gc.collect()
     assert ref() is None
+
+
+class Own(ValueError):
+    def __str__(self) -> str:
+        return f"own {len(self.args)}"
+
+
+EXCEPTIONS: dict[str, tuple[Callable[[], Any], int]] = {
+    "plain": (lambda: ValueError("bad", 1), 3),
+    "a missing key": (lambda: KeyError("k"), 3),
+    "without arguments": (lambda: RuntimeError(), 3),
+    "with a field in C": (lambda: StopIteration(3), 0),
+    "of the system": (lambda: OSError(2, "no file"), 0),
+    "of the system, with a name": (lambda: OSError(2, "no file", "name"), 0),
+    "with an object": (lambda: ValueError([1]), 0),
+    "of the program's class": (lambda: Own("x"), 0),
+}
+
+
+@pytest.mark.parametrize("name", EXCEPTIONS)
+def test_exceptions_that_are_shown_as_text(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make, hits = EXCEPTIONS[name]
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        try:
+            raise make()
+        except Exception as error:
+            print("caught", error, repr(error), [error])
+            log.warning("caught %s", error)
+        return x * 2
+
+    with noted() as seen:
+        for _ in range(2):
+            program(X)
+        text, records, _ = seen()
+    fast = torch.compile(program, backend="magpy")
+    with noted() as seen, Counted() as counted:
+        for i in range(4):
+            assert_same(fast(X + i), (X + i) * 2)
+        mine, logged, _ = seen()
+    assert mine == text * 2
+    assert logged == records * 2
+    assert counted.hits == hits
