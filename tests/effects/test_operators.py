@@ -326,9 +326,10 @@ def test_a_write_through_an_alias_that_nobody_saw_ends_the_trace():
     assert raw is not None
 
 
-def test_metadata_of_an_input_changed_in_place_ends_the_trace():
-    assert "changed in place" in reason(lambda a: a.t_() + 1, torch.ones(2, 3))
-    assert "changed in place" in reason(lambda a: a.unsqueeze_(0), torch.ones(2, 3))
+def test_how_an_input_lies_is_a_write_and_other_metadata_ends_the_trace():
+    _, about = observe(lambda a: a.t_() + 1, torch.ones(2, 3))
+    assert about["writes"][-1][2] == "layout"
+    assert "changed in place" in reason(lambda a: a.resize_(10).sum(), torch.ones(2, 3))
 
 
 def test_state_of_a_tensor_is_a_read():
