@@ -417,6 +417,8 @@ class Traced:
 class Session:
     """A trace in progress: inputs wrapped for functionalisation, and the graph that grows under `tracer`."""
 
+    layouts = False  # may the program change sizes and strides of inputs in place?
+
     def __init__(self, inputs: Sequence[torch.Tensor], python_dispatcher: bool):
         self.inputs = inputs
         self.graph = Graph()
@@ -474,9 +476,9 @@ class Session:
         """Which inputs were changed in place, and their new data."""
         mutated = []
         for i, w in enumerate(self.wrapped):
-            moved = torch._functionalize_has_metadata_mutation(w)  # the recorder has found out what the commit does
+            moved = torch._functionalize_has_metadata_mutation(w)
             changed = torch._functionalize_has_data_mutation(w)  # type: ignore[attr-defined]
-            if torch._functionalize_was_storage_changed(w) or (moved and changed):
+            if torch._functionalize_was_storage_changed(w) or (moved and (changed or not self.layouts)):
                 raise Unsupported("an in-place change of an input's storage, or of its shape and its data")
             if changed:
                 hidden = torch._functionalize_are_all_mutations_under_no_grad_or_inference_mode(w)
@@ -527,12 +529,15 @@ def trace(
     *,
     python_dispatcher: bool = False,
     own_gradients: bool = False,
+    layouts: bool = False,
 ) -> Traced:
     """Trace fn(list of tensors) -> sequence of tensors (or None, or an input's number: that very input).
 
     Raises NeedsAutograd if an output other than a view of an input requires grad, Unsupported for what cannot be put
-    into a graph, and whatever fn raises on fake tensors. own_gradients: fn computes gradients itself."""
+    into a graph, and whatever fn raises on fake tensors. own_gradients: fn computes gradients itself. layouts: the
+    caller changes sizes and strides of inputs as fn does."""
     with session(inputs, python_dispatcher) as new:
+        new.layouts = layouts
         return _finish(new, new.run(fn), own_gradients)
 
 

@@ -166,7 +166,8 @@ _REPLAYING = (torch, F, torch.functional, torch._tensor)
 # What lowers, all of it: modules of magpy's that are imported later would make another key.
 _LOWERING = (
     "aten_builder", "aten_graph", "aten_layouts", "aten_passes", "aten_resampling", "aten_rewrites", "aten_trace",
-    "attention", "backward", "choices", "decompositions", "graph_cache", "graph_form", "graph_key", "joint", "lower",
+    "attention", "backward", "choices", "decompositions", "graph_cache", "graph_form", "graph_key", "hooks", "joint",
+    "lower",
     "packed", "products", "random_ops", "replay", "results", "steps", "symbols", "training",
 )  # fmt: skip
 

@@ -105,11 +105,13 @@ def trace_joint(
     *,
     python_dispatcher: bool = False,
     reset: dict[int, torch.Tensor] | None = None,
+    layouts: bool = False,
 ) -> Joint:
     """Trace fn, as aten_trace.trace does, with its gradients. reset: filled by fn, inputs whose .data it sets and what
-    they then stand for. Raises NeedsWrappers, Unsupported, and what fn raises."""
+    they then stand for. layouts: as there. Raises NeedsWrappers, Unsupported, and what fn raises."""
     joint = Joint()
     with session(inputs, python_dispatcher) as new, torch.autograd.set_multithreading_enabled(False):
+        new.layouts = layouts
         outs = new.run(fn)
         shown = {new.value(t): i for i, t in (reset or {}).items()}
         joint.mutated, values = new.mutations()

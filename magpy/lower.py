@@ -528,11 +528,14 @@ def _overlaps_itself(tensor: torch.Tensor) -> bool:
 def _lower_inference(
     program: Any, inputs: list[torch.Tensor], log: _Log, own_gradients: bool, frozen: Sequence[int]
 ) -> Lowered:
+    layouts = changes_layouts(program)
     with _recurrent_for_gradients(program, own_gradients):
         try:
-            traced = aten_trace.trace(program.run, inputs, own_gradients=own_gradients)
+            traced = aten_trace.trace(program.run, inputs, own_gradients=own_gradients, layouts=layouts)
         except aten_trace.NeedsPythonDispatcher:
-            traced = aten_trace.trace(program.run, inputs, python_dispatcher=True, own_gradients=own_gradients)
+            traced = aten_trace.trace(
+                program.run, inputs, python_dispatcher=True, own_gradients=own_gradients, layouts=layouts
+            )
     frozen = [i for i in frozen if i not in traced.mutated]
     if frozen:
         from magpy import freezing
@@ -541,6 +544,11 @@ def _lower_inference(
     else:
         runner = compile_graph(traced.graph, log)
     return _inference(program, inputs, log, traced, runner)
+
+
+def changes_layouts(program: Any) -> bool:
+    """Is it a recorded program, whose commit changes the sizes and strides of inputs that the program changes?"""
+    return isinstance(program, Program)
 
 
 def _inference(

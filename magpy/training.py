@@ -16,7 +16,7 @@ from magpy import aten_trace, choices, graph_form, hooks
 from magpy.aten_graph import Graph, Unsupported, each_val
 from magpy.graph_cache import Place
 from magpy.joint import Joint, NeedsWrappers, Retraced, trace_joint
-from magpy.lower import Lowered, Runner, _Log, plan_graph, rewrite
+from magpy.lower import Lowered, Runner, _Log, changes_layouts, plan_graph, rewrite
 from magpy.results import made_leaf
 
 _FORWARD_LEVELS = (torch._C._enter_dual_level, torch._C._functorch._jvp_increment_nesting)
@@ -57,9 +57,11 @@ def _traced(program: Any, inputs: list[torch.Tensor]) -> Joint:
         if reset is not None:
             program.refuse_reset_after_use(inputs=False)
         try:
-            return trace_joint(program.run, inputs, reset=reset)
+            return trace_joint(program.run, inputs, reset=reset, layouts=changes_layouts(program))
         except aten_trace.NeedsPythonDispatcher:
-            return trace_joint(program.run, inputs, python_dispatcher=True, reset=reset)
+            return trace_joint(
+                program.run, inputs, python_dispatcher=True, reset=reset, layouts=changes_layouts(program)
+            )
 
 
 def _traced_later(program: Any, inputs: list[torch.Tensor]) -> Callable[[], Joint]:

@@ -333,8 +333,9 @@ def test_getters_and_slices():
 
 REFUSED = {
     "size is data": ((torch.nonzero, (Value(0),), None, Value(1), False, "here"),),
-    "metadata of an input": ((torch.Tensor.t_, (Value(0),), None, Value(0), False, "here"), (torch.sin, (Value(0),),
-    None, Value(1), False, "")), "hook": ((torch.Tensor.register_hook, (Value(0), print), None, None, False, "here"),
+    "metadata and data of an input": ((torch.Tensor.t_, (Value(0),), None, Value(0), False, "here"), (torch.Tensor.add_,
+    (Value(0), 1), None, Value(0), False, ""), (torch.sin, (Value(0),), None, Value(1), False, "")),
+    "hook": ((torch.Tensor.register_hook, (Value(0), print), None, None, False, "here"),
     (torch.sin, (Value(0),), None, Value(1), False, "")),
 }  # fmt: skip
 
