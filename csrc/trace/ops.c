@@ -168,9 +168,10 @@ static bool admit(mp_recorder *rec, mp_running_op *op)
     data = data || packed;
     op->check = op->effect == MP_EFFECT_DATA && !op->constant && rec->op_state->accept_checks && !rec->op_state->muted;
     bool sized = op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_OP || packed;
-    op->sized =
-        data && sized && !op->constant && rec->op_state->accept_values && !rec->op_state->muted && mp_number_sized();
-    if (data && !op->check && !op->sized && !(op->constant && op->tensors)) {
+    bool constant = op->constant && op->tensors; /* a fake tensor does not know its elements all the same */
+    op->sized = data && sized && (constant || (!op->constant && rec->op_state->accept_values)) &&
+                !rec->op_state->muted && mp_number_sized();
+    if (data && !op->check && !op->sized && !constant) {
         mp_op_abandon(rec, MP_REASON_DATA_READ, op->func, NULL);
         return false;
     }
@@ -278,7 +279,7 @@ static bool visit_size(mp_recorder *rec, PyObject *tensor, void *list)
 }
 
 /* An operator whose results' sizes are data: it is replayed by a function that knows the sizes that they had. */
-static void append_sized(mp_recorder *rec, mp_running_op *op, PyObject *out)
+static void append_sized(mp_recorder *rec, mp_running_op *op, PyObject *out, bool constant)
 {
     PyObject *quiet = mp_quiet_begin(), *sizes = PyList_New(0), *args = NULL;
     bool known = sizes && mp_each_tensor(rec, out, visit_size, sizes);
@@ -298,7 +299,7 @@ static void append_sized(mp_recorder *rec, mp_running_op *op, PyObject *out)
     Py_XDECREF(sizes);
     Py_XDECREF(tuple);
     if (args)
-        mp_op_append(rec, mp_number_sized(), args, NULL, out, false, false);
+        mp_op_append(rec, mp_number_sized(), args, NULL, out, false, constant);
     else
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "sizes");
 }
@@ -355,7 +356,7 @@ static void end_op(mp_recorder *rec, mp_running_op *op, PyObject *out)
     }
     if (!op->args_template || (op->kwargs && !op->kwargs_template)) return; /* abandoned */
     if (op->sized) {
-        append_sized(rec, op, out);
+        append_sized(rec, op, out, constant);
         return;
     }
     mp_op_append(rec, op->func, Py_NewRef(op->args_template), Py_XNewRef(op->kwargs_template), out, state, constant);

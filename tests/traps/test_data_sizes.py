@@ -16,6 +16,7 @@ from torch import nn
 from magpy.report import find_callable
 from tests.compare import assert_same
 from tests.counting import Counted
+from tests.traps.differential import same_as_eager
 
 
 def count(x: torch.Tensor) -> int:
@@ -285,3 +286,39 @@ def test_branches_that_fit_stay() -> None:
         x = torch.randn(3)
         assert_same(fast(x), program(x))
     assert find_callable(fast).n_traces <= 8 and find_callable(fast).hits >= 92
+
+
+def left_out(x, y):
+    """The places but that of a number from the data: sizes of constants."""
+    kept = torch.ones(4, dtype=torch.bool)
+    kept[int(y[0])] = False
+    places = torch.arange(4)[kept]
+    drawn = places[torch.randint(0, places.size(0), (1,))]
+    kept[drawn] = False
+    return x[places], x[torch.arange(4)[kept]], drawn, places
+
+
+def of_constants(x, y):
+    mask = torch.tensor([True, False, True, True])
+    once = torch.nonzero(mask)[:, 0]
+    unique, counts = torch.unique(torch.tensor([3, 1, 3]), return_counts=True)
+    return x[once], x[unique], torch.repeat_interleave(counts) + y[0], once.tolist(), mask.masked_select(mask).numel()
+
+
+@pytest.mark.parametrize("program", [left_out, of_constants])
+@pytest.mark.parametrize("required", [False, True])
+def test_sizes_that_follow_from_constants(program, required):
+    def scenario(wrap):
+        f = wrap(program)
+        for step in (0, 0, 1, 2, 0, 1, 2, 3):
+            torch.manual_seed(7)
+            x = torch.linspace(0, 3, 4).requires_grad_(required)
+            results = f(x, torch.tensor([step, 5]))
+            yield results
+            if required:
+                sum(r.sum() for r in results if torch.is_tensor(r) and r.requires_grad).backward()
+                yield x.grad
+
+    counted = same_as_eager(scenario)
+    assert counted.fallbacks == {}
+    assert counted.hits >= (4 if program is left_out else 7)
