@@ -281,6 +281,7 @@ static void sort_slots(mp_guard_program *prog, const mp_recording *recording, co
             if (!symbol) slot->scalar = Py_NewRef(value);
             if (id == MP_NO_OBJ) continue;
             slot->read = prog->objects[id].first_read;
+            slot->very = slot->read != MP_NO_READ && prog->rec.reads[slot->read].very;
             prog->objects[id].noalias = true;
             continue;
         }

@@ -42,6 +42,7 @@ typedef struct {        /* one argument */
     mp_obj_id object;   /* LEAF, ROOT, OTHER */
     uint32_t read;      /* of SCALAR or LEAF: the read that is checked, or MP_NO_READ */
     PyObject *scalar;   /* owned: SCALAR */
+    bool very;          /* SCALAR: this very object, not an equal one */
     PyTypeObject *type; /* owned */
 } guard_slot;
 

@@ -80,7 +80,7 @@ static bool accept(mp_guard_program *prog, const mp_read *read, PyObject *value)
 {
     switch ((mp_was)read->was) {
     case MP_WAS_OBJECT: return value && guard_bind(prog, read->obj, value);
-    case MP_WAS_SCALAR: return value && (value == read->value || mp_scalar_same(value, read->value));
+    case MP_WAS_SCALAR: return value && (value == read->value || (!read->very && mp_scalar_same(value, read->value)));
     case MP_WAS_NUMBER:
         if (!value || Py_TYPE(value) != prog->rec.objects[read->obj].type) return false;
         prog->now.current[read->obj] = value;

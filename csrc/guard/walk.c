@@ -61,7 +61,7 @@ static bool plain_slot_holds(mp_guard_program *prog, const guard_slot *slot, PyO
 {
     if (slot->object != MP_NO_OBJ) prog->now.current[slot->object] = value;
     if (slot->kind == GUARD_SLOT_TYPE) return Py_TYPE(value) == slot->type;
-    return value == slot->scalar || mp_scalar_same(value, slot->scalar);
+    return value == slot->scalar || (!slot->very && mp_scalar_same(value, slot->scalar));
 }
 
 /* -- Walk of everything ------------------------------------------------------------------------------------------------------ */

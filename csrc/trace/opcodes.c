@@ -185,6 +185,28 @@ static bool small_int(PyObject *number)
     return !overflow && value >= -5 && value <= 256;
 }
 
+/* An interned text is the only one of its value that is: wherever the text was read, it must be this very object again. False: it may have
+** come in another way. */
+static bool is_very_text(mp_recorder *rec, PyObject *text)
+{
+    if (!PyUnicode_CheckExact(text) || !PyUnicode_CHECK_INTERNED(text)) return false;
+    mp_read *reads = rec->recording->reads;
+    for (uint32_t i = 0; i < rec->recording->n_reads; i++)
+        if (reads[i].was == MP_WAS_ITEMS) {
+            for (Py_ssize_t j = 0; j < PyTuple_GET_SIZE(reads[i].value); j++)
+                if (PyTuple_GET_ITEM(reads[i].value, j) == text) return false;
+        } else if (reads[i].was == MP_WAS_SCALAR && reads[i].value == text)
+            reads[i].very = true;
+    for (uint32_t i = 0; i < rec->recording->n_objects; i++) { /* defaults of functions */
+        PyObject *object = mp_object_get(&rec->recording->objects[i]);
+        bool holds = false;
+        for (Py_ssize_t j = 0; object && PyTuple_CheckExact(object) && j < PyTuple_GET_SIZE(object); j++)
+            holds = holds || PyTuple_GET_ITEM(object, j) == text;
+        if (holds) mp_rec_identity(rec, object);
+    }
+    return true;
+}
+
 /* Scalars in the copy module: it asks whether a copy is its original, and a scalar's copy always is.
 ** Which of two objects of one kind it is matters where kinds have no identity of their own: tuples and such by the guards' leave, scalars by
 ** the interpreter's. Objects of different types are told apart by the types. */
@@ -199,7 +221,7 @@ static void is_op(mp_recorder *rec, const mp_frame *frame, int oparg)
     } else if ((type == &PyUnicode_Type || type == &PyBytes_Type || type == &PyFloat_Type || type == &PyComplex_Type ||
                 type == &PyLong_Type) &&
                mp_scalar_same(left, right) && !(type == &PyLong_Type && small_int(left)) &&
-               !(left == right && mp_is_copy_code(frame->code)))
+               !(left == right && (mp_is_copy_code(frame->code) || is_very_text(rec, left))))
         mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "the identity of equal values of type %s", type->tp_name);
 }
 

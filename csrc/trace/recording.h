@@ -116,6 +116,7 @@ typedef struct {            /* tensor metadata as guarded */
 typedef struct {
     uint8_t kind; /* mp_read_kind */
     uint8_t was;  /* mp_was */
+    bool very;    /* SCALAR: the program saw which object it is: an equal one is another */
     mp_obj_id owner;
     PyObject *key;        /* owned, NULL where the kind has none or the key is an external object */
     mp_obj_id key_obj;    /* the key, where it is an external object (compared by identity), else MP_NO_OBJ */

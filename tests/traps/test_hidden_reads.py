@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import types
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -689,3 +692,55 @@ def test_cached_function_that_calls_the_compiled_one():
             yield fast(X, n, [X + 1] * 4), space["log"]
 
     same_as_eager(scenario)
+
+
+# -- Which text it is -------------------------------------------------------------------------------------------------
+
+
+PRESENT = "present"
+TABLE = {"mode": PRESENT, "modes": (PRESENT, "all"), PRESENT: 1}
+
+
+def by_default(x, box, mode="present"):
+    return mode is PRESENT, x + 1 if mode is PRESENT else x - 1
+
+
+TEXTS: dict[str, Callable[[torch.Tensor, Any], Any]] = {
+    "attribute": lambda x, box: x * 2 if box.mode is PRESENT else x * 3,
+    "item": lambda x, box: x * 2 if box.modes[0] is PRESENT else x * 3,
+    "key": lambda x, box: [x * 2 if key is PRESENT else x * 3 for key in box.table],
+    "of a set": lambda x, box: [x * 2 if key is PRESENT else x * 3 for key in box.some],
+    "both": lambda x, box: x * 2 if box.mode is box.modes[0] else x * 3,
+    "another": lambda x, box: x * 2 if box.mode is not "present" else x * 3,  # noqa: F632
+    "default": by_default,
+    "global": lambda x, box: x * 2 if TABLE["mode"] is box.mode else x * 3,
+    "joined": lambda x, box: x * 2 if "".join([box.mode]) is PRESENT else x * 3,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* with .* literal:SyntaxWarning")
+@pytest.mark.parametrize("name", TEXTS)
+def test_equal_texts_that_are_not_the_same(name):
+    """An interned text and an equal one that is not: `is` tells them apart, wherever they were found."""
+    program, equal = TEXTS[name], "".join(["pre", "sent"])
+
+    def scenario(wrap):
+        f = wrap(program)
+        box = types.SimpleNamespace()
+        for text in (PRESENT, PRESENT, equal, equal, "all", PRESENT, equal):
+            box.mode, box.modes, box.table, box.some = text, (text, PRESENT), {text: 1}, {text}
+            by_default.__defaults__ = (text,)
+            TABLE["mode"] = PRESENT if len(text) > 3 else text
+            yield f(torch.ones(2), box)
+
+    same_as_eager(scenario)
+
+
+def test_texts_compared_by_identity_are_no_fallback():
+    def scenario(wrap):
+        f = wrap(TEXTS["attribute"])
+        for text in (PRESENT, PRESENT, "all", PRESENT, "all"):
+            yield f(torch.ones(2), types.SimpleNamespace(mode=text))
+
+    counted = same_as_eager(scenario, hits=3)
+    assert counted.fallbacks == {}
