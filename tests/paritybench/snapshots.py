@@ -7,7 +7,7 @@ import math
 import random
 import types
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,7 +15,7 @@ import numpy
 import torch
 
 RTOL = ATOL = 1e-3
-ROUNDINGS = 8  # as many times the difference between two routines of eager's, or the share of elements that differ
+ROUNDINGS = 8  # as many times the difference that rounding makes in eager, or the share of elements that differ
 FLIPPED = 1e-3  # of the elements may be quite other ones where so they are by rounding: a softmax over large numbers
 DEPTH = 60
 
@@ -116,12 +116,11 @@ def tensor_facts(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def compare(
-    actual: tuple[Any, ...], expected: tuple[Any, ...], where: str, rounded: tuple[Any, ...] | None = None
+    actual: tuple[Any, ...], expected: tuple[Any, ...], where: str, rounded: Sequence[tuple[Any, ...]] = ()
 ) -> None:
-    """Raise Different unless the snapshots are equal within tolerances. rounded: what is expected, computed by other
-    routines; how far apart the two are is what rounding does to these values."""
-    if rounded is not None and not same_shape(rounded, expected):
-        rounded = None  # the program has gone another way
+    """Raise Different unless the snapshots are equal within tolerances. rounded: what is expected with other rounding
+    errors; how far apart they are is what rounding does to these values."""
+    rounded = [one for one in rounded if same_shape(one, expected)]  # else the program has gone another way
     if actual[0] != expected[0]:
         raise Different(f"{where}: {actual[:2]} is not {expected[:2]}")
     if actual[0] in ("opaque", "same"):
@@ -134,7 +133,7 @@ def compare(
         for (fact, a), (_, e) in zip(actual[2], expected[2], strict=False):
             if a != e:
                 raise Different(f"{where}: {fact} {a} is not {e}")
-        compare_values(actual[3], expected[3], where, rounded[3] if rounded else None)
+        compare_values(actual[3], expected[3], where, [one[3] for one in rounded])
     elif actual[0] == "array":
         if actual[2:4] != expected[2:4]:
             raise Different(f"{where}: array {actual[2:4]} is not {expected[2:4]}")
@@ -147,13 +146,13 @@ def compare(
         if len(actual[2]) != len(expected[2]):
             raise Different(f"{where}: length {len(actual[2])} is not {len(expected[2])}")
         for i, (a, e) in enumerate(zip(actual[2], expected[2], strict=True)):
-            r = rounded[2][i] if rounded else None
+            r = [one[2][i] for one in rounded]
             if actual[0] == "sequence":
                 compare(a, e, f"{where}[{i}]", r)
                 continue
             if a[0] != e[0]:
                 raise Different(f"{where}: key {a[0]} is not {e[0]}")
-            compare(a[1], e[1], f"{where}.{a[0]}", r[1] if r else None)
+            compare(a[1], e[1], f"{where}.{a[0]}", [one[1] for one in r])
 
 
 def same_shape(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
@@ -181,16 +180,16 @@ def share_off(a: torch.Tensor, e: torch.Tensor) -> float:
 
 
 def compare_values(
-    actual: torch.Tensor, expected: torch.Tensor, where: str, rounded: torch.Tensor | None = None
+    actual: torch.Tensor, expected: torch.Tensor, where: str, rounded: Sequence[torch.Tensor] = ()
 ) -> None:
     if expected.dtype.is_floating_point or expected.dtype.is_complex:
         wide = torch.complex128 if expected.dtype.is_complex else torch.float64
         a, e = actual.to(wide), expected.to(wide)
-        other = e if rounded is None else rounded.to(wide)
-        noise = (other - e).abs().nan_to_num(0, 0).max() if e.numel() else 0
-        near = torch.allclose(a, e, rtol=RTOL, atol=ATOL + ROUNDINGS * float(noise), equal_nan=True)
-        share, usual = share_off(a, e), share_off(other, e)
-        if not near and not share <= min(FLIPPED, ROUNDINGS * usual):
+        others = [one.to(wide) for one in rounded] if e.numel() else []
+        noise = max((float((one - e).abs().nan_to_num(0, 0).max()) for one in others), default=0.0)
+        near = torch.allclose(a, e, rtol=RTOL, atol=ATOL + ROUNDINGS * noise, equal_nan=True)
+        usual = max((share_off(one, e) for one in others), default=0.0)
+        if not near and not share_off(a, e) <= min(FLIPPED, ROUNDINGS * usual):
             off = torch.nan_to_num((a - e).abs(), nan=math.inf).max()
             raise Different(f"{where}: values differ by up to {float(off):.3g}")
     elif not torch.equal(actual, expected):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.paritybench.checkout import ROOT, case_names, find_items, in_half
-from tests.paritybench.outcomes import MODES, compare_calls, run_calls
+from tests.paritybench.outcomes import MODES, compare_but_for_rounding, compare_calls, run_calls
 from tests.paritybench.snapshots import Different, compare, snapshot
 
 HELPERS = """
@@ -201,8 +201,8 @@ def test_gradients_are_compared(mode: str) -> None:
 
 def test_rounding_is_allowed_for_as_far_as_eager_shows_it() -> None:
     one, near, off = (snapshot({"y": [torch.tensor([value, 3.0])]}) for value in (2.0, 2.01, 2.02))
-    compare(off, one, "result", near)
-    for rounded in (None, one, snapshot({"y": [torch.ones(3)]}), snapshot([]), snapshot({"y": []})):
+    compare(off, one, "result", [one, near])
+    for rounded in ((), [one], [snapshot({"y": [torch.ones(3)]})], [snapshot([]), snapshot({"y": []})]):
         with pytest.raises(Different, match="0.02"):
             compare(off, one, "result", rounded)
 
@@ -215,10 +215,10 @@ def test_few_elements_may_be_other_ones_where_rounding_makes_them_so() -> None:
         values[list(places)] = by
         return snapshot([values])
 
-    compare(flipped(20, (1, 2)), flipped(0, ()), "result", flipped(1, (3,)))
+    compare(flipped(20, (1, 2)), flipped(0, ()), "result", [flipped(1, (3,))])
     for off, rounded in (((1, 2), ()), (range(1, 10), (11,)), (range(1, 50), range(50, 100))):
         with pytest.raises(Different):
-            compare(flipped(20, off), flipped(0, ()), "result", flipped(1, rounded))
+            compare(flipped(20, off), flipped(0, ()), "result", [flipped(1, rounded)])
 
 
 def test_cases_are_listed_without_an_import() -> None:
@@ -231,3 +231,26 @@ def test_halves_are_disjoint() -> None:
     dev = [name for name in names if in_half(name, "dev")]
     assert 20 < len(dev) < 80
     assert [name for name in names if not in_half(name, "dev")] == [name for name in names if in_half(name, "held")]
+
+
+class Turning(torch.nn.Module):
+    """What it gives depends on the last bits of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (self.weight > 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_turns_by_rounding_is_seen_in_nudged_runs(mode: str) -> None:
+    case = (Turning, lambda: ([], {}), lambda: ([torch.ones(64)], {}), True)
+    plain, turned = (run_calls(case, mode, wrap) for wrap in (lambda model: model, lambda model: lambda x: x * 0.5))
+    with pytest.raises(Different):
+        compare_calls(turned, plain)
+    compare_but_for_rounding(case, mode, turned, plain)
+    wrong = run_calls(case, mode, lambda model: lambda x: x * 100)
+    with pytest.raises(Different):
+        compare_but_for_rounding(case, mode, wrong, plain)
