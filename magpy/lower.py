@@ -29,6 +29,7 @@ from magpy import (
     hooks,
     products,
     results,
+    steps,
     symbols,
 )
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
@@ -302,7 +303,8 @@ class Program:
         return any(op[0] in (backward.gradients, backward.accumulated) for op in self.ops)
 
     def is_recurrent(self) -> bool:
-        return any(name_of(op[0]) in ("lstm", "lstm_cell") for op in self.ops)
+        functions = [args[0] if func is steps.sized else func for func, args, *_ in self.ops]
+        return any(name_of(func) in ("lstm", "lstm_cell") for func in functions)
 
     def __str__(self) -> str:
         lines = ["inputs " + ", ".join(f"v{k}" for k in self.input_values)]

@@ -67,7 +67,8 @@ def _recurrent(func: Callable[..., Any]) -> Callable[..., Any]:
         torch.ops.magpy.check([same], "lambda v: v", "True", True)
         with aten_trace.outside():
             known = torch.tensor(recorded)
-        return func(data, known, state, weights, *rest)
+        with torch._C._DisablePythonDispatcher():  # torch's Python version would ask fake tensors for the batch sizes
+            return func(data, known, state, weights, *rest)
 
     return replay
 

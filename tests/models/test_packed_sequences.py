@@ -130,6 +130,38 @@ def test_recurrent_layers(name: str, grad: bool) -> None:
     assert hits >= 1
 
 
+class Normed(Encoder):
+    """Batch norm in training is traced in a way of its own."""
+
+    def __init__(self, layer: Callable[[], nn.Module]):
+        super().__init__(layer)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> Any:
+        return super().forward(self.norm(x.flatten(0, 1)).view(x.shape), lengths)
+
+
+@pytest.mark.parametrize("kind", [Encoder, Normed])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "dropout"])
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [1, 1, 1], [4, 4, 2]])
+def test_recurrent_layers_that_are_trained(kind: type[Encoder], name: str, lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    nets = [kind(LAYERS[name]) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    fast = torch.compile(nets[0], backend="magpy")
+    with Counted() as counted:
+        for k in range(3):
+            results = []
+            for run, net in ((fast, nets[0]), (nets[1], nets[1])):
+                net.zero_grad()
+                x = data(k).requires_grad_()
+                out = run(x, torch.tensor(lengths))
+                sum(t.square().sum() for t in floats(out)).backward()
+                results.append([out, x.grad, [p.grad for p in net.parameters()], list(net.buffers())])
+            assert_same(*results)
+    assert counted.fallbacks == {} and counted.hits == 2
+
+
 def test_a_packed_sequence_as_an_argument() -> None:
     layer = nn.LSTM(4, 3)
     fast = torch.compile(layer, backend="magpy")
