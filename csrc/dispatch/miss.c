@@ -687,13 +687,14 @@ static void count_data_miss(mp_callable *self)
 }
 
 /* Ints and floats from outside that this call has other values of than the traces: they may be inputs of the graph. */
-static void note_changing(mp_callable *self)
+static void note_changing(mp_callable *self, const mp_call *call)
 {
     for (uint32_t i = 0; i < self->n_traces; i++) {
         if (self->traces[i]->missed == UINT32_MAX) continue;
         PyObject *name = mp_guard_number_name(self->traces[i]->guards, self->traces[i]->missed);
         if (name && !self->changing) self->changing = PySet_New(NULL);
-        if (name && self->changing && PySet_GET_SIZE(self->changing) < MP_CHANGING) PySet_Add(self->changing, name);
+        if (name && self->changing && PySet_GET_SIZE(self->changing) < MP_CHANGING)
+            mp_guard_other_numbers(self->traces[i]->guards, call, self->changing);
         Py_XDECREF(name);
         PyErr_Clear(); /* it stays guarded by value */
     }
@@ -702,7 +703,7 @@ static void note_changing(mp_callable *self)
 PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
 {
     if (self->compiling || self->leaf_alone) return mp_call_plain(call);
-    note_changing(self);
+    note_changing(self, call);
     count_data_miss(self);
     if (self->n_traces >= self->trace_limit) return call_at_limit(self, call);
     uint64_t shape = mp_miss_shape(call);

@@ -34,6 +34,10 @@ int mp_guard_check(mp_guard_program *prog, const mp_call *call, PyObject **bound
 ** else, or with one. */
 PyObject *mp_guard_number_name(const mp_guard_program *prog, mp_guard_id id);
 
+/* After a miss: add to the set `names` those of all ints and floats that the call has other values of than the checks expect, up to the first
+** check that fails for another reason. Leaves no exception. */
+void mp_guard_other_numbers(mp_guard_program *prog, const mp_call *call, PyObject *names);
+
 /* One line for people, such as "self.training is False (model.py:41)". Owned str, or NULL with an exception. */
 PyObject *mp_guard_describe(const mp_guard_program *prog, mp_guard_id id);
 uint32_t mp_guard_count(const mp_guard_program *prog);

@@ -66,7 +66,18 @@ static bool plain_slot_holds(mp_guard_program *prog, const guard_slot *slot, PyO
 
 /* -- Walk of everything ------------------------------------------------------------------------------------------------------ */
 
-static bool bind_roots(mp_guard_program *prog, const mp_call *call)
+/* A check failed. Does it expect an int or float by value, whose name is wanted? Then the walk goes on. */
+static bool is_other_number(const mp_guard_program *prog, mp_guard_id id, PyObject *numbers)
+{
+    PyObject *name = numbers ? mp_guard_number_name(prog, id) : NULL;
+    bool added = name && PySet_Add(numbers, name) == 0;
+    Py_XDECREF(name);
+    PyErr_Clear(); /* it stays guarded by value */
+    return added;
+}
+
+/* numbers: a set for the names of those that are other ones now, or NULL: the first ends the walk. */
+static bool bind_roots(mp_guard_program *prog, const mp_call *call, PyObject *numbers)
 {
     memset(prog->now.current, 0, prog->rec.n_objects * sizeof *prog->now.current);
     map_clear(&prog->now.held_static);
@@ -83,17 +94,18 @@ static bool bind_roots(mp_guard_program *prog, const mp_call *call)
         const guard_slot *slot = &prog->slots[i];
         PyObject *value = call->args[i];
         bool plain = slot->kind == GUARD_SLOT_SCALAR || slot->kind == GUARD_SLOT_TYPE;
-        if (!(plain ? plain_slot_holds(prog, slot, value) : guard_bind(prog, slot->object, value)))
+        if (!(plain ? plain_slot_holds(prog, slot, value) : guard_bind(prog, slot->object, value)) &&
+            !is_other_number(prog, guard_id_of(prog, GUARD_ID_SLOTS + i), numbers))
             return fail_slot(prog, i);
     }
     return true;
 }
 
-static bool walk_reads(mp_guard_program *prog, const mp_call *call)
+static bool walk_reads(mp_guard_program *prog, const mp_call *call, PyObject *numbers)
 {
-    if (!bind_roots(prog, call)) return false;
+    if (!bind_roots(prog, call, numbers)) return false;
     for (uint32_t i = 0; i < prog->rec.n_reads; i++)
-        if (!guard_read_holds(prog, i)) return fail(prog, i);
+        if (!guard_read_holds(prog, i) && !is_other_number(prog, i, numbers)) return fail(prog, i);
     return true;
 }
 
@@ -108,7 +120,7 @@ static void swap_bindings(mp_guard_program *prog)
 static bool walk_all(mp_guard_program *prog, const mp_call *call)
 {
     swap_bindings(prog);
-    if (!walk_reads(prog, call)) {
+    if (!walk_reads(prog, call, NULL)) {
         swap_bindings(prog);
         return false;
     }
@@ -270,4 +282,15 @@ int mp_guard_check(mp_guard_program *prog, const mp_call *call, PyObject **bound
     if (prog->n_temps && !(holds && temps_wanted(prog, bound))) release_temps(prog);
     if (!holds && miss) *miss = prog->failed;
     return holds;
+}
+
+void mp_guard_other_numbers(mp_guard_program *prog, const mp_call *call, PyObject *names)
+{
+    if (!signature_same(prog, call)) return;
+    if (prog->n_temps) release_temps(prog);
+    swap_bindings(prog);
+    walk_reads(prog, call, names);
+    swap_bindings(prog);
+    prog->order_of = NULL;
+    if (prog->n_temps) release_temps(prog);
 }

@@ -212,6 +212,36 @@ def test_numbers_that_c_functions_read(name: str) -> None:
     assert name in ("and looked at", "dict.__getitem__") or sum(hits) == 7
 
 
+def test_many_numbers_that_change_at_once_take_one_more_observation() -> None:
+    class Meters:
+        def __init__(self) -> None:
+            self.sums = dict.fromkeys(range(6), 0.0)
+            self.counts, self.step, self.flag = [0] * 4, 0, True
+
+    meters = Meters(), Meters()
+
+    def program(x: torch.Tensor, m: Meters, rate: float, n: int = 1) -> Any:
+        for i in range(6):
+            m.sums[i] += i + rate
+        for i in range(4):
+            m.counts[i] += n
+        m.step += 1
+        return x * m.sums[0] + m.sums[5] * m.counts[3] if m.flag else x - m.step
+
+    fast = torch.compile(program, backend="magpy")
+    hits = []
+    for k in range(12):
+        for m in meters:
+            m.flag = k != 8
+            m.step = 1.5 if k == 10 else m.step
+        with Counted() as counted:
+            mine = fast(X, meters[0], k + 0.25, n=k + 1)
+        assert_same(mine, program(X, meters[1], k + 0.25, n=k + 1))
+        assert vars(meters[0]) == vars(meters[1]) and counted.fallbacks == {}
+        hits.append(counted.hits)
+    assert hits == [0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 0, 1]
+
+
 class Log(list):
     """A list of the program's own, which says what it has."""
 
