@@ -22,5 +22,6 @@ bool mp_codegen_cuda(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch)
 
 /* The math part of the C prelude. Static storage. */
 extern const char mp_codegen_vecmath[];
+extern const char mp_codegen_vecmath_angles[]; /* behind it */
 
 #endif

@@ -9,7 +9,8 @@
 #define REDUCE(name, kind) {name, MP_OP_REDUCE, 0, NULL, MP_RED_##kind, false}
 #define MEAN(name) {name, MP_OP_REDUCE, 0, NULL, MP_RED_SUM, true}
 
-#define SIGMOID(x) "div(1,add(1,exp(neg(" x "))))"
+/* tanh(log1p(e)) = n / (n + 2), where n = e * (e + 2) */
+#define MISH(e) "mul(a,div(mul(" e ",add(" e ",2)),add(mul(" e ",add(" e ",2)),2)))"
 #define GELU_TANH_INNER(x) "mul(0.7978845608028654,add(" x ",mul(0.044715,mul(" x ",mul(" x "," x ")))))"
 
 static const mp_op table[] = {
@@ -58,20 +59,31 @@ static const mp_op table[] = {
     POINT("aten.log1p.default", 'R', "log1p(a)"),
     POINT("aten.tanh.default", 'R', "tanh(a)"),
     POINT("aten.erf.default", 'R', "erf(a)"),
+    POINT("aten.erfc.default", 'R', "erfc(a)"),
     POINT("aten.sin.default", 'R', "sin(a)"),
     POINT("aten.cos.default", 'R', "cos(a)"),
     POINT("aten.tan.default", 'R', "tan(a)"),
+    POINT("aten.asin.default", 'R', "asin(a)"),
+    POINT("aten.acos.default", 'R', "acos(a)"),
+    POINT("aten.atan.default", 'R', "atan(a)"),
+    POINT("aten.sinh.default", 'R', "sinh(a)"),
+    POINT("aten.cosh.default", 'R', "cosh(a)"),
+    POINT("aten.asinh.default", 'R', "asinh(a)"),
+    POINT("aten.acosh.default", 'R', "acosh(a)"),
+    POINT("aten.atanh.default", 'R', "atanh(a)"),
+    POINT("aten.atan2.default", 'R', "atan2(a,b)"),
+    POINT("aten.hypot.default", 'R', "hypot(a,b)"),
     POINT("aten.floor.default", 'R', "floor(a)"),
     POINT("aten.ceil.default", 'R', "ceil(a)"),
     POINT("aten.round.default", 'R', "round(a)"),
     POINT("aten.trunc.default", 'R', "trunc(a)"),
     POINT("aten.frac.default", 'R', "sub(a,trunc(a))"),
     /* activations */
-    POINT("aten.sigmoid.default", 'R', SIGMOID("a")),
+    POINT("aten.sigmoid.default", 'R', "sigmoid(a)"),
     POINT("aten.relu.default", 'R', "where(le(a,0),0,a)"),
-    POINT("aten.gelu.default", 'R', "tanh: mul(mul(0.5,a),add(1,tanh(" GELU_TANH_INNER("a") "))); mul(a,ncdf(a))"),
-    POINT("aten.silu.default", 'R', "div(a,add(1,exp(neg(a))))"),
-    POINT("aten.mish.default", 'R', "mul(a,tanh(log1p(exp(a))))"),
+    POINT("aten.gelu.default", 'R', "tanh: mul(mul(0.5,a),add(1,tanh(" GELU_TANH_INNER("a") "))); gelu(a)"),
+    POINT("aten.silu.default", 'R', "silu(a)"),
+    POINT("aten.mish.default", 'R', MISH("exp(min(a,20))")),
     POINT("aten.hardtanh.default", 'R', "min(max(a,b),c)"),
     POINT("aten.relu6.default", 'R', "min(max(a,0),6)"),
     POINT("aten.leaky_relu.default", 'R', "where(gt(a,0),a,mul(a,b))"),
@@ -83,7 +95,7 @@ static const mp_op table[] = {
     POINT("aten.threshold_backward.default", 'R', "where(le(b,c),0,a)"),
     POINT("aten.sigmoid_backward.default", 'R', "mul(mul(a,sub(1,b)),b)"),
     POINT("aten.tanh_backward.default", 'R', "mul(a,sub(1,mul(b,b)))"),
-    POINT("aten.silu_backward.default", 'R', "mul(mul(a," SIGMOID("b") "),add(1,mul(b,sub(1," SIGMOID("b") "))))"),
+    POINT("aten.silu_backward.default", 'R', "mul(mul(a,sigmoid(b)),add(1,mul(b,sub(1,sigmoid(b)))))"),
     POINT("aten.hardtanh_backward.default", 'R', "where(and(gt(b,c),lt(b,d)),a,0)"),
     POINT("aten.leaky_relu_backward.default", 'R', "where(gt(b,0),a,mul(a,c))"),
     POINT("aten.gelu_backward.default", 'R',
