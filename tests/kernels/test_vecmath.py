@@ -14,6 +14,7 @@ from harness import Compiled, Description, compile_source, trace  # noqa: E402
 
 from magpy import _C  # noqa: E402
 
+UNFUSED = 1.1  # times as much where compilers may not fuse products and sums, as they may in kernels
 # Bounds in units in the last place, as csrc/codegen/vecmath.c states them. MAGPY_VECMATH_STEP=1 tries every float.
 BOUNDS = {
     "exp": 1.2,
@@ -32,7 +33,7 @@ BOUNDS = {
     "ncdf": 2.5,
     "sin": 1.5,
     "cos": 1.5,
-    "tan": 1.0,
+    "tan": 2.0,
     "asin": 2.0,
     "acos": 1.5,
     "atan": 1.5,
@@ -112,21 +113,23 @@ def library(request) -> ctypes.CDLL:
     far = "fabs(in[i]) >= 0x1p+16 && fabs(in[i]) < __builtin_inf()"
     checks += [ONE.replace("NAME", name).replace("SUFFIX", "_near").replace("FAR", far) for name in NEAR]
     checks += [TWO.replace("NAME", name) for name in TWO_BOUNDS]
-    return compile_source(source + DRIVER + "".join(checks), 512, request.param)
+    compiled = compile_source(source + DRIVER + "".join(checks), 512, request.param)
+    compiled.slack = UNFUSED if "contract" in request.param else 1.0
+    return compiled
 
 
 @pytest.mark.parametrize("name", list(BOUNDS))
 def test_error_is_within_bound(library, name):
     worst, at = ctypes.c_double(), ctypes.c_float()
     getattr(library, f"check_{name}f")(STEP, ctypes.byref(worst), ctypes.byref(at))
-    assert worst.value <= BOUNDS[name], f"{worst.value} units at {at.value.hex()}"
+    assert worst.value <= BOUNDS[name] * library.slack, f"{worst.value} units at {at.value.hex()}"
 
 
 @pytest.mark.parametrize("name", NEAR)
 def test_error_of_the_cheap_way_is_within_bound(library, name):
     worst, at = ctypes.c_double(), ctypes.c_float()
     getattr(library, f"check_{name}_near")(STEP, ctypes.byref(worst), ctypes.byref(at))
-    assert worst.value <= BOUNDS[name], f"{worst.value} units at {at.value.hex()}"
+    assert worst.value <= BOUNDS[name] * library.slack, f"{worst.value} units at {at.value.hex()}"
 
 
 def wild_floats(n: int, seed: int) -> torch.Tensor:
@@ -194,6 +197,15 @@ def test_error_of_two_operands_is_within_bound(library, name):
     check = getattr(library, f"check_{name}")
     check(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), len(x), ctypes.byref(worst), at)
     assert worst.value <= TWO_BOUNDS[name], f"{worst.value} units at {at[0]}, {at[1]}"
+
+
+ODD = [torch.sin, torch.tan, torch.asin, torch.atan, torch.sinh, torch.asinh, torch.tanh, torch.atanh, torch.erf]
+
+
+@pytest.mark.parametrize("fn", [*ODD, torch.nn.functional.gelu, torch.nn.functional.silu, torch.log1p])
+def test_zeros_keep_their_sign(fn):
+    x = torch.tensor([0.0, -0.0] * 20)
+    assert_same_floats(Compiled(trace(fn, [x]))(x)[0], fn(x))
 
 
 DIVISIONS = ("fmod", "remainder", "floordiv")
