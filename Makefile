@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
+# A process for each core; tests of one file stay together. Threads of torch's that wait leave their core to the others.
+TESTS  := OMP_WAIT_POLICY=passive $(abspath $(BIN))/python -m pytest -q -n $(shell nproc) --dist loadfile
 
 .PHONY: demo test check test-sanitized bench format ext clean
 
@@ -10,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q tests
+	$(TESTS) tests
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks
@@ -19,7 +21,7 @@ bench: $(VENV)/installed
 $(VENV)/environment:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install -q $(TORCH) numpy pytest transformers==5.18.0 nvidia-cuda-nvrtc rich
+	$(BIN)/python -m pip install -q $(TORCH) numpy pytest pytest-xdist transformers==5.18.0 nvidia-cuda-nvrtc rich
 	touch $@
 
 $(VENV)/installed: $(VENV)/environment setup.py pyproject.toml $(shell find csrc -name '*.[ch]')
@@ -50,7 +52,7 @@ test-sanitized: $(VENV)/environment
 	cp -r magpy/*.py build/sanitized/lib/magpy/ && cp -r tests benchmarks pyproject.toml build/sanitized/lib/
 	cd build/sanitized/lib && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  PYTHONMALLOC=malloc $(abspath $(BIN))/python -m pytest -q -m "not unsanitized" tests
+	  PYTHONMALLOC=malloc $(TESTS) -m "not unsanitized" tests
 
 # -- Development: incremental build in place -----------------------------------------------------------------------------
 CFLAGS_DEV := -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unused-parameter \
