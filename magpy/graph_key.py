@@ -379,14 +379,18 @@ def _state() -> tuple:
 
 
 _registrations: tuple[set[str], str] = (set(), "")  # as last seen, and their hash
+_TORCHS_OWN = ("Meta", "MPS", "CUDA")  # keys for which torch itself has implementations of aten's operators in Python
 
 
 def _registered() -> str:
-    """Which operators of torch have implementations in Python."""
+    """Which operators of torch have implementations in Python. Raises Uncacheable where some are the program's: their
+    names do not say what they do."""
     global _registrations
     now = torch.library._impls
     if now != _registrations[0]:
         names = sorted(name for name in now if name.startswith(("aten/", "prims/")))
+        if any(name.startswith("aten/") and not name.endswith(_TORCHS_OWN) for name in names):
+            raise Uncacheable("an operator of torch's that the program has replaced")
         _registrations = (set(now), hashlib.sha256("\n".join(names).encode()).hexdigest())
     return _registrations[1]
 

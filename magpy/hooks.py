@@ -197,11 +197,12 @@ def _checked_all(result: Any, grads: Grads) -> list[torch.Tensor]:
     if len(result) != len(grads):
         got = f"got {len(result)}, expected {len(grads)}"
         raise RuntimeError(f"hook has returned an incorrect number of values ({got})")
-    return [
-        torch.zeros_like(old) if new is None else _checked(new, old)  # none: nothing is added
-        for new, old in zip(result, grads, strict=True)
-        if old is not None
-    ]
+    if any(new is None and old is not None for new, old in zip(result, grads, strict=True)):
+        raise RuntimeError(
+            "a backward hook of a module gave None in the place of a gradient, which a compiled backward pass cannot "
+            "leave out: give zeros, or exclude the module by torch.compiler.disable"
+        )
+    return [_checked(new, old) for new, old in zip(result, grads, strict=True) if old is not None]
 
 
 def _hooked_node_meta(

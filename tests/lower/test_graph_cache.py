@@ -450,6 +450,17 @@ def test_what_stands_in_a_place_of_torchs_is_asked_each_time(place, monkeypatch)
         monkeypatch.undo()
 
 
+def test_an_operator_of_torchs_that_the_program_implements():
+    """The name of the operator does not tell two implementations apart, of two processes."""
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        library.impl("frac", lambda x: x - torch.trunc(x), "CPU")
+        with torch.no_grad():
+            assert refused(plain, base()) == "an operator of torch's that the program has replaced"
+    finally:
+        library._destroy()
+
+
 def test_another_function_in_a_place_of_magpys(monkeypatch):
     monkeypatch.setattr(choices, "choose", lambda what, make: next(iter(make())))
     assert refused(plain, base()) == "magpy.choices.choose is replaced"

@@ -373,3 +373,14 @@ def test_a_model_whose_result_comes_from_a_hooked_module() -> None:
             yield seen, x.grad
 
     same_as_eager(scenario)
+
+
+def test_a_hook_that_leaves_a_gradient_out_is_told_so() -> None:
+    """Zeros in its place would be another result than eager's, which has no gradient behind."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: (None,))
+    compiled = torch.compile(model, backend="magpy")
+    compiled(X)
+    with pytest.raises(RuntimeError, match="gave None in the place of a gradient"):
+        compiled(X).sum().backward()
+    assert model[0].weight.grad is None
