@@ -6,7 +6,7 @@ program's do; operators that draw random numbers stay, once each, in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -60,9 +60,19 @@ NOOPS: dict[Any, Callable[[Node], bool]] = {
 }  # fmt: skip
 
 
-def merge(graph: Graph) -> dict[Val | None, Val | None]:
+def reachable(graph: Graph) -> set[Val]:
+    """The values whose memory others than the graph can change: inputs and outputs."""
+    inputs = {node.val for node in graph.placeholders[len(graph.constants) :]}
+    return inputs | {base_of(v) for v in graph.outputs if v is not None}
+
+
+def merge(graph: Graph, forward: Container[Node] | None = None) -> dict[Val | None, Val | None]:
     """Replace no-op copies and views by what they show, and repeated computations by the first. Returns what was
-    replaced by what."""
+    replaced by what.
+
+    forward: the nodes of a joint graph's forward pass. What the others compute of an input's or output's data stays
+    theirs: by then it may be another, without its version counter saying so (batch norm's statistics)."""
+    open_to_all = reachable(graph) if forward is not None else set()
     outputs = {v for v in graph.outputs if v is not None}
     escaping = {base_of(v).node for v in outputs}  # memory that outputs show
     # A view says where its elements lie in the memory of what it shows: only its own source stands for that.
@@ -85,7 +95,8 @@ def merge(graph: Graph) -> dict[Val | None, Val | None]:
         if is_impure(node.target) or any(v in outputs for v in node.vals) or node in escaping:
             kept.append(node)
             continue
-        key = (node.target, _key(node.args))
+        late = forward is not None and node not in forward and not is_view(node.target)
+        key = (node.target, _key(node.args), late and any(base_of(v) in open_to_all for v in each_val(node.args)))
         first = seen.setdefault(key, node)
         if first is node:
             kept.append(node)

@@ -135,7 +135,7 @@ def trace_joint(
     forward = set(graph.nodes[: reverse.n_forward])
     tangents = [node.val for node in graph.placeholders[n:]]
     graph.outputs = [*values, *gradients]
-    replaced = aten_passes.merge(graph)
+    replaced = aten_passes.merge(graph, forward)
     aten_passes.remove_dead(graph)
     cut = _Cut(joint, graph, len(inputs), forward, {replaced.get(val) or val: i for val, i in shown.items()})
     cut.make(values, gradients, tangents)
@@ -361,6 +361,7 @@ class _Cut:
         self.reset = set(self.shown.values())
         self.kept: dict[Val, None] = {}
         self.again: set[Node] = set()
+        self.open = aten_passes.reachable(graph)
         self.direct: set[Val] = set()  # what the backward pass reads, with the memory that it shows
 
     def make(self, values: list[Val], gradients: list[Val], tangents: list[Val]) -> None:
@@ -385,10 +386,13 @@ class _Cut:
             return False  # eager does not keep it: it may be changed in place until the backward pass
         if self._available(val) or val.node in found:
             return True
-        if len(found) >= RECOMPUTE_BUDGET or not _is_cheap(val.node.target):
+        if len(found) >= RECOMPUTE_BUDGET or not _is_cheap(val.node.target) or val in self.open:
             return False
+        args = list(each_val(val.node.args))
+        if not is_view(val.node.target) and any(base_of(v) in self.open for v in args):
+            return False  # eager keeps what was computed, whatever becomes of what it was computed from
         found[val.node] = None
-        return all(self._chain(v, found) for v in each_val(val.node.args))
+        return all(self._chain(v, found) for v in args)
 
     def _choose(self, needed: set[Val]) -> None:
         """What to keep and what to compute again, in program order: what is kept early serves what is needed later."""
@@ -527,7 +531,7 @@ class Partial:
         # Merged as the joint graph was, so that what was kept there stands for the same computations here.
         gradients = [mapped[val] for val in gradients]
         whole.outputs = [*[mapped[val] for val in self.values], *gradients]
-        replaced = aten_passes.merge(whole)
+        replaced = aten_passes.merge(whole, set(whole.nodes[:n]))
         now = {val: replaced.get(mapped[val]) or mapped[val] for val in self.kept}
         places = {now[val]: k for val, k in self.kept.items()}
         tangents = [mapped[self.reverse.tangent_values[k]] for k in present]

@@ -109,6 +109,8 @@ static PyObject *read_text(const mp_guard_program *prog, uint32_t number)
         return join("%U is a %U", mp_recording_location(rec, number),
                     PyUnicode_FromString(rec->objects[read->obj].type->tp_name));
     case MP_WAS_ITEMS:
+        if (value && PyTuple_Check(value)) value = PyTuple_GET_ITEM(value, 0);
+        break;
     case MP_WAS_SCALAR: break;
     }
     bool membership = read->kind == MP_READ_HAS || read->kind == MP_READ_SET_HAS;

@@ -258,12 +258,13 @@ static bool read_set_has(mp_guard_program *prog, const mp_read *read, look at)
 static bool read_set_items(mp_guard_program *prog, const mp_read *read, look at)
 {
     if (!PyAnySet_Check(at.owner) || read->was != MP_WAS_ITEMS || !PyTuple_Check(read->value)) return false;
-    if (PySet_GET_SIZE(at.owner) != PyTuple_GET_SIZE(read->value)) return false;
-    PyObject *item;
+    PyObject *items = PyTuple_GET_ITEM(read->value, 0), *item;
+    if (PySet_GET_SIZE(at.owner) != PyTuple_GET_SIZE(items)) return false;
+    if (!mp_set_lies(at.owner, PyTuple_GET_ITEM(read->value, 1))) return false;
     Py_hash_t hash;
     Py_ssize_t position = 0;
     for (Py_ssize_t i = 0; _PySet_NextEntry(at.owner, &position, &item, &hash); i++) {
-        PyObject *was = PyTuple_GET_ITEM(read->value, i);
+        PyObject *was = PyTuple_GET_ITEM(items, i);
         mp_obj_id id = mp_ref_id(was);
         if (id != MP_NO_OBJ) {
             if (id >= prog->rec.n_objects || !guard_bind(prog, id, item)) return false;

@@ -274,15 +274,19 @@ static mp_operand make_dict(walker *w, PyObject *object, PyTypeObject *base)
     return fill_later(w, object, make(w, MP_MOCK_DICT_NEW, NULL, 0, NULL, NULL), fill_dict);
 }
 
-static mp_operand no_order(walker *w, PyObject *set, bool found)
-{ return found ? no_memory(w) : unrebuildable(w, set, "the order of a "); }
+/* mp_set_items, held. *layout is held or NULL. NULL with the reason set. */
+static PyObject *set_items(walker *w, PyObject *set, PyObject **layout)
+{
+    PyObject *items = hold(w, mp_set_items(set, layout));
+    if (*layout && !hold(w, *layout)) items = NULL;
+    if (!items) no_memory(w);
+    return items;
+}
 
 static int fill_set(walker *w, PyObject *object, mp_operand target)
 {
-    bool found;
-    PyObject *items = hold(w, mp_set_items(object, &found));
-    if (!items) no_order(w, object, found);
-    return items ? fill_with_items(w, !mp_every_key_safe(items, 1), MP_MOCK_SET_FILL, target, items, NULL) : -1;
+    PyObject *layout, *items = set_items(w, object, &layout);
+    return items ? fill_with_items(w, !mp_every_key_safe(items, 1), MP_MOCK_SET_FILL, target, items, layout) : -1;
 }
 
 static mp_operand make_set(walker *w, PyObject *object, PyTypeObject *base)
@@ -290,11 +294,11 @@ static mp_operand make_set(walker *w, PyObject *object, PyTypeObject *base)
 
 static mp_operand make_frozenset(walker *w, PyObject *object, PyTypeObject *base)
 {
-    bool found;
-    PyObject *items = hold(w, mp_set_items(object, &found));
-    if (!items) return no_order(w, object, found);
+    PyObject *layout, *items = set_items(w, object, &layout);
+    if (!items) return MP_NO_OPERAND;
     if (!mp_every_key_safe(items, 1)) return unrebuildable(w, object, "the order of a ");
-    return make_of_items(w, MP_MOCK_FROZENSET, items, (PyObject *)Py_TYPE(object), NULL);
+    PyObject *how = hold(w, PyTuple_Pack(2, Py_TYPE(object), layout ? layout : Py_None));
+    return how ? make_of_items(w, MP_MOCK_FROZENSET, items, how, NULL) : no_memory(w);
 }
 
 static int fill_deque(walker *w, PyObject *object, mp_operand target)

@@ -1,5 +1,7 @@
 /* Containers' contents as sequences, in the order in which putting them into an empty container makes an equal one. */
 #include "mock/contents.h"
+
+#include "observe/observe.h"
 #include "trace/raw.h"
 
 PyObject *mp_sequence_items(PyObject *sequence)
@@ -109,24 +111,26 @@ static PyObject *set_items(PyObject *object, set_order order, Py_hash_t *hashes)
     return items;
 }
 
-PyObject *mp_set_items(PyObject *set, bool *found)
+static bool all_plain(PyObject *items)
 {
-    *found = true;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
+        if (!mp_key_plain(PyTuple_GET_ITEM(items, i))) return false;
+    return true;
+}
+
+PyObject *mp_set_items(PyObject *set, PyObject **layout)
+{
     Py_hash_t *hashes = PyMem_Calloc((size_t)PySet_GET_SIZE(set) + 1, sizeof *hashes);
-    PyObject *items = NULL;
-    bool repeats = false;
-    for (set_order order = AS_THEY_LIE; hashes && order < N_SET_ORDERS && !repeats; order++) {
-        Py_XSETREF(items, set_items(set, order, hashes));
-        if (!items) break;
-        repeats = makes_order_of(items, hashes, set);
+    PyObject *items = hashes ? set_items(set, AS_THEY_LIE, hashes) : NULL;
+    bool plain = items && all_plain(items);
+    *layout = plain ? mp_set_layout(set) : NULL;
+    if (plain && !*layout) Py_CLEAR(items);
+    for (set_order order = AS_THEY_LIE; items && !plain && !makes_order_of(items, hashes, set);) {
+        if (++order == N_SET_ORDERS) break;
+        Py_SETREF(items, set_items(set, order, hashes));
     }
     PyMem_Free(hashes);
-    if (!items || repeats) return items;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
-        if (!mp_key_plain(PyTuple_GET_ITEM(items, i))) return items;
-    *found = false;
-    Py_DECREF(items);
-    return NULL;
+    return items;
 }
 
 /* -- Iterators ----------------------------------------------------------------------------------------------------------- */

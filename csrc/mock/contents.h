@@ -7,10 +7,10 @@
 PyObject *mp_sequence_items(PyObject *sequence); /* tuple of a list's, tuple's or deque's items */
 PyObject *mp_dict_items(PyObject *dict); /* list of keys and values in turn; an OrderedDict's in its own order */
 
-/* Tuple of a set's items. A set's order comes from its history: this is an order in which adding the items brings it about again, while
-** their hashes stay. Where none was found the answer is NULL with *found false if all items are plain values; objects that hash by address
-** may get another order. */
-PyObject *mp_set_items(PyObject *set, bool *found);
+/* Tuple of a set's items. A set's order comes from its history. If all items are plain their hashes are the same in every run: they are
+** given as they lie, *layout (owned) says how, and mp_set_lay makes an equal set. Else *layout is NULL, and adding the items in the order given
+** brings the set's own about if such an order was found and their hashes have stayed. */
+PyObject *mp_set_items(PyObject *set, PyObject **layout);
 
 /* Is it an iterator of a type that can be made again: one that goes over a sequence or over other iterators and knows how far it is? */
 bool mp_is_iterator(PyTypeObject *type);

@@ -87,9 +87,11 @@ static PyObject *text_of_made(printer *p, uint32_t made)
         mp_mock_op op;
         const char *format;
     } formats[] = {
-        {MP_MOCK_TUPLE, "(%U)"},      {MP_MOCK_LIST, "[%U]"},     {MP_MOCK_LIST_NEW, "[%U]"},
-        {MP_MOCK_DICT, "{%U}"},       {MP_MOCK_DICT_NEW, "{%U}"}, {MP_MOCK_SET_NEW, "set(%U)"},
-        {MP_MOCK_SLICE, "slice(%U)"}, {MP_MOCK_CELL, "cell(%U)"}, {MP_MOCK_METHOD, "method(%U)"},
+        {MP_MOCK_TUPLE, "(%U)"},        {MP_MOCK_LIST, "[%U]"},
+        {MP_MOCK_LIST_NEW, "[%U]"},     {MP_MOCK_DICT, "{%U}"},
+        {MP_MOCK_DICT_NEW, "{%U}"},     {MP_MOCK_SET_NEW, "set(%U)"},
+        {MP_MOCK_SLICE, "slice(%U)"},   {MP_MOCK_CELL, "cell(%U)"},
+        {MP_MOCK_METHOD, "method(%U)"}, {MP_MOCK_FROZENSET, "frozenset(%U)"},
     };
     for (size_t i = 0; joined && !text && i < sizeof formats / sizeof *formats; i++)
         if (formats[i].op == maker->op) text = PyUnicode_FromFormat(formats[i].format, joined);

@@ -144,11 +144,14 @@ static PyObject *make_DICT_NEW(const mp_mock_run *run, const mp_step *step, cons
 static PyObject *make_SET_NEW(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 { return PySet_New(NULL); }
 
-/* data: the class. */
+/* data: (the class, how they lie or None). */
 static PyObject *make_FROZENSET(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
-    PyObject *items = make_TUPLE(run, step, args), *arguments = items ? PyTuple_Pack(1, items) : NULL;
-    PyObject *made = arguments ? PyFrozenSet_Type.tp_new((PyTypeObject *)step->data, arguments, NULL) : NULL;
+    PyObject *layout = PyTuple_GET_ITEM(step->data, 1), *items = make_TUPLE(run, step, args);
+    PyObject *arguments = !items ? NULL : layout == Py_None ? PyTuple_Pack(1, items) : PyTuple_New(0);
+    PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(step->data, 0);
+    PyObject *made = arguments ? PyFrozenSet_Type.tp_new(type, arguments, NULL) : NULL;
+    if (made && layout != Py_None && mp_set_lay(made, layout, ((PyTupleObject *)items)->ob_item) < 0) Py_CLEAR(made);
     Py_XDECREF(items);
     Py_XDECREF(arguments);
     return made;
@@ -252,8 +255,15 @@ static int fill_LIST_EXTEND(const mp_mock_run *run, const mp_step *step, const m
 static int fill_DICT_FILL(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 { return store_items(run, TARGET, args, step->n); }
 
+/* data: how they lie, or NULL: they are added one by one. */
 static int fill_SET_FILL(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
+    if (step->data) {
+        PyObject *items = make_TUPLE(run, step, args);
+        int failed = items ? mp_set_lay(TARGET, step->data, ((PyTupleObject *)items)->ob_item) : -1;
+        Py_XDECREF(items);
+        return failed;
+    }
     for (uint32_t i = 0; i < step->n; i++)
         if (PySet_Add(TARGET, ARG(i)) < 0) return -1;
     return 0;
@@ -520,12 +530,9 @@ static int replace_dict(pending_store *store)
 
 static int replace_set(pending_store *store)
 {
-    PyObject *item;
-    Py_hash_t hash;
-    store->old = PySet_New(store->owner);
-    if (!store->old || PySet_Clear(store->owner) < 0) return -1;
-    for (Py_ssize_t at = 0; _PySet_NextEntry(store->value, &at, &item, &hash);)
-        if (PySet_Add(store->owner, item) < 0) return -1;
+    mp_set_swap(store->owner, store->value); /* the new set is this store's alone */
+    store->old = store->value;
+    store->value = NULL;
     return 0;
 }
 

@@ -34,8 +34,8 @@ static PyObject *held(const mp_recording *recording, const mp_read *read)
         return path ? Py_BuildValue("(sNs)", "object", path, recording->objects[read->obj].type->tp_name) : NULL;
     }
     case MP_WAS_NUMBER: return Py_BuildValue("(sO)", "number", read->value ? read->value : Py_None);
-    case MP_WAS_SCALAR:
-    case MP_WAS_ITEMS: return Py_BuildValue("(sO)", "value", read->value);
+    case MP_WAS_SCALAR: return Py_BuildValue("(sO)", "value", read->value);
+    case MP_WAS_ITEMS: return Py_BuildValue("(sO)", "value", PyTuple_GET_ITEM(read->value, 0));
     case MP_WAS_MISSING: return Py_BuildValue("(s)", "missing");
     case MP_WAS_META: return Py_BuildValue("(s)", "meta");
     case MP_WAS_ANY: break;

@@ -142,3 +142,74 @@ int mp_set_find(PyObject *object, PyObject *key, Py_hash_t hash)
         }
     }
 }
+
+/* -- Sets as they lie ----------------------------------------------------------------------------------------------------- */
+
+enum { SLOT_FREE, SLOT_TAKEN, SLOT_REMOVED };
+
+typedef struct {
+    Py_ssize_t mask, finger;
+    char slots[]; /* [mask + 1] */
+} set_layout;
+
+static char slot_state(const setentry *entry)
+{ return !entry->key ? SLOT_FREE : entry->key == _PySet_Dummy ? SLOT_REMOVED : SLOT_TAKEN; }
+
+PyObject *mp_set_layout(PyObject *object)
+{
+    const PySetObject *set = (PySetObject *)object;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)sizeof(set_layout) + set->mask + 1);
+    if (!bytes) return NULL;
+    set_layout *layout = (set_layout *)PyBytes_AS_STRING(bytes);
+    *layout = (set_layout){set->mask, set->finger};
+    for (Py_ssize_t i = 0; i <= set->mask; i++) layout->slots[i] = slot_state(&set->table[i]);
+    return bytes;
+}
+
+bool mp_set_lies(PyObject *object, PyObject *bytes)
+{
+    const PySetObject *set = (PySetObject *)object;
+    const set_layout *layout = (set_layout *)PyBytes_AS_STRING(bytes);
+    if (set->mask != layout->mask || set->finger != layout->finger) return false;
+    for (Py_ssize_t i = 0; i <= set->mask; i++)
+        if (slot_state(&set->table[i]) != layout->slots[i]) return false;
+    return true;
+}
+
+int mp_set_lay(PyObject *object, PyObject *bytes, PyObject *const *items)
+{
+    PySetObject *set = (PySetObject *)object;
+    const set_layout *layout = (set_layout *)PyBytes_AS_STRING(bytes);
+    if (layout->mask + 1 > PySet_MINSIZE) { /* freed by the set, as its own tables are */
+        setentry *table = PyMem_Calloc((size_t)layout->mask + 1, sizeof *table);
+        if (!table) return PyErr_NoMemory(), -1;
+        set->table = table;
+    }
+    set->mask = layout->mask;
+    set->finger = layout->finger;
+    for (Py_ssize_t i = 0; i <= layout->mask; i++) {
+        setentry *entry = &set->table[i];
+        if (layout->slots[i] == SLOT_FREE) continue;
+        set->fill++;
+        if (layout->slots[i] == SLOT_REMOVED) {
+            *entry = (setentry){_PySet_Dummy, -1};
+            continue;
+        }
+        *entry = (setentry){Py_NewRef(*items), PyObject_Hash(*items)}; /* a plain value's: C's own, kept or cheap */
+        items++;
+        set->used++;
+    }
+    return 0;
+}
+
+void mp_set_swap(PyObject *first, PyObject *second)
+{
+    PySetObject *a = (PySetObject *)first, *b = (PySetObject *)second, kept = *a;
+    bool small = a->table == a->smalltable, other_small = b->table == b->smalltable;
+    a->fill = b->fill, a->used = b->used, a->mask = b->mask, a->finger = b->finger;
+    b->fill = kept.fill, b->used = kept.used, b->mask = kept.mask, b->finger = kept.finger;
+    memcpy(a->smalltable, b->smalltable, sizeof a->smalltable);
+    memcpy(b->smalltable, kept.smalltable, sizeof b->smalltable);
+    a->table = other_small ? a->smalltable : b->table;
+    b->table = small ? b->smalltable : kept.table;
+}

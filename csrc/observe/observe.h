@@ -48,6 +48,13 @@ PyObject **mp_instance_value_slot(PyObject *object, PyObject *name);
 ** only for dicts). 0: not there. -1: a key of the same hash has an equality of its own, so only the program can tell. No exception. */
 int mp_dict_find(PyObject *dict, PyObject *key, Py_hash_t hash, PyObject **value);
 int mp_set_find(PyObject *set, PyObject *key, Py_hash_t hash);
+/* How a set lies in its table: what its order is after the next change, and which element it pops next, follow from that. Owned bytes, or
+** NULL with an exception. */
+PyObject *mp_set_layout(PyObject *set);
+bool mp_set_lies(PyObject *set, PyObject *layout); /* does it lie so? */
+/* Fill a new, empty set with plain items, in the order in which they lie. 0, or -1 with an exception. */
+int mp_set_lay(PyObject *set, PyObject *layout, PyObject *const *items);
+void mp_set_swap(PyObject *first, PyObject *second); /* exchange the contents of two sets that are no frozensets */
 int mp_dict_find_str(PyObject *dict, PyObject *key, PyObject **value); /* an exact str, whose hash is C's own */
 
 #endif

@@ -261,10 +261,13 @@ static void read_set_items(mp_recorder *rec, PyObject *set)
     Py_ssize_t at = 0, i = 0;
     Py_hash_t hash;
     while (items && _PySet_NextEntry(set, &at, &item, &hash)) PyTuple_SET_ITEM(items, i++, Py_NewRef(item));
-    if (items)
-        mp_rec_read(rec, set, MP_READ_SET_ITEMS, NULL, items);
+    PyObject *layout = items ? mp_set_layout(set) : NULL, *held = layout ? PyTuple_Pack(2, items, layout) : NULL;
+    if (held)
+        mp_rec_read(rec, set, MP_READ_SET_ITEMS, NULL, held);
     else
         no_memory(rec);
+    Py_XDECREF(held);
+    Py_XDECREF(layout);
     Py_XDECREF(items);
     mp_restore(kept);
 }

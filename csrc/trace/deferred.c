@@ -85,10 +85,18 @@ static bool same_name(PyObject *a, PyObject *b)
     return PyUnicode_Check(a) && PyUnicode_Check(b) && PyUnicode_Compare(a, b) == 0;
 }
 
+/* Frames and tracebacks, which the commit has of its own: what they hold would live longer if they were owned. */
+static bool is_of_the_stack(mp_recorder *rec, PyObject *object, PyObject *key)
+{
+    if (PyFrame_Check(object) && key && PyUnicode_Check(key) && PyUnicode_CompareWithASCIIString(key, "f_locals") == 0)
+        mp_rec_abandon(rec, MP_REASON_EFFECT, "an effect looks at the variables of a frame");
+    return PyFrame_Check(object) || PyTraceBack_Check(object);
+}
+
 static void touch(mp_recorder *rec, PyObject *object, PyObject *key, uint8_t how)
 {
     mp_deferred *state = rec->deferred;
-    if (!object || mp_is_scalar(object) || mp_is_tensor(object)) return;
+    if (!object || mp_is_scalar(object) || mp_is_tensor(object) || is_of_the_stack(rec, object, key)) return;
     if (key && !PyUnicode_CheckExact(key)) key = NULL;
     if (state->early && how & LOOKED) { /* a later run makes this call before the program's stores */
         mp_obj_id id = mp_rec_find(rec, object);

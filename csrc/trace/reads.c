@@ -335,10 +335,10 @@ void mp_rec_read_base_value(mp_recorder *rec, PyObject *object)
     Py_XDECREF(base);
 }
 
-/* SET_ITEMS: the elements, with external objects as references to them. Owned, or NULL after abandoning. */
-static PyObject *items_of(mp_recorder *rec, PyObject *elements, uint32_t found_by)
+/* SET_ITEMS: `held`, (elements, layout), with external objects as references to them. Owned, or NULL after abandoning. */
+static PyObject *items_of(mp_recorder *rec, PyObject *held, uint32_t found_by)
 {
-    PyObject *items = PyTuple_New(PyTuple_GET_SIZE(elements));
+    PyObject *elements = PyTuple_GET_ITEM(held, 0), *items = PyTuple_New(PyTuple_GET_SIZE(elements));
     for (Py_ssize_t i = 0; items && i < PyTuple_GET_SIZE(elements); i++) {
         PyObject *element = PyTuple_GET_ITEM(elements, i), *item;
         if (mp_is_scalar(element))
@@ -351,11 +351,13 @@ static PyObject *items_of(mp_recorder *rec, PyObject *elements, uint32_t found_b
         if (!item) Py_CLEAR(items);
         if (item) PyTuple_SET_ITEM(items, i, item);
     }
-    if (!items) {
+    PyObject *kept = items ? PyTuple_Pack(2, items, PyTuple_GET_ITEM(held, 1)) : NULL;
+    Py_XDECREF(items);
+    if (!kept) {
         PyErr_Clear();
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "%s", "");
     }
-    return items;
+    return kept;
 }
 
 /* Fill in what the location held. */

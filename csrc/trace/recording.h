@@ -62,7 +62,7 @@ PyObject *mp_object_get(const mp_object *object);
     X(LEN)          /* ob_size of list, tuple, deque; used of dict, set; Held: SCALAR int */                                       \
     X(ITEM)         /* list, tuple, deque item; key is int (may be negative as used). MISSING if out of range */                   \
     X(SET_HAS)      /* is the key in the set? Held: SCALAR bool */                                                                 \
-    X(SET_ITEMS)    /* the set's elements in iteration order. Held: ITEMS */                                                       \
+    X(SET_ITEMS)    /* the set's elements in iteration order, and how they lie. Held: ITEMS */                                     \
     X(TYPE_ATTR)    /* owner is a type: MRO lookup of the key, raw (no descriptor call). MISSING if absent */                      \
     X(TYPE_DUNDERS) /* owner is a type that C code may call into: all its special methods; no key. Held: ANY; type version */      \
     X(NO_DATA_DESCR)/* owner is a type: MRO lookup of the key gives no data descriptor. Held: ANY */                               \
@@ -95,7 +95,7 @@ typedef enum {
     MP_WAS_MISSING, /* nothing there */
     MP_WAS_META,    /* `meta` */
     MP_WAS_NUMBER,  /* an int or float, object `obj`, of the same type; `value`: and of this value, NULL: whichever */
-    MP_WAS_ITEMS,   /* `value`: a tuple of scalars and mp_obj_id wrapped in _C.Ref */
+    MP_WAS_ITEMS,   /* `value`: (a tuple of scalars and mp_obj_id wrapped in _C.Ref, mp_set_layout) */
     MP_WAS_ANY,     /* something made by the call itself, or nothing to compare: only the kind's own rule */
 } mp_was;
 

@@ -663,3 +663,77 @@ def test_exceptions_that_are_shown_as_text(name: str, capsys: pytest.CaptureFixt
     assert mine == text * 2
     assert logged == records * 2
     assert counted.hits == hits
+
+
+def ends(ended: list[str]) -> Iterator[int]:
+    try:
+        yield 1
+    finally:
+        ended.append("closed")
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        lambda text: log.info(text),
+        lambda text: warnings.warn(text, stacklevel=1),
+        lambda text: print(text),
+        lambda text: log.info("%s", [text], stacklevel=2),
+        lambda text: adapter.warning(text),
+    ],
+    ids=["info", "warn", "print", "stacklevel", "adapter"],
+)
+def test_what_lives_in_the_callers_of_an_effect_dies_as_in_eager(effect: Callable[[str], None]) -> None:
+    """Effects ask for frames: those must not live on, for what they hold ends within the call."""
+    ended: list[str] = []
+
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        generator = ends(ended)
+        next(generator)
+        effect("inner")
+        return x + 1
+
+    def program(x: torch.Tensor) -> Any:
+        generator = ends(ended)
+        next(generator)
+        y = inner(x)
+        effect("outer")
+        return y * 2, len(ended)
+
+    fast = torch.compile(program, backend="magpy")
+    with noted() as shown:
+        for i in range(3):
+            assert fast(X)[1] == 2 * i + 1
+            assert ended == ["closed"] * (2 * i + 2)
+        mine = shown()
+    with noted() as shown:
+        for _ in range(3):
+            program(X)
+        assert mine == shown()
+
+
+def test_an_effect_that_looks_at_a_callers_variables() -> None:
+    class Spying(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            frame: Any = sys._getframe()
+            while frame.f_code.co_name != "program":
+                frame = frame.f_back
+            told.append(frame.f_locals["secret"])
+
+    told: list[int] = []
+    handler = Spying()
+
+    def program(x: torch.Tensor, secret: int) -> torch.Tensor:
+        secret += 1
+        log.info("look")
+        return x + 1
+
+    fast = torch.compile(program, backend="magpy")
+    with noted():
+        log.addHandler(handler)
+        try:
+            for i in range(3):
+                fast(X, i)
+        finally:
+            log.removeHandler(handler)
+    assert told == [1, 2, 3]

@@ -1,0 +1,156 @@
+"""What the backward pass reads of inputs: their data as it is by then, where eager keeps the tensor itself; as it was,
+where eager keeps what was computed of it. The difference shows when data is changed behind the version counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.counting import Counted
+
+Program = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+PROGRAMS: dict[str, Program] = {
+    "mul": lambda x, w: x * w,
+    "div": lambda x, w: x / w,
+    "add then mul": lambda x, w: (x + w) * w,
+    "of a result": lambda x, w: x.exp() * (w * 2 + 1),
+    "linear": lambda x, w: F.linear(x, w),
+    "linear of a result": lambda x, w: F.linear(x.sin(), w.cos()),
+    "matmul": lambda x, w: x @ w.t(),
+    "silu": lambda x, w: F.silu(x) + F.silu(w),
+    "gelu": lambda x, w: F.gelu(x) * F.gelu(w),
+    "tanh": lambda x, w: torch.tanh(x) * torch.tanh(w),
+    "exp": lambda x, w: x.exp() * w.exp(),
+    "log": lambda x, w: x.abs().log() + w.pow(2).log(),
+    "pow": lambda x, w: x.pow(3) + w**2,
+    "sqrt": lambda x, w: (x * x + 1).sqrt() * w.abs().sqrt(),
+    "sin": lambda x, w: x.sin() * w.sin(),
+    "clamp": lambda x, w: x.clamp(-0.5, 0.5) * w.clamp(min=0),
+    "relu": lambda x, w: F.relu(x) * F.relu(w),
+    "where": lambda x, w: torch.where(x > 0, x * 2, w),
+    "maximum": lambda x, w: torch.maximum(x, w) + torch.minimum(x * 2, w),
+    "softmax": lambda x, w: x.softmax(-1) * w.log_softmax(-1),
+    "layer norm": lambda x, w: F.layer_norm(x, (3,), w[0], w[1]),
+    "norm": lambda x, w: x.norm() * w.norm(dim=-1, keepdim=True),
+    "mse": lambda x, w: F.mse_loss(x, w) + F.smooth_l1_loss(x, w * 2),
+    "amax": lambda x, w: x.amax(-1, keepdim=True) * w.amax(0),
+    "std": lambda x, w: x.std(-1, keepdim=True) * w.var(),
+    "cumprod": lambda x, w: x.cumprod(-1) * w.cumsum(0),
+    "atan2": lambda x, w: torch.atan2(x, w),
+    "gather": lambda x, w: x.gather(1, torch.tensor([[0, 2], [1, 1], [0, 0]])) * w[:, :2],
+    "double": lambda x, w: x.double() * w.double(),
+    "two of them": lambda x, w: (x * w).sin() + (x * w).cos() + x / (w + 3),
+}
+
+
+def gradients(call: Program, change: Callable[[torch.Tensor], Any]) -> list[Any]:
+    x = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.5], [-2.0, 1.0, 0.75]], requires_grad=True)
+    w = torch.tensor([[1.0, -0.5, 0.25], [2.0, 0.5, -1.5], [0.75, 1.25, -0.25]], requires_grad=True)
+    out = call(x, w)
+    for t in (x, w):
+        change(t)
+    out.sum().backward()
+    return [x.grad, w.grad]
+
+
+def added(t: torch.Tensor) -> None:
+    t.data.add_(0.3)
+
+
+def turned(t: torch.Tensor) -> None:
+    t.data.neg_()
+
+
+@pytest.mark.parametrize("change", [added, turned], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_data_changed_behind_the_counter(name: str, change: Callable[[torch.Tensor], Any]) -> None:
+    program = PROGRAMS[name]
+    fast = torch.compile(program, backend="magpy")
+    expected = gradients(program, change)
+    gradients(fast, lambda t: None)
+    with Counted() as counted:
+        actual = gradients(fast, change)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert counted.hits == 1
+
+
+class Returning(nn.Module):
+    """Also gives a view that has no gradient: the results share memory."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x)
+        return y, y.detach()
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "norm": lambda: nn.BatchNorm1d(3),
+    "norm without weights": lambda: nn.BatchNorm1d(3, affine=False),
+    "behind a layer": lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.ReLU()),
+    "two": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Tanh(), nn.BatchNorm1d(3)),
+    "instance norm": lambda: nn.InstanceNorm1d(3, track_running_stats=True, affine=True),
+    "results that share memory": lambda: Returning(nn.BatchNorm1d(3)),
+}
+
+
+@pytest.mark.parametrize("modes", [(False, True), (True, False), (False, True, True, False)], ids=str)
+@pytest.mark.parametrize("name", NETS)
+def test_statistics_that_a_later_call_changes(name: str, modes: tuple[bool, ...]) -> None:
+    def run(wrap: Callable[[nn.Module], Any]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = NETS[name]()
+        call = wrap(net)
+        seen: list[torch.Tensor] = []
+        for _ in range(3):
+            inputs = [torch.randn(4, 3, 5).add(2).requires_grad_() for _ in modes]
+            if name == "behind a layer":
+                inputs = [torch.randn(6, 3).add(2).requires_grad_() for _ in modes]
+            results = []
+            for x, mode in zip(inputs, modes, strict=True):
+                net.train(mode)
+                out = call(x)
+                results.append(out[0] if isinstance(out, tuple) else out)
+            net.zero_grad()
+            for out in results:
+                out.pow(2).sum().backward()
+            seen += [x.grad for x in inputs if x.grad is not None]
+            seen += [p.grad.clone() for p in net.parameters() if p.grad is not None]
+            seen += [b.clone() for b in net.buffers()]
+        return seen
+
+    expected = run(lambda net: net)
+    actual = run(lambda net: torch.compile(net, backend="magpy"))
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-3)
+
+
+RESULTS: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
+    "used again": lambda x: (x.exp(), x.exp().sin()),
+    "used twice": lambda x: (y := x.exp(), y.sin() * y.cos()),
+    "used by several": lambda x: (y := x * 2, torch.sigmoid(y) * (y * 2).exp()),
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_changed_behind_the_counter(name: str) -> None:
+    def run(call: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        for _ in range(2):
+            x = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.5]], requires_grad=True)
+            first, second = call(x)
+            first.data.add_(0.5)
+            (first.sum() + second.sum()).backward()
+        assert x.grad is not None
+        return x.grad
+
+    expected = run(RESULTS[name])
+    torch.testing.assert_close(run(torch.compile(RESULTS[name], backend="magpy")), expected)
