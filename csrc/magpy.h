@@ -45,8 +45,8 @@ void mp_reason_set(mp_reason *why, mp_reason_code code, const char *detail, ...)
 /* Turn the pending Python exception into the detail of `why` and clear it, as mp_error_clear does. */
 void mp_reason_set_exception(mp_reason *why, mp_reason_code code);
 
-/* Clear the pending exception, if any. What a signal handler raised to end the program (KeyboardInterrupt, SystemExit: no Exception) is not
-** ours to lose: it is kept for this thread until mp_error_resume. To be used instead of PyErr_Clear wherever Python code may have run. */
+/* Clear the pending exception, if any. What a signal handler of the program's raised, and what ends the program (KeyboardInterrupt, SystemExit:
+** no Exception), is not ours to lose: it is kept for this thread until mp_error_resume. To be used instead of PyErr_Clear wherever Python code may have run. */
 void mp_error_clear(void);
 /* At the end of a compiled call: `result` (owned, or NULL with an exception) as it is, or NULL with the exception that was kept. */
 PyObject *mp_error_resume(PyObject *result);

@@ -24,11 +24,24 @@ void mp_reason_set(mp_reason *why, mp_reason_code code, const char *detail, ...)
 
 static _Thread_local PyObject *kept; /* owned: an exception that is to be raised when the call ends, or NULL */
 
+/* What a signal handler of the program's raised, if the exception comes from that. Owned, or NULL without an exception. */
+static PyObject *interrupt_of(PyObject *value)
+{
+    PyObject *module = PyImport_ImportModule("magpy.interrupts");
+    PyObject *found = module ? PyObject_CallMethod(module, "interrupt_of", "O", value) : NULL;
+    Py_XDECREF(module);
+    if (found == Py_None) Py_CLEAR(found);
+    PyErr_Clear();
+    return found;
+}
+
 static void keep(PyObject *value)
 {
-    if (value && !kept && PyExceptionInstance_Check(value) &&
-        !PyObject_TypeCheck(value, (PyTypeObject *)PyExc_Exception))
+    if (!value || kept || !PyExceptionInstance_Check(value)) return;
+    if (!PyObject_TypeCheck(value, (PyTypeObject *)PyExc_Exception))
         kept = Py_NewRef(value);
+    else if (((PyBaseExceptionObject *)value)->traceback) /* it passed through Python code */
+        kept = interrupt_of(value);
 }
 
 bool mp_error_kept(void) { return kept != NULL; }
@@ -38,7 +51,7 @@ void mp_error_clear(void)
     if (!PyErr_Occurred()) return;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    if (!PyErr_GivenExceptionMatches(type, PyExc_Exception)) {
+    if (trace || !PyErr_GivenExceptionMatches(type, PyExc_Exception)) {
         PyErr_NormalizeException(&type, &value, &trace);
         if (value && trace) PyException_SetTraceback(value, trace);
         keep(value);

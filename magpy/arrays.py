@@ -11,12 +11,14 @@ import base64
 import ctypes
 import functools
 import pickle
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from magpy import _C, replay, steps
+from magpy.effects import Unwarned
 
 _TYPES = "float64 float32 float16 int64 int32 int16 int8 uint8 bool complex64 complex128 uint16 uint32 uint64".split()
 #: numpy's type -> torch's
@@ -41,6 +43,8 @@ class Call(NamedTuple):
     changes: bool  # its first argument, or what is given as out
     strides: tuple[tuple[int, ...], ...]  # of the leaves
     metas: tuple[tuple, ...]  # (position among the results, sizes, strides, torch's type, is it a tensor)
+    module: str  # of the program's that makes the call, and the line
+    line: int
 
 
 # -- Recording --------------------------------------------------------------------------------------------------------
@@ -48,7 +52,9 @@ class Call(NamedTuple):
 
 def described(func: Any, args: tuple, kwargs: dict, changes: bool, strides: list, metas: tuple) -> str:
     """The operator's source. Raises where the function cannot be named."""
-    call = Call(func, args, kwargs, changes, tuple(strides), metas)
+    caller = sys._getframe(1)
+    module = str(caller.f_globals.get("__name__"))
+    call = Call(func, args, kwargs, changes, tuple(strides), metas, module, caller.f_lineno)
     text = pickle.dumps(tuple(call), 4)
     if pickle.loads(text)[0] != func:
         raise ValueError(f"{func} cannot be named")
@@ -226,7 +232,7 @@ def _array(leaves: list[torch.Tensor], source: str) -> list[torch.Tensor]:
     args, kwargs = _filled(call.args, arrays), _filled(call.kwargs, arrays)
     if call.func in _WARNING and _would_warn(call.func, args, kwargs):
         raise _C.OtherData(False)
-    with np.errstate(**warned):  # type: ignore[arg-type]
+    with np.errstate(**warned), Unwarned(__name__, call.module, call.line):  # type: ignore[arg-type]
         results = _flat(call.func(*args, **kwargs))
     outs = []
     for position, sizes, strides, dtype, is_tensor in call.metas:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import hashlib
 import locale
 import os
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from functools import cmp_to_key, lru_cache, partial
@@ -46,7 +48,10 @@ def _matches(pattern: Any, text: str) -> bool:
 
 def warning_action(text: str, category: type[Warning], module: str, line: int) -> str:
     """What the filters say of a warning, as warnings.warn_explicit looks it up."""
-    for action, message, kind, place, number in warnings.filters:
+    for row in warnings.filters:
+        action, message, kind, place, number = row
+        if isinstance(message, Unwarned):
+            continue
         if _matches(message, text) and issubclass(category, kind) and _matches(place, module) and number in (0, line):
             return action
     return getattr(warnings, "defaultaction", "default")
@@ -55,6 +60,47 @@ def warning_action(text: str, category: type[Warning], module: str, line: int) -
 def warning_raises(text: str, category: type[Warning], module: str, line: int) -> bool:
     """Would this warning be an exception?"""
     return warning_action(text, category, module, line) == "error"
+
+
+class Told(Exception):
+    """A run would warn the program, which plain Python is to do."""
+
+
+class Unwarned:
+    """Context manager in which nothing is shown that this thread would be warned of: it raises Told.
+
+    A warning that comes from module `here` is asked for as if it came from `module` and `line`, and what the program's
+    filters ignore there is ignored; without `here` all is. It stands first among the filters, sees what the interpreter
+    asks of each, and leaves the interpreter's count of changed filters alone, by which it forgets what was shown."""
+
+    def __init__(self, here: str = "", module: str = "", line: int = 0):
+        self.here, self.module, self.line = here, module, line
+        self.thread: int | None = threading.get_ident()
+        self.asked: list[str] = []
+        self.row = ("ignore", self, self, self, 0)
+
+    def __enter__(self) -> None:
+        warnings.filters.insert(0, self.row)  # type: ignore[attr-defined]
+
+    def __exit__(self, *error: Any) -> None:
+        self.thread = None  # a copy of the filters that another thread has made may still hold the row
+        with contextlib.suppress(ValueError):
+            warnings.filters.remove(self.row)  # type: ignore[attr-defined]
+
+    def match(self, text: str) -> bool:
+        """As the pattern of the message, then as that of the module."""
+        self.asked.append(text)
+        return True
+
+    def __subclasscheck__(self, category: type[Warning]) -> bool:
+        text, module = self.asked[-2:]
+        self.asked.clear()
+        if threading.get_ident() != self.thread:
+            return False
+        module = self.module if module == self.here else module
+        if self.here and warning_action(text, category, module, self.line) != "ignore":
+            raise Told(text)
+        return True
 
 
 def can_write(path: str) -> bool:

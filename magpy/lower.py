@@ -27,12 +27,14 @@ from magpy import (
     choices,
     graph_cache,
     hooks,
+    interrupts,
     products,
     results,
     steps,
     symbols,
 )
 from magpy.aten_graph import Graph, Interpreter, Unsupported, describe, is_random
+from magpy.effects import Unwarned
 from magpy.random_ops import generators_of
 from magpy.replay import is_getter, name_of, replayed
 
@@ -403,6 +405,7 @@ def plan_graph(graph: Graph, log: _Log) -> Runner:
         nodes, outputs = describe(graph)
         plan = _C.compile_graph(nodes, outputs)
     except Exception as error:  # whatever it is, the operators can still be run
+        interrupts.pass_on(error)
         log.uncompiled = f"{type(error).__name__}: {error}"
         plan = Interpreter(graph)
     finally:
@@ -437,11 +440,12 @@ def lower(
     program = Program(ops, input_values, output_values, outputs or ())
     frozen = program.unset(state) if (options or {}).get("freezing") else ()
     place = graph_cache.place_of(program, inputs, marks, options or {})
-    lowered = _found(place, program, inputs)
-    if lowered is None:
-        with choices.noted() as made:
-            lowered = lower_program(program, inputs, frozen, marks, place)
-        place.keep(lowered.data, made)
+    with Unwarned():  # of what the observed call has been warned of already
+        lowered = _found(place, program, inputs)
+        if lowered is None:
+            with choices.noted() as made:
+                lowered = lower_program(program, inputs, frozen, marks, place)
+            place.keep(lowered.data, made)
     lowered.data = None  # it holds graphs
     lowered.info["kept"] = place.outcome
     lowered.runner = results.as_observed(lowered, program.outputs)

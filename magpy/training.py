@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from magpy import aten_trace, choices, graph_form, hooks
+from magpy import aten_trace, choices, graph_form, hooks, interrupts
 from magpy.aten_graph import Graph, Unsupported, each_val
 from magpy.graph_cache import Place
 from magpy.joint import Joint, NeedsWrappers, Retraced, trace_joint
@@ -165,6 +165,7 @@ class Compiled:
                 numbers, graph = joint.partial.make(present)
                 taken = present
             except Exception as error:  # zeros for the absent ones: right unless a derivative is infinite
+                interrupts.pass_on(error)
                 logging.getLogger("magpy").warning("backward pass from some of the results: %s", error)
                 place = Place(None, "")
         uses = _without_unused_inputs(graph)

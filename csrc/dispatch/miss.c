@@ -747,5 +747,5 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
     }
     self->compiling = false;
     PyErr_Restore(type, value, traceback);
-    return result && why.code != MP_REASON_NONE ? fall_back(self, &why, result) : result;
+    return result && why.code != MP_REASON_NONE && !mp_error_kept() ? fall_back(self, &why, result) : result;
 }

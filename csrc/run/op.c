@@ -60,6 +60,8 @@ int mp_op_resolve(mp_op *op, const mp_graph *graph, const mp_gnode *node, mp_wor
     }
     if (mp_python_resolve(op, graph, store, why) < 0) return -1;
     if (is_own_step(node->op)) return 0; /* keeps nothing */
+    op->keeps_args = true;
+    if (!strncmp(node->op, "magpy.", 6)) return 0; /* written in Python: the dispatcher would lose what it raises */
     bool cpu = true;
     for (uint32_t i = 0; i < node->n_args; i++) cpu = cpu && arg_on_cpu(graph, &node->args[i]);
     int taken = cpu ? mp_shim_resolve(op, graph, words, store, why) : 0;

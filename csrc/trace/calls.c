@@ -245,7 +245,9 @@ static bool call_wrapped_instance(mp_call *call)
 
 static void call_c(mp_call *call)
 {
+    static const mp_effect operator = {MP_EFFECT_TORCH, NULL, "torch.ops"};
     const mp_effect *effect = mp_effect_of(call->callable);
+    if (!effect && mp_is_operator_code(call->frame->code)) effect = &operator;
     if (effect)
         mp_effect_apply(call, effect);
     else if (!call_wrapped_instance(call))

@@ -135,6 +135,24 @@ PyObject *mp_tensor_ask(PyObject *descriptor, PyObject *tensor)
     return PyObject_CallOneArg(descriptor, tensor);
 }
 
+bool mp_is_operator_code(PyCodeObject *code)
+{
+    static const char *const names[] = {"OpOverload", "OpOverloadPacket"};
+    static PyObject *codes[2]; /* owned by the process */
+    for (size_t i = 0; i < 2; i++) {
+        if (!codes[i]) {
+            PyObject *type = module_attr("torch._ops", names[i]);
+            PyObject *call = type ? PyObject_GetAttrString(type, "__call__") : NULL;
+            if (call && PyFunction_Check(call)) codes[i] = Py_NewRef(PyFunction_GET_CODE(call));
+            Py_XDECREF(type);
+            Py_XDECREF(call);
+            PyErr_Clear();
+        }
+        if (codes[i] == (PyObject *)code) return true;
+    }
+    return false;
+}
+
 bool mp_is_tensor(PyObject *object)
 {
     PyTypeObject *type = Py_TYPE(object);

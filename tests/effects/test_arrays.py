@@ -3,6 +3,7 @@ and when, and arrays from outside, whose elements are read by every run."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,13 @@ import torch
 from torch import nn
 
 import magpy
+from tests.counting import Counted
 from tests.traps.differential import attempt, same_as_eager
 
 X = torch.arange(6.0).reshape(2, 3) + 1
+
+#: numpy says so of every function of its own that is given a tensor; a run that would warn is thrown away.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")
 
 
 def told(value: Any) -> Any:
@@ -309,6 +314,59 @@ def test_functions_that_pass_over_nans(name):
                 yield [str(w.message) for w in log]
 
     same_as_eager(scenario, min_hits=3)
+
+
+def crossed(x: torch.Tensor) -> torch.Tensor:
+    a = x.numpy()
+    return x + torch.from_numpy(np.cross(a[0, :2], a[1, :2]).reshape(1).copy())
+
+
+def with_a_tensor(x: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(np.add(x.numpy(), x))
+
+
+@pytest.mark.parametrize("program", [crossed, with_a_tensor])
+@pytest.mark.parametrize("action", ["ignore", "always", "default", "module", "once", "error", "of this module"])
+def test_warnings_come_from_the_programs_line_or_not_at_all(
+    program: Callable[[torch.Tensor], torch.Tensor], action: str
+) -> None:
+    """Under every filter: as often as in eager, from the same file and line. Ignored ones do not end the trace."""
+
+    def calls(function: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
+        with warnings.catch_warnings(record=True) as seen:
+            if action == "of this module":
+                warnings.simplefilter("ignore")
+                warnings.filterwarnings("always", module=__name__.replace(".", r"\."))
+            else:
+                warnings.simplefilter(action)  # type: ignore[arg-type]
+            globals().pop("__warningregistry__", None)
+            out: list[Any] = [told(attempt(function, X)) for _ in range(4)]
+            before = list(warnings.filters)
+            return [repr(out), [(str(w.message), w.category, w.filename, w.lineno) for w in seen], len(before)]
+
+    expected = calls(program)
+    with Counted() as counted:
+        assert calls(torch.compile(program, backend="magpy")) == expected
+    assert "RUN_FAILED" not in counted.fallbacks or action != "ignore"
+    if action == "ignore":
+        assert counted.hits == 3
+
+
+def test_lowering_warns_of_nothing() -> None:
+    """What the observed call has warned of is not said again from inside magpy."""
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(x.sum()) + x.new_tensor(x)
+
+    with warnings.catch_warnings(record=True) as eager:
+        warnings.simplefilter("always")
+        program(X)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.compile(program, backend="magpy")(X)
+    assert [(str(w.message), w.filename, w.lineno) for w in seen] == [
+        (str(w.message), w.filename, w.lineno) for w in eager
+    ]
 
 
 def test_training_around_arrays():

@@ -514,3 +514,24 @@ def test_what_backward_uses_matters_where_gradients_are_on(function, grad):
 
     traced = function is Halved or not grad
     assert same_as_eager(scenario, hits=2 if traced else 0).fallbacks == ({} if traced else {"UNKNOWN_C_CALLABLE": 3})
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x: torch.ops.aten.relu(x) + 1,
+        lambda x: torch.ops.aten.add.Tensor(x, x, alpha=2),
+        lambda x: torch.ops.aten.mul_.Tensor(x * 1, 3),
+        lambda x: torch.ops.aten.split(x, 2)[0] * torch.ops.aten.size(x, 0),
+        lambda x: torch.ops.prims.sin(x) + torch.ops.aten.sum.default(x),
+    ],
+)
+def test_operators_by_torch_ops(program):
+    """Overloads and packets of torch.ops are torch functions like others."""
+
+    def scenario(wrap):
+        fast = wrap(program)
+        for _ in range(3):
+            yield fast(torch.arange(4.0))
+
+    assert not same_as_eager(scenario, hits=2).fallbacks
