@@ -27,7 +27,7 @@ WORLD = Path(__file__).with_name("world.py")
 PROGRAM = "<random program>"
 FILES = (PROGRAM, str(WORLD))
 SHOWN = "G rate log deaths table names buffer tick half cached defaults step x0 local s".split()
-CLASSES = "State Base Child Child2 Loose Point Net".split()
+CLASSES = "State Base Child Child2 Loose Point Net Ranked Registered".split()
 GRADIENT_FUNCTION = re.compile(r"grad_fn=<\w+>")  # a frame below one that falls back is one function to autograd
 LARGE = 2000  # elements of a tensor in the state that end a program: it would only grow
 
@@ -109,6 +109,14 @@ def draw(seed: int) -> Program:
 # -- Running ----------------------------------------------------------------------------------------------------------
 
 
+@torch.jit.script
+def doubled(a: torch.Tensor) -> torch.Tensor:
+    """A function of TorchScript's, which all worlds share: it takes long to make."""
+    if a.numel() > 3:
+        a = a + 1
+    return a * 2
+
+
 class Noting(TorchFunctionMode):
     """A torch function mode of the user's."""
 
@@ -131,7 +139,7 @@ class Side:
     def __init__(self, program: Program, wrap: Callable[[Any], Any]) -> None:
         if Side.world is None:
             Side.world = compile(WORLD.read_text(), str(WORLD), "exec", dont_inherit=True)
-        self.space: dict[str, Any] = {"__name__": "world", "Noting": Noting, "NotingAll": NotingAll}
+        self.space: dict[str, Any] = {"__name__": "world", "Noting": Noting, "NotingAll": NotingAll, "doubled": doubled}
         self.environ: str | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -148,6 +156,8 @@ class Side:
             os.environ.pop("MAGPY_FUZZ", None)
         else:
             os.environ["MAGPY_FUZZ"] = self.environ
+        torch.default_generator.manual_seed(len(call.changes))
+        random.seed(len(call.changes))
         for line in call.changes:
             with contextlib.suppress(Exception):
                 exec(line, self.space)

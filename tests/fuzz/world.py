@@ -5,6 +5,9 @@ the changes between their calls can do what they like to its classes and globals
 """
 # ruff: noqa: B006, B008, F401
 
+import abc
+import array
+import base64
 import bisect
 import collections
 import contextlib
@@ -16,26 +19,38 @@ import decimal
 import enum
 import fractions
 import functools
+import hashlib
 import heapq
 import inspect
+import io
 import itertools
 import json
 import logging
 import math
 import operator
 import os
+import pathlib
+import pickle
+import pprint
 import random
 import re
+import statistics
+import string
+import struct
 import sys
 import textwrap
 import threading
+import time
 import types
 import typing
+import uuid
 import warnings
 import weakref
 from collections import OrderedDict, defaultdict, deque
+from fractions import Fraction
 from functools import reduce
 
+import numpy
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -47,6 +62,88 @@ deaths: list = []
 table = {"k": 1}
 names = ("a", "b")
 buffer = torch.ones(3)
+
+
+class Perm(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Abstract(abc.ABC):
+    """Some classes are registered as its subclasses, between calls."""
+
+    @abc.abstractmethod
+    def get(self):
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(order=True, slots=True)
+class Shaped:
+    """A dataclass with slots and an order."""
+
+    size: int
+    name: str = "n"
+
+    def area(self):
+        return self.size**2
+
+
+@functools.total_ordering
+class Ranked:
+    def __init__(self, rank):
+        self.rank = rank
+
+    def __eq__(self, other):
+        return isinstance(other, Ranked) and self.rank == other.rank
+
+    def __lt__(self, other):
+        return self.rank < other.rank
+
+    def __hash__(self):
+        return hash(self.rank)
+
+    def __repr__(self):
+        return f"Ranked({self.rank})"
+
+    def __reversed__(self):
+        return iter([self.rank])
+
+
+class Meta(type):
+    """Classes that know each other."""
+
+    def __new__(meta, name, bases, space, **options):
+        made = super().__new__(meta, name, bases, space)
+        made.options = options
+        return made
+
+    def __contains__(cls, name):
+        return name in cls.names
+
+    @property
+    def first(cls):
+        return cls.names[:1]
+
+
+class Registered(metaclass=Meta, kind="root"):
+    names: list = ["root"]
+
+    @classmethod
+    def count(cls):
+        return len(cls.names)
+
+
+class Described:
+    """A descriptor that learns its name, without storing of its own."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, obj, owner=None):
+        return self if obj is None else vars(obj).get("_" + self.name, 3)
+
+    def __set__(self, obj, value):
+        vars(obj)["_" + self.name] = value
 
 
 class Slotted:
@@ -230,6 +327,41 @@ class Doubling(torch.autograd.Function):
         return g * 3
 
 
+class Clipped(torch.autograd.Function):
+    """Keeps a number and a tensor; one of its arguments has no gradient."""
+
+    @staticmethod
+    def forward(ctx, a, most):
+        ctx.most = most
+        ctx.save_for_backward(a)
+        return a.clamp(max=most)
+
+    @staticmethod
+    def backward(ctx, g):
+        (a,) = ctx.saved_tensors
+        return g * (a <= ctx.most), None
+
+
+class Setup(torch.autograd.Function):
+    @staticmethod
+    def forward(a, n):
+        return a * n, a.sum()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.n = inputs[1]
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx, g, _):
+        return g * ctx.n, None
+
+
+class Halved(nn.Module):
+    def forward(self, w):
+        return w * 0.5
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -252,8 +384,17 @@ class Net(nn.Module):
         return a
 
 
+def settled(module):
+    """The module with weights that are exact in float32."""
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            p.copy_(((torch.arange(p.numel()) * 5 + i) % 3 - 1.0).div(2).view(p.shape))
+    return module
+
+
 class State(Base):
     double = Doubled()
+    described = Described()
 
     def __init__(self):
         self.count = 0
@@ -283,6 +424,25 @@ class State(Base):
         self.net = Net()
         self.fn = step
         self._p = 0
+        self.flags = Perm.READ
+        self.ranked = Ranked(2)
+        self.weak = weakref.WeakValueDictionary()
+        self.grouped = defaultdict(list)
+        self.stamp = {}
+        self.reversible = deque([1, 2])
+        self.cycle = itertools.cycle([1, 2])
+        self.window = deque(maxlen=2)
+        self.ring = [torch.ones(3), torch.zeros(3)]
+        self.array = numpy.ones(3, numpy.float32)
+        self.rng = numpy.random.default_rng(3)
+        self.lock = threading.Lock()
+        self.rnn = settled(nn.GRU(3, 2))
+        self.normed = nn.utils.weight_norm(settled(nn.Linear(3, 3)))
+        self.mixed = nn.Sequential(settled(nn.Linear(3, 3)), nn.Dropout(0.5), nn.Identity())
+        self.rated = nn.LeakyReLU(0.5)
+        self.scripted = doubled  # noqa: F821 (given by programs.py)
+        self.pipe = composed(torch.relu, step)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.5)
 
     @property
     def prop(self):
@@ -303,6 +463,24 @@ class State(Base):
     def bump(self, n=1, *more, key=None, **rest):
         self.count = (self.count + n + len(more) + len(rest)) % 5
         return self.count if key is None else key
+
+    @functools.lru_cache(4)  # noqa: B019
+    def method_cache(self, n):
+        return n + 1
+
+    @functools.singledispatchmethod
+    def typed(self, value):
+        return 0
+
+    @typed.register
+    def _(self, value: int):
+        return value % 5
+
+    @typed.register
+    def _(self, value: str):
+        return value.upper()
+
+    bound = functools.partialmethod(lambda self, n: n + self.count, 2)
 
     @classmethod
     def make(cls, *args):
@@ -336,6 +514,35 @@ def chain(n):
     yield "first"
     yield from numbers(n)
     return n
+
+
+def collect(items):
+    """A generator over anything that says how many there were."""
+    n = 0
+    for item in items:
+        n += 1
+        yield item
+    yield n
+
+
+def pushed(items, most=3):
+    seen = []
+    for item in items:
+        seen.append(item)
+        if len(seen) > most:
+            return
+        yield len(seen)
+
+
+async def waits(n):
+    async def inner(k):
+        return k * 2
+
+    return await inner(n) + 1
+
+
+def composed(*functions):
+    return lambda a: reduce(lambda value, function: function(value), functions, a)
 
 
 def down(a, n):
