@@ -213,7 +213,8 @@ static int sort_reads(mp_guard_program *prog, mp_reason *why)
         for (int k = 0; k < 2; k++)
             if (needs[k] != MP_NO_OBJ && prog->objects[needs[k]].group && prog->objects[needs[k]].group != owner->group)
                 prog->crossed = true;
-        if (read->kind == MP_READ_CACHED) prog->crossed = true; /* its key may name any object */
+        if (read->kind == MP_READ_CACHED || read->kind == MP_READ_CACHED_TENSOR)
+            prog->crossed = true; /* its key may name any object */
         prog->group_start[owner->group + 2]++;
     }
     prog->unheld = array_new(prog->n_fixed, sizeof *prog->unheld);

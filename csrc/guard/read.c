@@ -5,6 +5,7 @@
 #include "trace/lru.h"
 #include "trace/ndarray.h"
 #include "trace/recorder.h"
+#include "trace/tensors.h"
 
 #include <structmember.h>
 
@@ -458,7 +459,8 @@ static bool read_state_call(mp_guard_program *prog, const mp_read *read, look at
 }
 
 /* The owner's type is guarded before: it is a cache. */
-static bool read_cached(mp_guard_program *prog, const mp_read *read, look at)
+/* What the cache holds for the key, borrowed, or NULL; *known false: that cannot be told. */
+static PyObject *held_in_cache(mp_guard_program *prog, look at, bool *known)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(at.key);
     PyObject *args = PyTuple_New(n);
@@ -471,10 +473,31 @@ static bool read_cached(mp_guard_program *prog, const mp_read *read, look at)
         else
             Py_CLEAR(args);
     }
-    if (!args) return PyErr_Clear(), false;
+    *known = args != NULL;
+    if (!args) return PyErr_Clear(), NULL;
     PyObject *found = mp_lru_find(at.owner, args);
     Py_DECREF(args);
-    return accept(prog, read, found);
+    return found;
+}
+
+static bool read_cached(mp_guard_program *prog, const mp_read *read, look at)
+{
+    bool known;
+    PyObject *found = held_in_cache(prog, at, &known);
+    return known && accept(prog, read, found);
+}
+
+static bool read_cached_tensor(mp_guard_program *prog, const mp_read *read, look at)
+{
+    bool known;
+    PyObject *found = held_in_cache(prog, at, &known);
+    if (!known || !found) return known; /* a run computes what the function would */
+    if (!mp_is_exact_tensor(found)) return false;
+    PyObject *version = mp_tensor_ask(mp_names._version, found);
+    bool same = version && accept(prog, read, version);
+    PyErr_Clear();
+    Py_XDECREF(version);
+    return same;
 }
 
 /* The builtin's value inside an instance of a subclass, without asking the subclass. */
@@ -559,6 +582,7 @@ static bool (*const evaluate[MP_READ_KIND_COUNT])(mp_guard_program *, const mp_r
     [MP_READ_CONTEXT_VAR] = read_context_var,
     [MP_READ_STATE_CALL] = read_state_call,
     [MP_READ_CACHED] = read_cached,
+    [MP_READ_CACHED_TENSOR] = read_cached_tensor,
     [MP_READ_BASE_VALUE] = read_base_value,
 };
 

@@ -426,6 +426,7 @@ static void (*const prove[MP_READ_KIND_COUNT])(builder *, const mp_read *) = {
     [MP_READ_CONTEXT_VAR] = prove_by_looking,
     [MP_READ_STATE_CALL] = prove_by_looking,
     [MP_READ_CACHED] = prove_by_looking,
+    [MP_READ_CACHED_TENSOR] = prove_by_looking,
     [MP_READ_BASE_VALUE] = prove_base_value,
 };
 

@@ -231,6 +231,7 @@ static PyObject *location_text(const mp_recording *recording, const mp_read *rea
     case MP_READ_DEREF: return step(recording, read, "%U()%U", false, depth);
     case MP_READ_CONTEXT_VAR: return step(recording, read, "%U.get()%U", false, depth);
     case MP_READ_CACHED:
+    case MP_READ_CACHED_TENSOR:
     case MP_READ_STATE_CALL: return step(recording, read, "%U%U", true, depth);
     case MP_READ_KIND_COUNT: break;
     }

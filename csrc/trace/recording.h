@@ -79,6 +79,8 @@ PyObject *mp_object_get(const mp_object *object);
     X(STATE_CALL)   /* owner is a pinned C callable, key an args tuple of scalars: calling it gives this scalar */                 \
     X(CACHED)       /* owner is a functools.lru_cache: what it holds for key, a tuple of positional arguments (scalars, external  \
                        objects as _C.Ref). MISSING if nothing */                                                                  \
+    X(CACHED_TENSOR) /* likewise, with arguments as mp_lru_find takes them: what it holds, if anything, is a tensor that has been changed as often. \
+                       Held: SCALAR int, the tensor's _version */ \
     X(BASE_VALUE)   /* the int/float/str/bytes value inside an instance of a subclass. Held: SCALAR of the base type */
 // clang-format on
 

@@ -134,13 +134,11 @@ def test_equals_eager(library, program, between):
                 if between == "changed" and k == 3:
                     lib.table(3).add_(1), lib.noise(3).add_(1)
         results.append([*seen, lib.OUTSIDE.tolist(), torch.rand(1).item()])
-    actual, expected = results[1], results[0]
-    if (
-        between == "changed" and program in IN_GRAPHS
-    ):  # what a library keeps is the library's alone: its functions are pure
-        actual, expected = actual[:4], expected[:4]
+    expected, actual = results
+    if between == "changed" and program is changing_size:  # runs neither fill nor empty a cache of one place
+        actual, expected = actual[:6], expected[:6]
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
-    if program in IN_GRAPHS:
+    if program in IN_GRAPHS and between != "changed":
         assert counted.hits >= 3, counted.fallbacks
 
 
