@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +23,18 @@ TOLERANCES = {
 }
 
 
-def compare(compiled: Any, eager: Any, mutated: list[tuple[torch.Tensor, torch.Tensor]] | None, error: Any) -> None:
-    """Raise VerificationError if the results, or the inputs written in place, differ.
+def compare(
+    compiled: Any,
+    eager: Any,
+    mutated: list[tuple[torch.Tensor, torch.Tensor]] | None,
+    stores: list[tuple] | None,
+    error: Any,
+) -> None:
+    """Raise VerificationError if the results, the inputs written in place, or what is stored outside differ.
 
     `compiled` and `eager` are whole results; `mutated` pairs each input that eager has now written with its compiled
-    new data; `error` is the exception of the compiled run, which eager did not raise.
+    new data; `stores` is what the compiled run would have stored, (kind of place, owner, key) and the value unless it
+    is deleted; `error` is the exception of the compiled run, which eager did not raise.
     """
     if error is not None:
         raise _C.VerificationError(f"the compiled run raised {error!r}, the eager call did not") from error
@@ -33,6 +42,39 @@ def compare(compiled: Any, eager: Any, mutated: list[tuple[torch.Tensor, torch.T
     for number, (tensor, data) in enumerate(mutated or ()):
         if data is not None:
             _tensor(f"mutated input {number}", data, tensor.detach(), strides=False)
+    appended = Counter(id(owner) for kind, owner, *_ in stores or () if kind == "LIST_APPEND")
+    for kind, owner, key, *value in stores or ():
+        if kind == "LIST_APPEND":
+            key = -appended[id(owner)]
+            appended[id(owner)] -= 1
+        where = f"{type(owner).__name__} {getattr(key, '__name__', key)!r}"
+        found = _held(kind, owner, key)
+        if len(found) != len(value):
+            _differ(where, "compiled stores it, eager does not" if value else "eager stores it, compiled does not")
+        if value:
+            _compare(where, value[0], found[0], {})
+
+
+MISSING = object()
+
+
+def _held(kind: str, owner: Any, key: Any) -> list[Any]:
+    """What a place holds now: [value], or [] where there is nothing."""
+    look: dict[str, Callable[[], Any]] = {
+        "KEY": lambda: dict.get(owner, key, MISSING),
+        "ITEM": lambda: list.__getitem__(owner, key),
+        "LIST_APPEND": lambda: list.__getitem__(owner, key),
+        "CELL": lambda: owner.cell_contents,
+        "SLOT": lambda: key.__get__(owner),
+        "CONTENTS": lambda: list(owner) if isinstance(owner, deque) else owner,
+        "CONTEXT_VAR": lambda: owner.get(MISSING),
+        "ATTR": lambda: vars(owner).get(key, MISSING) if isinstance(owner, type) else getattr(owner, key),
+    }
+    try:
+        value = look.get(kind, lambda: getattr(owner, key))()
+    except (AttributeError, IndexError, ValueError):
+        return []
+    return [] if value is MISSING else [value]
 
 
 def _differ(where: str, what: str) -> None:
@@ -61,7 +103,8 @@ def _compare(where: str, a: Any, b: Any, seen: dict[int, int]) -> None:
     if a is b or seen.get(id(a)) == id(b):
         return
     seen[id(a)] = id(b)
-    if type(a) is not type(b):
+    base = next((base for base in (dict, list, set) if isinstance(b, base) and type(a) is base), None)
+    if type(a) is not type(b) and base is None:
         _differ(where, f"compiled type is {type(a).__name__}, eager's {type(b).__name__}")
     if isinstance(a, torch.Tensor):
         _tensor(where, a, b)
@@ -75,6 +118,9 @@ def _compare(where: str, a: Any, b: Any, seen: dict[int, int]) -> None:
             _differ(where, f"compiled keys are {list(a)}, eager's {list(b)}")
         for key in a:
             _compare(f"{where}[{key!r}]", a[key], b[key], seen)
+    elif isinstance(a, (set, frozenset)):
+        if list(map(repr, a)) != list(map(repr, b)) and a != b:
+            _differ(where, f"compiled set is {a}, eager's {b}")
     elif isinstance(a, float):
         if a != b and not (math.isnan(a) and math.isnan(b)):
             _differ(where, f"compiled value is {a}, eager's {b}")

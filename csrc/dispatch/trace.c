@@ -428,7 +428,7 @@ static PyObject *mutated_pairs(const mp_trace *trace, PyObject *const *inputs, P
 static mp_run_end verify_with(mp_trace *trace, PyObject *const *bound, const mp_call *call, PyObject **answer)
 {
     PyObject **outputs = PyMem_Calloc(trace->n_outputs + 1, sizeof *outputs), *pairs = NULL, *compiled = NULL,
-             *result = NULL;
+             *stores = NULL, *result = NULL;
     *answer = NULL;
     if (!outputs) return PyErr_NoMemory(), MP_RUN_RAISED;
     PyObject *random = random_state(trace);
@@ -440,7 +440,7 @@ static mp_run_end verify_with(mp_trace *trace, PyObject *const *bound, const mp_
     if (end == MP_RUN_DONE && (pairs = mutated_pairs(trace, bound, outputs)))
         run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
     mp_state_busy--;
-    if (run) compiled = Py_XNewRef(mp_mock_result(run));
+    if (run && (stores = mp_mock_stores(run))) compiled = Py_XNewRef(mp_mock_result(run));
     mp_mock_discard(run);
     unmark_inputs(trace, bound);
     if (random) random_restore(random);
@@ -453,9 +453,10 @@ static mp_run_end verify_with(mp_trace *trace, PyObject *const *bound, const mp_
     PyErr_NormalizeException(&error_type, &error, &traceback);
     if ((result = mp_call_plain(call))) {
         PyObject *module = PyImport_ImportModule("magpy.verify");
-        PyObject *done = module ? PyObject_CallMethod(module, "compare", "OOOO", compiled ? compiled : Py_None, result,
-                                                      pairs ? pairs : Py_None, error ? error : Py_None)
-                                : NULL;
+        PyObject *done =
+            module ? PyObject_CallMethod(module, "compare", "OOOOO", compiled ? compiled : Py_None, result,
+                                         pairs ? pairs : Py_None, stores ? stores : Py_None, error ? error : Py_None)
+                   : NULL;
         if (!done) Py_CLEAR(result);
         Py_XDECREF(done);
         Py_XDECREF(module);
@@ -467,6 +468,7 @@ static mp_run_end verify_with(mp_trace *trace, PyObject *const *bound, const mp_
     *answer = result;
 done:
     Py_XDECREF(random);
+    Py_XDECREF(stores);
     Py_XDECREF(pairs);
     Py_XDECREF(compiled);
     release_outputs(trace, outputs);

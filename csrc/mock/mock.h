@@ -31,6 +31,9 @@ PyObject *mp_mock_commit(mp_mock_run *run);
 void mp_mock_discard(mp_mock_run *run); /* NULL is fine */
 /* The rebuilt result of a run that is not committed yet. Borrowed. */
 PyObject *mp_mock_result(const mp_mock_run *run);
+/* What it would store: a list of (kind's name, owner, key or None, value), without a value where it would delete. Effects are left out. Owned, or
+** NULL with an exception. */
+PyObject *mp_mock_stores(const mp_mock_run *run);
 
 /* Lines for people: writes and mocks, owned lists of str. */
 PyObject *mp_mock_describe_writes(const mp_mock_program *prog);

@@ -413,6 +413,27 @@ failed:;
 
 PyObject *mp_mock_result(const mp_mock_run *run) { return run->result; }
 
+PyObject *mp_mock_stores(const mp_mock_run *run)
+{
+    static const char *const kinds[] = {
+#define MP_WRITE_KIND(name) #name,
+        MP_WRITE_KINDS(MP_WRITE_KIND)
+#undef MP_WRITE_KIND
+    };
+    PyObject *list = PyList_New(0);
+    for (uint32_t i = 0; list && i < run->prog->n_stores; i++) {
+        const pending_store *store = &run->stores[i];
+        uint8_t kind = run->prog->stores[i].kind;
+        if (kind == MP_WRITE_CALL) continue;
+        PyObject *key = store->key ? store->key : Py_None;
+        PyObject *row = store->value ? Py_BuildValue("(sOOO)", kinds[kind], store->owner, key, store->value)
+                                     : Py_BuildValue("(sOO)", kinds[kind], store->owner, key);
+        if (!row || PyList_Append(list, row) < 0) Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
 void mp_mock_discard(mp_mock_run *run)
 {
     if (!run) return;

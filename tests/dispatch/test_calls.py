@@ -5,6 +5,7 @@ import gc
 import sys
 import threading
 import weakref
+from collections import deque
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import magpy
+from magpy import _C, verify
 from magpy.report import find_callable
 from tests.compare import assert_same
 from tests.counting import Counted
@@ -257,6 +259,80 @@ def test_verify_makes_the_call_once():
     fast, x = compiled(program, verify=True), torch.zeros(2)
     for k in range(3):
         assert_same(fast(x), torch.full((2,), 2.0 * (k + 1)))
+
+
+class Named:
+    pass
+
+
+class Kept:
+    """State of every kind of place."""
+
+    __slots__ = ("slot",)
+
+
+def stores_everywhere(state):
+    cell = 0
+
+    def program(x):
+        nonlocal cell
+        cell = x.shape[0]
+        state["dict"] = {"y": x * 2}
+        state["list"].append(x + 1)
+        state["items"][0] = "first"
+        state["object"].name = [1, 2]
+        state["slots"].slot = (x.sum(), "s")
+        state["set"].add(33)
+        state["queue"].appendleft(3)
+        state["net"].extra = 5
+        state.pop("gone", None)
+        return x * 3
+
+    return program, lambda: cell
+
+
+def a_state():
+    return {
+        "gone": 1, "list": [0], "items": [1, 2], "object": Named(), "slots": Kept(), "set": {1, 9},
+        "queue": deque([1], maxlen=3), "net": torch.nn.ReLU(),
+    }  # fmt: skip
+
+
+def test_verify_compares_what_is_stored():
+    state = a_state()
+    program, cell = stores_everywhere(state)
+    fast, x = compiled(program, verify=True), torch.ones(2)
+    for _ in range(4):
+        state.update(a_state())
+        assert_same(fast(x), x * 3)
+        assert state["set"] == {1, 9, 33} and "gone" not in state and cell() == 2
+        assert len(state["list"]) == 2 and state["net"].extra == 5
+    assert find_callable(fast).hits >= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "key", "value"),
+    [
+        ("KEY", {"a": 1}, "a", 2),
+        ("KEY", {}, "a", 2),
+        ("ITEM", [1, 2], 1, 3),
+        ("LIST_APPEND", [1, 2], None, 3),
+        ("CONTENTS", {"a": 1}, None, {"a": 2}),
+        ("CONTENTS", {1, 2}, None, {1}),
+        ("CONTENTS", deque([1]), None, [2]),
+        ("ATTR", Kept, "name", 1),
+        ("TENSOR_ATTR", torch.ones(1), "grad", torch.ones(1)),
+        ("KEY", {"a": torch.ones(2)}, "a", torch.zeros(2)),
+    ],
+)
+def test_verify_finds_what_is_stored_otherwise(kind, owner, key, value):
+    with pytest.raises(_C.VerificationError):
+        verify.compare(1, 1, None, [(kind, owner, key, value)], None)
+    held = verify._held(kind, owner, -1 if kind == "LIST_APPEND" else key)
+    verify.compare(1, 1, None, [(kind, owner, key, *held)], None)
+    if held and kind != "CONTENTS":
+        with pytest.raises(_C.VerificationError):
+            verify.compare(1, 1, None, [(kind, owner, key)], None)
 
 
 def test_dry_run_answers_without_running():
