@@ -21,6 +21,10 @@ int mp_observe_possible(mp_reason *why);
 ** do itself. The frames that this runs are observed like all others. False if it raised: then the instruction will raise that. */
 bool mp_observe_gather(PyObject **slot);
 
+/* Likewise, where that instruction imports a module for the first time: import it now, as it is about to do. What runs then is no part of the
+** recording. False if it raised: then the instruction will raise that. */
+bool mp_observe_import(PyObject *name, PyObject *globals, PyObject *fromlist, int level);
+
 /* -- Frame fallback: run plainly, offer every callee frame to dispatch ------------------------------------------------------ */
 
 /* Called for each Python function frame entered on this thread while mp_observe_frames runs a call; `func` and the bound arguments

@@ -321,6 +321,17 @@ bool mp_observe_gather(PyObject **slot)
     return items != NULL;
 }
 
+bool mp_observe_import(PyObject *name, PyObject *globals, PyObject *fromlist, int level)
+{
+    observation *o = current;
+    o->in_op++; /* torch functions inside are nobody's; frames are not shown to a trace function that is running */
+    PyObject *module = PyImport_ImportModuleLevelObject(name, globals, NULL, fromlist, level);
+    o->in_op--;
+    if (!module) PyErr_Fetch(&o->raised[0], &o->raised[1], &o->raised[2]);
+    Py_XDECREF(module);
+    return module != NULL;
+}
+
 static int trace_event(PyObject *self, PyFrameObject *frame, int what, PyObject *arg)
 {
     observation *o = current;

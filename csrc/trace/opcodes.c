@@ -9,6 +9,7 @@
 #include "trace/numbers.h"
 #include "trace/raw.h"
 
+#include "guard/torch_state.h"
 #include "observe/observe.h"
 
 #include <frameobject.h>
@@ -466,6 +467,31 @@ static bool absolute_name(mp_recorder *rec, const mp_frame *frame, long level, c
     return n >= 0 && (size_t)n < size - at;
 }
 
+static bool is_imported(const char *name)
+{
+    PyObject *module = PyDict_GetItemString(PyImport_GetModuleDict(), name);
+    return module != NULL;
+}
+
+/* A module that is imported for the first time: its code runs now and is no part of the recording, for a later call finds it there. That it has
+** changed nothing which the call has read before is made sure of. False after abandoning. */
+static bool import_first(mp_recorder *rec, const mp_frame *frame, int oparg, const char *absolute, long level)
+{
+    if (is_imported(absolute)) return true;
+    PyObject *hook = PyDict_GetItemString(frame->builtins, "__import__");
+    PyObject *before = mp_torch_state_read();
+    const char *why = NULL;
+    if (!hook || !PyCFunction_Check(hook) || (TOP(1) != Py_None && !PyTuple_CheckExact(TOP(1))))
+        why = "by a function of the program's";
+    else if (!mp_observe_import(name_of(frame, oparg), frame->globals, TOP(1), (int)level))
+        why = "which raised";
+    else if (!before || !mp_torch_state_same(before, NULL) || !mp_rec_reads_stay(rec))
+        why = "which changed what the call had read";
+    Py_XDECREF(before);
+    if (why) mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "first import of %s, %s", absolute, why);
+    return !why;
+}
+
 static void import_name(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
     const char *name = PyUnicode_AsUTF8(name_of(frame, oparg));
@@ -480,7 +506,8 @@ static void import_name(mp_recorder *rec, const mp_frame *frame, int oparg)
         mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "relative import of %s", name);
         return;
     }
-    if (!read_module(rec, level > 0 ? absolute : name))
+    if (import_first(rec, frame, oparg, level > 0 ? absolute : name, level) &&
+        !read_module(rec, level > 0 ? absolute : name))
         mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "first import of %s", name);
 }
 

@@ -393,6 +393,39 @@ static void fill_read(mp_recorder *rec, uint32_t index, PyObject *value)
     read->obj = id;
 }
 
+/* Does the location still hold `value` (borrowed, NULL: nothing)? */
+static bool held_still(const mp_recorder *rec, const mp_read *read, PyObject *value)
+{
+    switch ((mp_was)read->was) {
+    case MP_WAS_MISSING: return !value;
+    case MP_WAS_OBJECT: return value && value == mp_object_get(&rec->recording->objects[read->obj]);
+    case MP_WAS_SCALAR:
+        if (read->kind == MP_READ_HAS) return (value != NULL) == (read->value == Py_True);
+        return value && mp_scalar_same(value, read->value);
+    default: return true; /* the call's own, or a number that is open */
+    }
+}
+
+bool mp_rec_reads_stay(mp_recorder *rec)
+{
+    const mp_recording *recording = rec->recording;
+    for (uint32_t i = 0; i < recording->n_reads; i++) {
+        const mp_read *read = &recording->reads[i];
+        PyObject *owner = mp_object_get(&recording->objects[read->owner]), *key = read->key;
+        if (read->key_obj != MP_NO_OBJ) key = mp_object_get(&recording->objects[read->key_obj]);
+        bool known = true, stays = true;
+        if (!owner) continue;
+        if ((read->kind == MP_READ_KEY || read->kind == MP_READ_HAS) && key && PyDict_Check(owner))
+            stays = held_still(rec, read, mp_raw_dict_item(owner, key, &known)) && known;
+        else if (read->kind == MP_READ_TYPE_ATTR && PyType_Check(owner) && key)
+            stays = held_still(rec, read, mp_raw_type_lookup((PyTypeObject *)owner, key));
+        else if (read->kind == MP_READ_LEN && read->was == MP_WAS_SCALAR && mp_is_container(owner))
+            stays = PyLong_AsSsize_t(read->value) == mp_raw_length(owner);
+        if (!stays) return false;
+    }
+    return true;
+}
+
 /* The read by which the location became a number, or MP_NO_READ. */
 static uint32_t known_number(mp_recorder *rec, mp_obj_id id, mp_read_kind kind, PyObject *key)
 {

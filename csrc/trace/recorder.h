@@ -107,6 +107,8 @@ void mp_rec_identity(mp_recorder *rec, PyObject *object); /* the program saw whi
 /* Record that location (owner, kind, key) held `value` (NULL: missing). No effect if owner is not external, or the location was read or
 ** written before. Objects found become external. */
 void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject *key, PyObject *value);
+/* Do dicts, types and containers' lengths still hold what was read of them? After code that was not watched. */
+bool mp_rec_reads_stay(mp_recorder *rec);
 /* Record a write about to happen; value NULL: delete. No effect if owner is not external. */
 void mp_rec_write(mp_recorder *rec, PyObject *owner, mp_write_kind kind, PyObject *key, PyObject *value);
 void mp_rec_own(mp_recorder *rec,
