@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from magpy import _C, choices, graph_key
+from magpy import _C, choices, graph_key, interrupts
 from magpy.graph_counts import counts
 from magpy.graph_key import Uncacheable
 
@@ -36,6 +36,7 @@ class Place:
             if data is not None and not choices.agree(data["choices"]):
                 data = None
         except Exception as error:
+            interrupts.pass_on(error)
             data = None
             _note("a lowered graph was not read", error)
         if data is None:
@@ -69,6 +70,7 @@ class Place:
         except Uncacheable as error:
             self.key, self.outcome = None, _uncacheable(error)
         except Exception as error:
+            interrupts.pass_on(error)
             self.key = None
             _note("a lowered graph was not kept", error)
         else:
@@ -95,6 +97,7 @@ def _placed(key: Callable[[], str]) -> Place:
     except Uncacheable as error:
         return Place(None, _uncacheable(error))
     except Exception as error:
+        interrupts.pass_on(error)
         _note("a program has no key", error)
         return Place(None, _uncacheable(Uncacheable(type(error).__name__)))
 

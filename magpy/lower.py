@@ -469,6 +469,7 @@ def _found(place: graph_cache.Place, program: Program, inputs: Sequence[torch.Te
             traced = aten_trace.Traced.of_data(data)
             lowered = _inference(program, inputs, log, traced, plan_graph(traced.graph, log))
     except Exception as error:
+        interrupts.pass_on(error)
         place.spoiled(error)
         return None
     place.found()

@@ -184,6 +184,7 @@ class Compiled:
             graph = graph_form.graph_of(data["graph"])
             reverse = _Backward(plan_graph(graph, self.log), data["taken"], data["uses"], data["numbers"])
         except Exception as error:
+            interrupts.pass_on(error)
             place.spoiled(error)
             return None
         place.found()
