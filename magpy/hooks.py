@@ -32,8 +32,6 @@ class _Local(threading.local):
     given: Given | Callable[[], Given | None] | None = None
     #: What belongs to the backward pass that is being made.
     running: Given | None = None
-    #: A step whose function has raised, which the plan asks once more.
-    raised: tuple[int, Exception] | None = None
 
 
 _local = _Local()
@@ -146,17 +144,9 @@ def refuse(ops: Sequence[tuple]) -> None:
 
 
 def _called(number: int, take: Callable[[Any], Any], *args: Any) -> Any:
-    """take(function(*args)), the function being that of the backward pass that is made. Not twice where the plan asks a
-    step again that has failed."""
-    if _local.raised is not None and _local.raised[0] == number:
-        error, _local.raised = _local.raised[1], None
-        raise error
+    """take(function(*args)), the function being that of the backward pass that is made."""
     function = None if _local.running is None else _local.running.get(number)
-    try:
-        return take(None if function is None else function(*args))
-    except Exception as error:
-        _local.raised = number, error
-        raise
+    return take(None if function is None else function(*args))
 
 
 def _checked(result: Any, grad: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ repeated, never dropped.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -52,6 +54,14 @@ class Joint:
         self.viewed_inputs: list[int] = []  # those of them of which autograd keeps a view, not the tensor itself
         self.grad_inputs: list[int] = []
         self.partial: Partial | Retraced | None = None  # the backward pass from some of the tangents only
+        self.mark: str | None = None  # tells it from all others, by what tracing made; None: it has no form as data
+
+    def set_mark(self) -> None:
+        """Before the graphs are rewritten."""
+        try:
+            self.mark = hashlib.sha256(json.dumps(self.data()).encode()).hexdigest()
+        except graph_form.Uncacheable:
+            self.mark = None
 
     def data(self) -> dict[str, Any]:
         """As plain data (graph_form.py), before the backward graph is rewritten."""
@@ -62,6 +72,7 @@ class Joint:
             "backward": graph_form.graph_data(self.backward),
             "tangents": [graph_form.meta_data(meta) for meta in self.tangents],
             "several": self.partial is not None,
+            "mark": self.mark,
         }
 
     @classmethod
@@ -73,6 +84,7 @@ class Joint:
         joint.forward = graph_form.graph_of(data["forward"])
         joint.backward = graph_form.graph_of(data["backward"])
         joint.tangents = [graph_form.meta_of_data(meta) for meta in data["tangents"]]
+        joint.mark = data["mark"]
         return joint
 
 
@@ -396,7 +408,8 @@ class _Cut:
 
     def _choose(self, needed: set[Val]) -> None:
         """What to keep and what to compute again, in program order: what is kept early serves what is needed later."""
-        for val in sorted((v for v in needed if v.node in self.forward), key=lambda v: self.order[v.node]):
+        wanted = [v for v in needed if v.node in self.forward]
+        for val in sorted(wanted, key=lambda v: (self.order[v.node], v.position)):
             if val in self.shown:
                 continue
             found: dict[Node, None] = {}
@@ -499,7 +512,7 @@ class Retraced:
     def make(self, present: Sequence[int]) -> tuple[list[int], Graph]:
         if self.partial is None:
             traced = self.trace()
-            if any(getattr(traced, name) != getattr(self.joint, name) for name in (*_PLAIN, "tangents")):
+            if traced.mark is None or traced.mark != self.joint.mark:
                 raise Unsupported("the program is traced in another way than before")
             self.partial = traced.partial
         return self.partial.make(present)

@@ -56,12 +56,13 @@ def _traced(program: Any, inputs: list[torch.Tensor]) -> Joint:
     with _recurrent_without_mkldnn(program):
         if reset is not None:
             program.refuse_reset_after_use(inputs=False)
+        layouts = changes_layouts(program)
         try:
-            return trace_joint(program.run, inputs, reset=reset, layouts=changes_layouts(program))
+            joint = trace_joint(program.run, inputs, reset=reset, layouts=layouts)
         except aten_trace.NeedsPythonDispatcher:
-            return trace_joint(
-                program.run, inputs, python_dispatcher=True, reset=reset, layouts=changes_layouts(program)
-            )
+            joint = trace_joint(program.run, inputs, python_dispatcher=True, reset=reset, layouts=layouts)
+    joint.set_mark()
+    return joint
 
 
 def _traced_later(program: Any, inputs: list[torch.Tensor]) -> Callable[[], Joint]:
@@ -151,7 +152,8 @@ class Compiled:
         if known is not None:
             return known
         with choices.noted() as made:
-            place = self.place.within("backward", *present)
+            mark = self.joint.mark  # the backward graph reads what this forward graph keeps
+            place = Place(None, "") if mark is None else self.place.within("backward", mark, *present)
             reverse = self._found_backward(place) or self._made_backward(present, place, made)
         self._backward[present] = reverse
         return reverse

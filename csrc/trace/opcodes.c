@@ -194,8 +194,9 @@ static bool is_very_text(mp_recorder *rec, PyObject *text)
     mp_read *reads = rec->recording->reads;
     for (uint32_t i = 0; i < rec->recording->n_reads; i++)
         if (reads[i].was == MP_WAS_ITEMS) {
-            for (Py_ssize_t j = 0; j < PyTuple_GET_SIZE(reads[i].value); j++)
-                if (PyTuple_GET_ITEM(reads[i].value, j) == text) return false;
+            PyObject *items = PyTuple_GET_ITEM(reads[i].value, 0);
+            for (Py_ssize_t j = 0; j < PyTuple_GET_SIZE(items); j++)
+                if (PyTuple_GET_ITEM(items, j) == text) return false;
         } else if (reads[i].was == MP_WAS_SCALAR && reads[i].value == text)
             reads[i].very = true;
     for (uint32_t i = 0; i < rec->recording->n_objects; i++) { /* defaults of functions */

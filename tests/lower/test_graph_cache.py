@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import magpy
+import magpy.joint
 import magpy.products
 from magpy import _C, choices, graph_key
 from tests.compare import assert_same
@@ -178,6 +179,62 @@ def test_another_part_of_a_backward_pass_than_was_kept():
     for k in (1, 2, 0):
         assert_same(grads(c, k), grads(model, k))
     assert counted()["hits"] == 2 and counted()["misses"] == 4
+
+
+class Attended(torch.nn.Module):
+    """Operators with several results that the backward pass reads: an attention, norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n = torch.nn.Linear(8, 24), torch.nn.LayerNorm(8)
+
+    def forward(self, x):
+        q, k, v = self.a(self.n(x)).view(2, 5, 2, 12).transpose(1, 2).split(4, -1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y, torch.var_mean(x * self.n.weight, -1), y.sum()
+
+
+def marks(monkeypatch, times):
+    """What the joint traces of equal programs are told apart by."""
+    found = []
+    usual = magpy.joint.Joint.set_mark
+    monkeypatch.setattr(magpy.joint.Joint, "set_mark", lambda joint: (usual(joint), found.append(joint.mark))[0])
+    torch.manual_seed(0)
+    model, x = Attended(), torch.randn(2, 5, 8)
+    for _ in range(times):
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="magpy")
+        padding = [object() for _ in range(len(found) % 7)]  # objects lie elsewhere in memory each time
+        compiled(x)[2].backward()
+        del padding
+    return found
+
+
+def test_equal_programs_are_traced_and_cut_alike(monkeypatch):
+    """A backward pass that is made later, or found, reads what another trace of the program has kept."""
+    monkeypatch.setattr(graph_key, "_registered", lambda: None)  # nothing is found, each is traced
+    found = marks(monkeypatch, 8)
+    assert len(found) == 8 and len(set(found)) == 1 and found[0]
+
+
+def test_a_backward_pass_of_another_forward_pass_is_not_found(monkeypatch, cache):
+    torch.manual_seed(0)
+    model, x = Trained(), torch.randn(4, 8)
+
+    def run():
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="magpy")
+        for _ in range(2):
+            compiled(x)[0].backward()
+
+    run()
+    for name in names(cache):  # the forward pass is traced again, in another way
+        if b'"training"' in (cache / name).read_bytes():
+            os.unlink(cache / name)
+    monkeypatch.setattr(magpy.joint.Joint, "set_mark", lambda joint: setattr(joint, "mark", "another"))
+    before = counted()["hits"]
+    run()
+    assert counted()["hits"] == before
 
 
 def in_process(code, cache, tmp_path, **env):
