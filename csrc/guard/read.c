@@ -54,9 +54,9 @@ bool guard_bind(mp_guard_program *prog, mp_obj_id id, PyObject *value)
     const guard_object *object = &prog->objects[id];
     const mp_object *recorded = &prog->rec.objects[id];
     PyObject **current = &prog->now.current[id];
+    if (Py_TYPE(value) != recorded->type) return false; /* of fixed ones too: __class__ may be assigned */
     /* An address says nothing of an object that may have died since it was noted: ask the watch. */
     if (object->fixed) return *current == value && (recorded->owned || mp_object_get(recorded) == value);
-    if (Py_TYPE(value) != recorded->type) return false;
     if (*current == value) return true;
     if (prog->strict) return false;
     if (object->noalias) {

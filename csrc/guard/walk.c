@@ -85,7 +85,8 @@ static bool bind_roots(mp_guard_program *prog, const mp_call *call, PyObject *nu
     for (uint32_t i = 0; i < prog->n_fixed; i++) {
         mp_obj_id id = prog->fixed[i];
         PyObject *object = mp_object_get(&prog->rec.objects[id]);
-        prog->now.current[id] = object; /* NULL if it died: then whatever needs it fails */
+        if (object && Py_TYPE(object) != prog->rec.objects[id].type) object = NULL;
+        prog->now.current[id] = object; /* NULL if it died, or is of another class: then whatever needs it fails */
         if (object && mp_map_put(&prog->now.held_static, object, id) < 0) return false;
     }
     if (prog->target != MP_NO_OBJ && !guard_bind(prog, prog->target, call->target))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import os
 import random
@@ -702,3 +703,38 @@ def test_random_state_at_the_end() -> None:
             yield attempt(fast, X, n), state()
 
     same_as_eager(scenario, min_hits=6)
+
+
+@pytest.mark.parametrize("where", ["attribute", "item", "key", "closure"])
+def test_another_class_of_an_object_whose_identity_was_seen(where):
+    """`is` and id() hold an object itself to be the same: its class may be another all the same."""
+
+    class One:
+        number = 1
+
+    class Two(One):
+        number = 2
+
+    def scenario(wrap):
+        one = One()
+        box = types.SimpleNamespace(one=one, many=[one, One()], table={"one": one})
+        found = {
+            "attribute": lambda: box.one,
+            "item": lambda: box.many[0],
+            "key": lambda: box.table["one"],
+            "closure": lambda: one,
+        }[where]
+
+        def program(x):
+            thing = found()
+            memo = {id(thing): thing}
+            copied = copy.deepcopy([thing, thing])
+            return x * thing.number, type(thing).__name__, type(copied[0]).__name__, len(memo), thing is box.many[1]
+
+        f = wrap(program)
+        for k in range(6):
+            if k == 3:
+                one.__class__ = Two
+            yield f(torch.ones(2))
+
+    same_as_eager(scenario)
