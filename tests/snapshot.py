@@ -258,10 +258,22 @@ def parts_of(kind: type) -> tuple[bool, list[Part]]:
         if kind not in (list, dict, tuple, set, frozenset, collections.deque):
             parts.append(instance)
     # Which tuples, slices and functions of C are one object is the interpreter's business.
-    return not issubclass(kind, (tuple, slice, range, type, types.ModuleType, types.BuiltinFunctionType)), parts
+    unseen = (tuple, slice, range, type, types.ModuleType, types.BuiltinFunctionType, numpy.generic)
+    return not issubclass(kind, unseen), parts
 
 
 # -- Comparison -----------------------------------------------------------------------------------------------------
+
+
+LONG_NUMBER = re.compile(r"-?\d+\.\d{5,}(?:e[+-]?\d+)?")
+
+
+def rounds_to(mine: str, eager: str) -> bool:
+    """Are two texts the same but for the last digits of long numbers, which kernels may round otherwise?"""
+    if LONG_NUMBER.sub("#", mine) != LONG_NUMBER.sub("#", eager):
+        return False
+    pairs = zip(LONG_NUMBER.findall(mine), LONG_NUMBER.findall(eager), strict=True)
+    return all(math.isclose(float(a), float(e), rel_tol=1e-5, abs_tol=1e-6) for a, e in pairs)
 
 
 def difference(mine: Any, eager: Any, where: str = "", rtol: float = 1e-4, atol: float = 1e-5) -> str | None:
@@ -277,6 +289,8 @@ def difference(mine: Any, eager: Any, where: str = "", rtol: float = 1e-4, atol:
             )
             same = same and (mine[2] == eager[2] or eager[1] != 0 or mine[1] != 0)
             return None if same else f"{where}: {mine[1]!r} is not eager's {eager[1]!r}"
+        if isinstance(eager, tuple) and eager[:1] == ("str",) and mine[0] == "str" and rounds_to(mine[1], eager[1]):
+            return None
         if isinstance(eager, tuple) and eager[:1] == ("line",) and mine[:2] == eager[:2]:
             # An instruction that CPython has joined to the one before it (superinstructions) raises at that one's line.
             return None if abs(mine[2] - eager[2]) <= 1 else f"{where}: line {mine[2]} is not eager's {eager[2]}"

@@ -171,7 +171,7 @@ class Side:
         printed = io.StringIO()
         error: BaseException | None = None
         result: Any = None
-        with contextlib.redirect_stdout(printed), around:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), around:
             try:
                 result = self.target(*args, self.space["s"])
             except Exception as raised:

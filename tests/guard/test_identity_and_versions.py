@@ -1,6 +1,7 @@
 """Which object it is, addresses that are used again, and versions at their limits."""
 
 import collections
+import copy
 import gc
 import sys
 import threading
@@ -475,3 +476,44 @@ def test_object_held_by_an_argument_whose_identity_was_seen_dies():
             for _ in range(3):
                 assert fast(torch.ones(2), whole).tolist() == [k + 1.0] * 2
             del garbage
+
+
+WAYS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "item": (lambda part: [part, None], lambda box: box[0]),
+    "one of several": (lambda part: [part, type(part)()], lambda box: [q for q in box][0]),  # noqa: C416
+    "key": (lambda part: {"k": part}, lambda box: box["k"]),
+    "tuple": (lambda part: (1, part), lambda box: box[1]),
+    "deque": (lambda part: collections.deque([part]), lambda box: box[0]),
+    "deep": (lambda part: [{"k": [part]}], lambda box: box[0]["k"][0]),
+}
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["identity seen", "identity unseen"])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_class_of_an_object_that_stays_the_same_object_is_assigned(way: str, seen: bool) -> None:
+    """However it is held, and whether or not the program has seen which object it is."""
+
+    class A:
+        pass
+
+    class B(A):
+        pass
+
+    make, find = WAYS[way]
+    part = A()
+    box = make(part)
+    known: dict[int, int] = {}
+
+    def program(x: torch.Tensor) -> Any:
+        found = find(box)
+        if seen:
+            known[id(found)] = 1
+        made = copy.deepcopy(box)
+        return x + 1, type(found).__name__, type(find(made)).__name__
+
+    fast = torch.compile(program, backend="magpy")
+    for _ in range(3):
+        for cls in (A, B):
+            part.__class__ = cls
+            for _ in range(4):
+                assert fast(torch.ones(1))[1:] == (cls.__name__, cls.__name__)
