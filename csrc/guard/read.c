@@ -56,7 +56,6 @@ bool guard_bind(mp_guard_program *prog, mp_obj_id id, PyObject *value)
     PyObject **current = &prog->now.current[id];
     if (Py_TYPE(value) != recorded->type) return false; /* of fixed ones too: __class__ may be assigned */
     /* An address says nothing of an object that may have died since it was noted: ask the watch. */
-    if (Py_TYPE(value) != recorded->type) return false; /* also of the very object: its __class__ may be assigned */
     if (object->fixed) return *current == value && (recorded->owned || mp_object_get(recorded) == value);
     if (*current == value) return true;
     if (prog->strict) return false;
