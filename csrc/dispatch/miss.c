@@ -167,27 +167,6 @@ static PyObject *ops_tuple(const mp_recording *recording)
     return ops;
 }
 
-/* (sizes, strides) as recorded. Owned, or NULL with an exception. */
-static PyObject *recorded_layout(const mp_tensor_meta *meta)
-{
-    PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
-    for (int d = 0; sizes && strides && d < meta->ndim; d++) {
-        PyObject *size = PyLong_FromLongLong(meta->size[d]), *stride = PyLong_FromLongLong(meta->stride[d]);
-        if (!size || !stride) {
-            Py_CLEAR(sizes);
-            Py_XDECREF(size);
-            Py_XDECREF(stride);
-            break;
-        }
-        PyTuple_SET_ITEM(sizes, d, size);
-        PyTuple_SET_ITEM(strides, d, stride);
-    }
-    PyObject *layout = sizes && strides ? PyTuple_Pack(2, sizes, strides) : NULL;
-    Py_XDECREF(sizes);
-    Py_XDECREF(strides);
-    return layout;
-}
-
 /* Does the tensor still lie as it did before the call? -1 with an exception. */
 static int lies_as_recorded(PyObject *tensor, PyObject *layout)
 {
@@ -219,7 +198,7 @@ static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
     for (uint32_t i = 0; i < recording->n_reads && !meta; i++)
         if (recording->reads[i].meta && recording->reads[i].owner == id) meta = recording->reads[i].meta;
     if (!meta) return tensor ? Py_NewRef(tensor) : PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
-    PyObject *layout = recorded_layout(meta), *made = NULL;
+    PyObject *layout = mp_recording_layout(meta), *made = NULL;
     int same = layout && tensor ? lies_as_recorded(tensor, layout) : layout ? 0 : -1;
     PyObject *make = same == 0 ? import_attribute("magpy.backend", "_empty_like_recorded") : NULL;
     if (same == 1)

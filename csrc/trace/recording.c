@@ -93,6 +93,26 @@ bool mp_recording_is_internal(const mp_recording *recording, PyObject *object)
 
 /* -- Numbers from outside ------------------------------------------------------------------------------------------------- */
 
+PyObject *mp_recording_layout(const mp_tensor_meta *meta)
+{
+    PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
+    for (int d = 0; sizes && strides && d < meta->ndim; d++) {
+        PyObject *size = PyLong_FromLongLong(meta->size[d]), *stride = PyLong_FromLongLong(meta->stride[d]);
+        if (!size || !stride) {
+            Py_CLEAR(sizes);
+            Py_XDECREF(size);
+            Py_XDECREF(stride);
+            break;
+        }
+        PyTuple_SET_ITEM(sizes, d, size);
+        PyTuple_SET_ITEM(strides, d, stride);
+    }
+    PyObject *layout = sizes && strides ? PyTuple_Pack(2, sizes, strides) : NULL;
+    Py_XDECREF(sizes);
+    Py_XDECREF(strides);
+    return layout;
+}
+
 PyObject *mp_recording_argument_name(uint32_t position) { return PyUnicode_FromFormat("#%u", position); }
 
 PyObject *mp_recording_number_name(const mp_recording *recording, uint32_t index)

@@ -288,6 +288,9 @@ mp_obj_id mp_ref_id(PyObject *ref);
 PyObject *mp_recording_number_name(const mp_recording *recording, uint32_t read);
 PyObject *mp_recording_argument_name(uint32_t position);
 
+/* (sizes, strides) as recorded. Owned, or NULL with an exception. */
+PyObject *mp_recording_layout(const mp_tensor_meta *meta);
+
 /* Was the object found as a parameter or buffer of a module? */
 bool mp_recording_is_state(const mp_recording *recording, mp_obj_id object);
 

@@ -601,27 +601,6 @@ static bool is_marked(mp_recorder *rec, PyObject *tensor)
     return marked;
 }
 
-/* (sizes, strides), owned, or NULL without memory. */
-static PyObject *layout_of(const mp_tensor_meta *meta)
-{
-    PyObject *sizes = PyTuple_New(meta->ndim), *strides = PyTuple_New(meta->ndim);
-    for (int8_t i = 0; i < meta->ndim && sizes && strides; i++) {
-        PyObject *size = PyLong_FromLongLong(meta->size[i]), *stride = PyLong_FromLongLong(meta->stride[i]);
-        if (!size || !stride) {
-            Py_XDECREF(size);
-            Py_XDECREF(stride);
-            Py_CLEAR(sizes);
-            break;
-        }
-        PyTuple_SET_ITEM(sizes, i, size);
-        PyTuple_SET_ITEM(strides, i, stride);
-    }
-    PyObject *layout = sizes && strides ? PyTuple_Pack(2, sizes, strides) : NULL;
-    Py_XDECREF(sizes);
-    Py_XDECREF(strides);
-    return layout;
-}
-
 /* Sizes and strides of an input are others now, and nothing else: a write. Not where autograd has an eye on the tensor. */
 static bool write_layout(mp_recorder *rec, PyObject *tensor, const mp_tensor_meta *was, mp_tensor_meta *now)
 {
@@ -631,7 +610,7 @@ static bool write_layout(mp_recorder *rec, PyObject *tensor, const mp_tensor_met
     as_it_was.stride = was->stride;
     if (!same_meta(&as_it_was, was, false) || now->requires_grad || now->storage_bytes != was->storage_bytes)
         return false;
-    PyObject *key = mp_intern("layout"), *layout = key ? layout_of(now) : NULL;
+    PyObject *key = mp_intern("layout"), *layout = key ? mp_recording_layout(now) : NULL;
     if (layout)
         mp_rec_write(rec, tensor, MP_WRITE_TENSOR_ATTR, key, layout);
     else
