@@ -50,6 +50,8 @@ void mp_guard_prepare(void);
 bool mp_guard_read_tensor(PyObject *tensor, mp_tensor_meta *meta);
 /* First element of a strided tensor, and the bytes [*begin, *end) that its elements lie in. False: unknown. */
 bool mp_guard_tensor_range(PyObject *tensor, char **first, char **begin, char **end);
+/* May two elements of a strided tensor lie at one place (expanded ones, overlapping windows)? False where that is unknown. */
+bool mp_guard_tensor_overlaps(PyObject *tensor);
 
 int mp_guard_traverse(mp_guard_program *prog, visitproc visit, void *arg);
 void mp_guard_free(mp_guard_program *prog); /* NULL is fine */

@@ -449,6 +449,34 @@ bool mp_guard_read_tensor(PyObject *tensor, mp_tensor_meta *meta)
     return false;
 }
 
+bool mp_guard_tensor_overlaps(PyObject *tensor)
+{
+    void *handle = handle_of(tensor);
+    int32_t layout;
+    int64_t dim, *sizes, *strides, reach = 0, above = 0;
+    if (!torch_.loaded || torch_.get_layout(handle, &layout) || layout != 0 || torch_.get_dim(handle, &dim) ||
+        torch_.get_sizes(handle, &sizes) || torch_.get_strides(handle, &strides))
+        return false;
+    for (int64_t i = 0; i < dim; i++)
+        if (sizes[i] == 0) return false;
+    /* from the smallest stride up, each must step over all that the ones before it reach */
+    for (int64_t left = dim; left > 0; left--) {
+        int64_t least = -1;
+        for (int64_t i = 0; i < dim; i++)
+            if (strides[i] > above && (least < 0 || strides[i] < strides[least])) least = i;
+        if (least < 0) break;
+        above = strides[least];
+        int64_t steps = 0, wide = 0;
+        for (int64_t i = 0; i < dim; i++)
+            if (strides[i] == above && sizes[i] > 1) steps = sizes[i] - 1, wide++;
+        if (wide > 1 || (wide && above <= reach)) return true;
+        reach += steps * above;
+    }
+    for (int64_t i = 0; i < dim; i++)
+        if (strides[i] <= 0 && sizes[i] > 1) return true;
+    return false;
+}
+
 bool guard_tensor_range(PyObject *tensor, char **first, char **begin, char **end)
 {
     void *handle = handle_of(tensor), *data;

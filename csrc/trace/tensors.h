@@ -65,6 +65,7 @@ typedef struct {      /* [value] */
     bool constant; /* computed from constants of the trace alone, so that its data may be looked at */
     bool cached;   /* a library's cache holds it as well: nothing may change it */
     void *data;    /* data pointer of an input when first touched */
+    void *overlap; /* the storage, where several of the elements lie at one place (expanded tensors), or NULL */
     uint32_t read; /* inputs: index of the TENSOR_META read, or MP_NO_READ */
 } mp_facts;
 
@@ -76,6 +77,7 @@ typedef struct mp_op_state {
     int muted;            /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
     PyObject *given;      /* borrowed: arguments of the innermost such call, or NULL */
     bool accept_checks;   /* data that is looked at becomes a check */
+    bool overlaps;        /* a value has such elements */
     bool accept_values;   /* also floats, complex numbers and lists */
     int inference;        /* inference modes entered minus left */
     PyObject *locks;      /* owned list of the locks that the call holds now, or NULL */

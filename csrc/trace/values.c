@@ -157,6 +157,10 @@ static mp_value_id new_value(mp_recorder *rec, PyObject *tensor, mp_obj_id input
     rec->recording->values[id].input = input;
     facts->versioned = read_version(tensor, &facts->version);
     facts->constant = constant;
+    if (mp_guard_tensor_overlaps(tensor)) {
+        facts->overlap = mp_tensor_storage(tensor);
+        rec->op_state->overlaps = true;
+    }
     mp_rec_bind_value(rec, tensor, id);
     return id;
 }
@@ -439,14 +443,57 @@ typedef struct {
     int n;
 } changes;
 
+/* Is a value in the template the value `from`, or computed from it? The budget bounds the search: true where it is spent. */
+static bool follows(mp_recorder *rec, PyObject *template, mp_value_id from, int *budget)
+{
+    if (!template) return false;
+    if (PyDict_Check(template)) {
+        PyObject *key, *value;
+        for (Py_ssize_t i = 0; PyDict_Next(template, &i, &key, &value);)
+            if (follows(rec, value, from, budget)) return true;
+        return false;
+    }
+    if (PyTuple_Check(template) || PyList_Check(template)) {
+        for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(template); i++)
+            if (follows(rec, PySequence_Fast_GET_ITEM(template, i), from, budget)) return true;
+        return false;
+    }
+    if (!mp_value_check(template)) return false;
+    mp_value_id id = mp_index_of(template);
+    if (id == from || --*budget < 0) return true;
+    uint32_t op = id > from ? rec->recording->values[id].op : UINT32_MAX;
+    if (op >= rec->recording->n_ops) return false;
+    return follows(rec, rec->recording->ops[op].args, from, budget) ||
+           follows(rec, rec->recording->ops[op].kwargs, from, budget);
+}
+
+/* Is it a tensor with several elements at one place, or a view of one? Eager changes that place in its own order, if it does not raise;
+** for the graph it would be the sum of its elements' changes. */
+static bool changes_overlap(mp_recorder *rec, mp_value_id id, void *storage)
+{
+    mp_op_state *state = rec->op_state;
+    uint32_t op = rec->recording->values[id].op;
+    for (uint32_t i = 0; state->overlaps && i <= id && i < state->n_facts; i++) {
+        int budget = 4096;
+        if (!state->facts[i].overlap || state->facts[i].overlap != storage) continue;
+        if (i == id || (op < rec->recording->n_ops && (follows(rec, rec->recording->ops[op].args, i, &budget) ||
+                                                       follows(rec, rec->recording->ops[op].kwargs, i, &budget))))
+            return true;
+    }
+    return false;
+}
+
 static bool visit_changed(mp_recorder *rec, PyObject *tensor, void *context)
 {
     changes *found = context;
-    mp_facts *facts = mp_rec_facts(rec, mp_rec_find_value(rec, tensor));
+    mp_value_id id = mp_rec_find_value(rec, tensor);
+    mp_facts *facts = mp_rec_facts(rec, id);
     uint32_t version;
     if (!facts || (read_version(tensor, &version) == facts->versioned && version == facts->version)) return true;
     if (found->n == MAX_CHANGED) return false;
-    found->storage[found->n++] = mp_tensor_storage(tensor);
+    void *storage = found->storage[found->n++] = mp_tensor_storage(tensor);
+    if (changes_overlap(rec, id, storage))
+        mp_rec_abandon(rec, MP_REASON_ALIAS_WRITE, "elements of an expanded tensor, which share memory");
     return true;
 }
 
