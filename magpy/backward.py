@@ -10,6 +10,9 @@ import torch
 from magpy.aten_graph import Unsupported
 
 FREED = "magpy: freed"  # in the metadata of a node that a backward pass has gone through and freed
+ACCUMULATED = (
+    "magpy: accumulated"  # in the metadata of a leaf's node: a backward pass has put a gradient into its .grad
+)
 
 
 def sources(
@@ -129,4 +132,17 @@ def accumulated(
                 grad = grad.clone(memory_format=torch.contiguous_format)
             taken.add(storage)
         made.append(grad)
+    for t, grad in zip(inputs, made, strict=True):
+        if grad is not None and t.is_leaf:
+            torch.autograd.graph.get_gradient_edge(t).node.metadata[ACCUMULATED] = True  # type: ignore[index]
     return made
+
+
+def refuse_later_gradients(results: Sequence[torch.Tensor], known: Sequence[torch.Tensor]) -> None:
+    """Raises Unsupported if a later backward pass from one of `results` would add to the .grad of a leaf that the
+    program has made and that already has one: that tensor may be seen, while the leaf is none of `known`."""
+    ids = {id(t) for t in known}
+    leaves = sources(results, [], [], False)
+    for t in leaves if isinstance(leaves, list) else ():
+        if t.is_leaf and id(t) not in ids and torch.autograd.graph.get_gradient_edge(t).node.metadata.get(ACCUMULATED):
+            raise Unsupported("a result that leads on to a leaf of the call's own whose gradient it has accumulated")

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from magpy import aten_passes, graph_form
+from magpy import aten_passes, backward, graph_form
 from magpy.aten_graph import Graph, Node, Unsupported, Val, base_of, each_val, is_impure, is_random, is_view, map_vals
 from magpy.aten_trace import Session, apart, clone, resumed, session, storage_of
 
@@ -130,9 +130,11 @@ def trace_joint(
         if any(new.wrapped[i].requires_grad and not new.inputs[i].requires_grad for i in joint.mutated):
             raise Unsupported("an input becomes differentiable by an in-place change")
         results = _results(new, joint, outs)
+        differentiable = [results[k] for k in joint.differentiable]
+        backward.refuse_later_gradients(differentiable, [*new.wrapped, *(results[k] for k in joint.leaves)])
         values += [_fresh(new, t) for t in results]
         joint.groups = _groups({k: results[k] for k in joint.differentiable})
-        reverse = _Reverse(new, [results[k] for k in joint.differentiable], [results[k] for k in joint.leaves])
+        reverse = _Reverse(new, differentiable, [results[k] for k in joint.leaves])
         joint.tangents = [v.meta for v in reverse.tangent_values]
         several = len(joint.differentiable) > 1
         joint.grad_inputs, gradients = reverse.trace(range(len(joint.differentiable)), keep=several)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from tests.models.calls import assert_complete
+from tests.traps.differential import attempt, same_as_eager
 
 
 def variable(x, module):
@@ -105,3 +106,73 @@ def test_same_as_eager_and_hits(program, requires_grad):
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["data", "leaf"])
 def test_a_parameter_that_the_first_call_adds(requires_grad):
     assert_complete(lazily, requires_grad=requires_grad, calls=4, hits=2)
+
+
+def gradient_and_result(leaf, module):
+    y = module(leaf).sum()
+    y.backward(retain_graph=True)
+    return leaf.grad, y * 2
+
+
+def gradient_and_another_pass(leaf, module):
+    module(leaf).sum().backward()
+    return leaf.grad, (module(leaf) * leaf).sum()
+
+
+def gradient_seen_by_a_view(leaf, module):
+    module(leaf).sum().backward()
+    return leaf.grad[1:], (leaf * leaf).sum()
+
+
+def gradient_stored(leaf, module):
+    module(leaf).sum().backward()
+    module.seen = leaf.grad
+    return module.seen, (leaf * leaf).sum()
+
+
+def gradient_of_a_leaf_given_back(leaf, module):
+    module(leaf).sum().backward()
+    return leaf.grad, (leaf * leaf).sum(), leaf
+
+
+def gradient_and_a_spent_result(leaf, module):
+    y = module(leaf).sum()
+    y.backward()
+    return leaf.grad, y
+
+
+def gradient_apart(leaf, module):
+    module(leaf).sum().backward()
+    return leaf.grad, module(leaf.detach()).sum()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        gradient_and_result,
+        gradient_and_another_pass,
+        gradient_seen_by_a_view,
+        gradient_stored,
+        gradient_of_a_leaf_given_back,
+        gradient_and_a_spent_result,
+        gradient_apart,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_a_backward_pass_after_the_call_adds_to_gradients_of_its_leaves_as_in_eager(program):
+    def scenario(wrap):
+        torch.manual_seed(3)
+        module = nn.Linear(4, 4)
+
+        def whole(x):
+            return program((x * 2).detach().requires_grad_(), module)
+
+        compiled = wrap(whole)
+        for _ in range(3):
+            gradient, result, *_ = compiled(torch.randn(4))
+            yield gradient.clone()
+            for _ in range(2):
+                yield attempt(lambda result=result: result.backward(retain_graph=True))
+            yield gradient, [p.grad for p in module.parameters()]
+
+    same_as_eager(scenario)

@@ -1,4 +1,4 @@
-"""Tensors with several elements at one place (expanded ones, overlapping windows): changed in place as eager does it, or not at all."""
+"""Tensors with several elements at one place (expanded ones, overlapping windows): in-place changes are as in eager."""
 
 import pytest
 import torch
