@@ -144,5 +144,6 @@ def refuse_later_gradients(results: Sequence[torch.Tensor], known: Sequence[torc
     ids = {id(t) for t in known}
     leaves = sources(results, [], [], False)
     for t in leaves if isinstance(leaves, list) else ():
-        if t.is_leaf and id(t) not in ids and torch.autograd.graph.get_gradient_edge(t).node.metadata.get(ACCUMULATED):
+        notes: Any = torch.autograd.graph.get_gradient_edge(t).node.metadata
+        if t.is_leaf and id(t) not in ids and ACCUMULATED in notes:
             raise Unsupported("a result that leads on to a leaf of the call's own whose gradient it has accumulated")
