@@ -26,7 +26,8 @@ static PyMethodDef methods[] = {
     {"watch_codes", mp_frames_watch_codes, METH_VARARGS,
      "watch_codes(disabled, transparent)\n\nTake codes of torch.compiler.disable's wrappers, and of nn.Module's call."},
     {"watch_hooks", mp_optimized_watch_hooks, METH_O,
-     "watch_hooks(dict)\n\nTake the globals that hold torch's global module hooks."},
+     "watch_hooks(dict)\n\nTake the globals of torch.nn.modules.module, which hold its global hooks and the class "
+     "Module."},
     {NULL},
 };
 

@@ -18,18 +18,37 @@ static PyObject *names[N_NAMES + 3]; /* owned, interned */
 enum { NAME_forward = N_NAMES, NAME_slow_call, NAME_compiled };
 static PyObject *module_globals; /* owned: the dict of torch.nn.modules.module */
 
+/* torch.nn.Module's ways to be called, which a program may replace (as torch.fx does while it traces) and put back. */
+static struct {
+    PyTypeObject *type;                /* owned */
+    PyObject *names[2], *functions[2]; /* owned: torch's own; NULL where another was there before magpy was loaded */
+    uint64_t version;                  /* of the type's dict when they were last found in place */
+} calls;
+
+/* Is a module still called as torch does it? No exception. */
+static bool calls_in_place(void)
+{
+    PyObject *dict = calls.type->tp_dict; /* str keys, as in every class: compares without user code */
+    if (MP_LIKELY(mp_dict_version(dict) == calls.version)) return true;
+    for (int i = 0; i < 2; i++)
+        if (PyDict_GetItemWithError(dict, calls.names[i]) != calls.functions[i]) return false;
+    calls.version = mp_dict_version(dict);
+    return true;
+}
+
 static bool empty(PyObject *dict, PyObject *name)
 {
     PyObject *hooks = PyDict_GetItemWithError(dict, name); /* a str key compares without user code */
     return hooks && PyDict_Check(hooks) && PyDict_GET_SIZE(hooks) == 0;
 }
 
-/* The callable to go to, borrowed, or NULL (no exception): hooks are present, `forward` is something else, or the call is watched and the way
-** through Python shows what it reads. */
+/* The callable to go to, borrowed, or NULL (no exception): hooks are present, `forward` or the way to it is something else, or the call is
+** watched and the way through Python shows what it reads. */
 static PyObject *direct(PyObject *self)
 {
     PyObject **slot = _PyObject_GetDictPtr(self), *dict = slot ? *slot : NULL;
     if (!dict || !module_globals || mp_observe_active()) return NULL;
+    if (!calls_in_place()) return NULL;
     PyObject *forward = PyDict_GetItemWithError(dict, names[NAME_forward]);
     if (!forward || Py_TYPE(forward) != mp_callable_type) return NULL;
     for (int i = 0; i < N_NAMES; i++)
@@ -71,12 +90,22 @@ static PyType_Spec optimized_spec = {
     .slots = optimized_slots,
 };
 
-/* _C.watch_hooks(dict): the globals of torch.nn.modules.module. */
+/* _C.watch_hooks(dict): the globals of torch.nn.modules.module, with the class Module. Raises TypeError where they are not. */
 PyObject *mp_optimized_watch_hooks(PyObject *module, PyObject *globals)
 {
-    if (!PyDict_CheckExact(globals)) return PyErr_Format(PyExc_TypeError, "a dict is needed");
-    Py_INCREF(globals);
-    Py_XSETREF(module_globals, globals);
+    static const char *const texts[] = {"__call__", "_call_impl"};
+    PyObject *type = PyDict_CheckExact(globals) ? PyDict_GetItemString(globals, "Module") : NULL;
+    if (!type || !PyType_Check(type))
+        return PyErr_Format(PyExc_TypeError, "the globals of torch.nn.modules.module are needed");
+    for (int i = 0; i < 2; i++) {
+        if (!calls.names[i] && !(calls.names[i] = PyUnicode_InternFromString(texts[i]))) return NULL;
+        PyObject *function = PyDict_GetItemWithError(((PyTypeObject *)type)->tp_dict, calls.names[i]);
+        bool is_torchs = function && PyFunction_Check(function) && PyFunction_GET_GLOBALS(function) == globals;
+        Py_XSETREF(calls.functions[i], is_torchs ? Py_NewRef(function) : NULL);
+    }
+    calls.version = 0;
+    Py_XSETREF(calls.type, (PyTypeObject *)Py_NewRef(type));
+    Py_XSETREF(module_globals, Py_NewRef(globals));
     Py_RETURN_NONE;
 }
 

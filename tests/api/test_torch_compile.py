@@ -148,6 +148,43 @@ def test_global_hooks_fire():
     assert Net in seen and type(compiled) in seen
 
 
+@pytest.mark.parametrize("name", ["__call__", "_call_impl"])
+def test_replaced_ways_to_call_a_module_are_taken_and_left_again(name, monkeypatch):
+    """torch.fx replaces them while it traces. As with torch's own backends, the compiled module is called so, too."""
+    original = getattr(nn.Module, name)
+
+    def other(self, *args, **kwargs):
+        return original(self, *args, **kwargs) * 10
+
+    for backend in ("eager", "magpy"):
+        net, x = Net(), torch.rand(2, 3)
+        compiled = torch.compile(net, backend=backend)
+        expected = [net(x) for _ in range(2)]
+        assert all(torch.allclose(compiled(x), y) for y in expected)
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Module, name, other)
+            if name != "_call_impl":  # of the module itself it was bound when it was compiled
+                assert all(torch.allclose(compiled(x), y * 10) for y in expected)
+            else:
+                assert all(compiled(x).max() >= y.max() * 10 for y in expected)
+        assert all(torch.allclose(compiled(x), y) for y in expected)
+
+
+def test_call_of_the_compiled_modules_own_class_is_bound_when_it_is_compiled():
+    """torch's OptimizedModule keeps the method, whatever the backend: a later change of the class is not seen."""
+
+    for backend in ("eager", "magpy"):
+
+        class Local(Net):
+            def __call__(self, x):
+                return super().__call__(x) + 1
+
+        net, x = Local(), torch.rand(2, 3)
+        compiled, expected = torch.compile(net, backend=backend), net(x)
+        Local.__call__ = lambda self, x: x * 10
+        assert torch.allclose(compiled(x), expected) and torch.equal(net(x), x * 10)
+
+
 def test_lazy_modules_initialise_themselves():
     compiled = torch.compile(nn.LazyLinear(4), backend="magpy")
     assert compiled(torch.randn(2, 3)).shape == (2, 4)
