@@ -442,7 +442,9 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
         return -1;
     }
     trace->n_outputs = (uint32_t)n_values;
-    if (!recording->n_ops && !n_values) {
+    bool graph = recording->n_ops || n_values; /* or checks alone, which are its steps, of numbers from outside */
+    for (uint32_t i = 0; i < trace->n_checks; i++) graph = graph || trace->checks[i].in_graph;
+    if (!graph) {
         PyMem_Free(wanted);
         return 0;
     }

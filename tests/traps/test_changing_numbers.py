@@ -398,3 +398,37 @@ def test_how_much_a_deque_keeps_is_no_open_number() -> None:
                     results.append((run(X), list(box["recent"])))
                 assert_same(*results)
                 items = results[1][1]
+
+
+#: Ways of looking at a number that was computed from one from outside.
+LOOKS: dict[str, Callable[[Any], Any]] = {
+    "as a key": lambda n: {n: 1} and 0,
+    "its hash": lambda n: hash((n, 1)) * 0,
+    "in a set": lambda n: len({n, 1}),
+    "its type and value": lambda n: isinstance(n, int) and n == 3,
+    "as an index": lambda n: [7, 8, 9, 10, 11, 12, 13, 14, 15][n],
+    "as a branch": lambda n: "more" if n > 4 else "less",
+    "its text": lambda n: len(repr([n])),
+    "how often": lambda n: sum(1 for _ in range(n)),
+}
+
+
+@pytest.mark.parametrize("name", list(LOOKS))
+@pytest.mark.parametrize("computes", [False, True])
+@pytest.mark.parametrize("shown", [False, True])
+def test_looks_at_what_follows_from_a_number(name: str, computes: bool, shown: bool) -> None:
+    """Whatever else the call computes: where it computes no tensors, what it saw of the number is still checked."""
+    look = LOOKS[name]
+
+    def program(x: torch.Tensor, box: dict[str, int]) -> Any:
+        box["n"] += 1
+        seen = look(box["n"])
+        return (x * 2 if computes else 1), (seen if shown else None)
+
+    fast = torch.compile(program, backend="magpy")
+    mine, plain = {"n": 0}, {"n": 0}
+    for n in (None, None, None, None, 2, None, 2, None, 5, 2):
+        if n is not None:
+            mine["n"] = plain["n"] = n
+        assert_same(fast(X, mine), program(X, plain))
+        assert mine == plain
