@@ -1,7 +1,8 @@
 """Progress bars inside a call: what stands in the place of tqdm's classes while a call is watched.
 
 The stand-in goes through what it was given in plain sight; what tqdm shows is an effect of the commit, on a bar that
-the commit makes. So a compiled call shows its bars when everything is computed.
+the commit makes. So a compiled call shows its bars when everything is computed. A stand-in that the program still has
+when a watched call ends (which then is no trace) becomes the bar itself.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+from magpy import _C
+
 
 def make(kind: type, total: int | None, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A bar of tqdm's without an iterable: an effect, whose result only other effects use."""
     if total is not None and len(args) < 2:
-        kwargs = {"total": total, **kwargs}
+        kwargs = {**kwargs, "total": total}
+    elif total is not None:
+        args = (args[0], total, *args[2:])
     return kind(None, *args, **kwargs)
 
 
@@ -28,25 +33,39 @@ def look(bar: Any, name: str) -> Any:
     return getattr(bar, name)
 
 
+def _size(iterable: Any) -> int | None:
+    """What tqdm takes for the total where it is not told."""
+    try:
+        return len(iterable)
+    except (TypeError, AttributeError):
+        return None
+
+
 class Bar:
     """The stand-in for `real`."""
 
     real: type
 
     def __init__(self, iterable: Any = None, *args: Any, **kwargs: Any):
-        self.iterable = iterable
-        total = len(iterable) if hasattr(iterable, "__len__") else None
-        self._bar = make(self.real, total, args, kwargs)
+        told = kwargs.get("total") if len(args) < 2 else args[1]
+        total = _size(iterable) if told is None and iterable is not None else None
+        object.__setattr__(self, "iterable", iterable)
+        object.__setattr__(self, "_bar", make(self.real, total, args, kwargs))
+        _C.note_stand_in(self)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # what isinstance asks
+        return self.real
 
     def __iter__(self) -> Iterator[Any]:
         try:
             for item in self.iterable:
                 yield item
-                do(self._bar, "update", (1,), {})
+                self.update(1)  # not the bar's: this may have become one meanwhile
         except Exception:  # where the program leaves the loop, the bar goes with this generator and closes itself
-            do(self._bar, "close", (), {})
+            self.close()
             raise
-        do(self._bar, "close", (), {})
+        self.close()
 
     def __len__(self) -> int:
         return len(self.iterable) if hasattr(self.iterable, "__len__") else look(self._bar, "total")
@@ -55,13 +74,32 @@ class Bar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        do(self._bar, "close", (), {})
+        self.close()
 
     def __bool__(self) -> bool:
         return look(self._bar, "__bool__")() if self.iterable is None else len(self) > 0
 
     def __getattr__(self, name: str) -> Any:
         return look(self._bar, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        do(self._bar, "__setattr__", (name, value), {})
+
+
+def become(stand_in: Bar) -> None:
+    """The stand-in is the bar from now on, and what was the bar is nothing."""
+    held = vars(stand_in)
+    bar, iterable, kind = held["_bar"], held["iterable"], type(held["_bar"])
+    object.__dict__["__class__"].__set__(stand_in, kind)
+    held.clear()
+    held.update(vars(bar), iterable=iterable)
+    vars(bar).clear()
+    bar.disable = True
+    instances = getattr(kind, "_instances", None)
+    if instances is not None and bar in instances:
+        with kind.get_lock():
+            instances.discard(bar)
+            instances.add(stand_in)
 
 
 def _method(name: str) -> Any:
@@ -72,7 +110,7 @@ def _method(name: str) -> Any:
 
 
 for _name in ("update", "close", "set_description", "set_description_str", "set_postfix", "set_postfix_str", "refresh",
-              "clear", "display", "reset", "unpause"):  # fmt: skip
+              "clear", "display", "reset", "unpause", "moveto"):  # fmt: skip
     setattr(Bar, _name, _method(_name))
 
 

@@ -232,5 +232,9 @@ PyObject *mp_frames_call(mp_callable *root, const mp_call *call);
 void mp_frames_running(mp_callable *self, PyObject *codes);
 
 int mp_optimized_module_init(PyObject *module);
+/* An observed call has ended: does anything that stands in for one of tqdm's bars outlive it? */
+bool mp_stand_ins_left(void);
+/* Likewise: what stands in for progress bars and is still there becomes the bars. Runs tqdm's code; keeps a pending exception. */
+void mp_stand_ins_end(void);
 
 #endif

@@ -9,6 +9,7 @@ PyObject *mp_callable_all(PyObject *module, PyObject *unused);
 PyObject *mp_state_watch_stance(PyObject *module, PyObject *globals);
 PyObject *mp_frames_watch_codes(PyObject *module, PyObject *args);
 PyObject *mp_optimized_watch_hooks(PyObject *module, PyObject *globals);
+PyObject *mp_stand_ins_note(PyObject *module, PyObject *bar);
 
 static PyObject *reset(PyObject *module, PyObject *unused)
 {
@@ -28,6 +29,9 @@ static PyMethodDef methods[] = {
     {"watch_hooks", mp_optimized_watch_hooks, METH_O,
      "watch_hooks(dict)\n\nTake the globals of torch.nn.modules.module, which hold its global hooks and the class "
      "Module."},
+    {"note_stand_in", mp_stand_ins_note, METH_O,
+     "note_stand_in(bar)\n\nA stand-in for a progress bar, made while a call is observed: at its end it becomes a "
+     "bar."},
     {NULL},
 };
 

@@ -707,6 +707,7 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback); /* the program's own, untouched by what we do now */
     mp_trace *trace = NULL;
+    if (mp_stand_ins_left()) mp_rec_abandon(rec, MP_REASON_UNREBUILDABLE, "a progress bar that outlives the call");
     if (result)
         trace = trace_make(self, call, rec, result, &why);
     else if (!mp_rec_abandoned(rec))
@@ -727,6 +728,7 @@ PyObject *mp_miss_observe(mp_callable *self, const mp_call *call)
         trace_add(self, trace, &why);
     }
     self->compiling = false;
+    mp_stand_ins_end();
     PyErr_Restore(type, value, traceback);
     return result && why.code != MP_REASON_NONE && !mp_error_kept() ? fall_back(self, &why, result) : result;
 }

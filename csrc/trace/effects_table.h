@@ -272,6 +272,7 @@ HANDLED(warn, "_warnings", "warn")
 HANDLED(make_bar, "magpy.progress", "make")
 FUNCTIONS(EFFECT, "magpy.progress", "do")
 FUNCTIONS(REFUSED, "magpy.progress", "look")
+FUNCTIONS(NOTHING, "magpy._C", "note_stand_in")
 FUNCTIONS(EFFECT, "_warnings", "_filters_mutated")
 
 /* -- Another result each time --------------------------------------------------------------------------------------------------------- */

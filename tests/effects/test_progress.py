@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -117,10 +118,6 @@ def looked_at(x: torch.Tensor) -> Any:
     return [x * i for i in bar], len(bar), bar.n, bar.total
 
 
-def given_back(x: torch.Tensor) -> Any:
-    return x * 2, tqdm.tqdm([1, 2], **SHOWN)
-
-
 # the program, and the hits in 4 calls
 PROGRAMS: list[tuple[Callable[[torch.Tensor], Any], int]] = [
     (over_layers, 3),
@@ -152,12 +149,95 @@ def test_what_is_shown(program: Callable[[torch.Tensor], Any], hits: int) -> Non
     same_as_eager(scenario, min_hits=hits)
 
 
-def test_a_bar_that_is_given_back() -> None:
-    function = torch.compile(given_back, backend="magpy")
-    for _ in range(3):
-        result, bar = function(X)
-        torch.testing.assert_close(result, X * 2)
-        assert (list(bar), bar.n) == ([1, 2], 2)
+def whole(x: torch.Tensor) -> Any:
+    bar = tqdm.tqdm([1, 2], **SHOWN)
+    return x * 2, bar
+
+
+def in_the_loop(x: torch.Tensor) -> Any:
+    bar = tqdm.tqdm([1, 2, 3], **SHOWN)
+    loop = iter(bar)
+    return x * next(loop), bar, loop
+
+
+def by_hand_and_kept(x: torch.Tensor) -> Any:
+    bar = tqdm.tqdm(total=4, desc="kept", **SHOWN)
+    bar.update(2)
+    return x * 2, bar
+
+
+def after_the_end(x: torch.Tensor) -> Any:
+    bar = tqdm.tqdm([1, 2], **SHOWN)
+    return [x * i for i in bar], bar
+
+
+def given_up_before(x: torch.Tensor) -> Any:
+    bar = tqdm.tqdm([1, 2], **SHOWN)
+    threading.active_count()
+    x.numpy().tofile("/dev/null")
+    bar.total = 7
+    return x * 2, bar
+
+
+@pytest.mark.parametrize("program", [whole, in_the_loop, by_hand_and_kept, after_the_end, given_up_before])
+def test_a_bar_that_the_program_keeps(program: Callable[[torch.Tensor], Any]) -> None:
+    """It is one of tqdm's in all that can be seen."""
+
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        function = wrap(program)
+        for _ in range(3):
+            OUT.seek(0)
+            OUT.truncate()
+            known = len(tqdm.tqdm._instances)
+            result, bar, *loop = function(X)
+            yield result, type(bar), isinstance(bar, tqdm.tqdm), bar.n, bar.total, len(tqdm.tqdm._instances) - known
+            bar.total = 9
+            bar.set_description("now")
+            bar.refresh()
+            yield list(loop[0] if loop else bar if bar.iterable is not None else ()), bar.n, bar.format_dict["total"]
+            bar.close()
+            yield OUT.getvalue(), len(tqdm.tqdm._instances) - known, sorted(vars(bar))
+            del bar, loop
+
+    same_as_eager(scenario)
+
+
+def attributes_set(x: torch.Tensor) -> Any:
+    bar = tqdm.tqdm([1, 2], **SHOWN)
+    bar.total = 5
+    bar.unit = "piece"
+    bar.refresh()
+    for i in bar:
+        x = x * i
+    return x, isinstance(bar, tqdm.tqdm), isinstance(bar, list)
+
+
+def total_is_none(x: torch.Tensor) -> Any:
+    return [x * i for i in tqdm.tqdm([1, 2], total=None, **SHOWN)], [i for i in tqdm.tqdm([3], "text", None, **SHOWN)]
+
+
+class Unsized:
+    def __len__(self) -> int:
+        raise TypeError("no length")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((1, 2, 3))
+
+
+def without_a_length(x: torch.Tensor) -> Any:
+    return [x * i for i in tqdm.tqdm(Unsized(), **SHOWN)], [x * i for i in tqdm.tqdm(Unsized(), total=3, **SHOWN)]
+
+
+@pytest.mark.parametrize("program", [attributes_set, total_is_none, without_a_length])
+def test_what_is_told_of_a_bar(program: Callable[[torch.Tensor], Any]) -> None:
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        function = wrap(program)
+        for _ in range(4):
+            OUT.seek(0)
+            OUT.truncate()
+            yield attempt(function, X), OUT.getvalue()
+
+    same_as_eager(scenario)
 
 
 def test_a_bar_from_outside() -> None:
