@@ -83,6 +83,12 @@ def _padded(
     return build(aten.constant_pad_nd.default, x, pads, fill) if any(pads) else x
 
 
+def _corners(build: Builder, n: int, stride: int, padding: int) -> Val:
+    """Where n windows begin along a dim of the input: whole numbers, negative where that is before it."""
+    at = build(aten.mul.Tensor, build.iota(n, torch.float32), float(stride))
+    return build(aten.sub.Tensor, at, float(padding))
+
+
 def _max_pool2d(build: Builder, node: Node) -> Val:
     x, kernel, stride, padding, dilation, _ = node.args
     kernel, padding, dilation = _twice(kernel), _twice(padding), _twice(dilation)
@@ -110,8 +116,7 @@ def _max_pool2d_with_places(build: Builder, node: Node) -> tuple[Val, Val]:
     out = node.val.meta[2]
     corners = []  # the upper left corners of windows, and how far they are outside
     for side in (0, 1):
-        at = build.iota(out[side - 2], torch.float32)
-        at = build(aten.sub.Tensor, build(aten.mul.Tensor, at, float(stride[side])), float(padding[side]))
+        at = _corners(build, out[side - 2], stride[side], padding[side])
         corners.append(build(aten.unsqueeze.default, at, 1) if side == 0 else at)
     cut = [build(aten.clamp_min.default, build(aten.neg.default, corner), 0.0) for corner in corners]
     # A window of nothing but -inf gives its first element. Distances from the corner are whole and small: floats.
@@ -137,14 +142,23 @@ def _avg_pool2d(build: Builder, node: Node) -> Val:
     out = node.val.meta[2]
     sizes = zip(out[-2:], kernel, stride, padding, x.meta[2][-2:], strict=True)
     inside = all((o - 1) * s + k <= n + 2 * p for o, k, s, p, n in sizes)  # no window is cut
-    cut = (ceil_mode and not inside) or (any(padding) and not count_pad)
-    if (cut and divisor is None) or x.meta[0] is not torch.float32:
+    cut = divisor is None and ((ceil_mode and not inside) or (any(padding) and not count_pad))
+    if x.meta[0] is not torch.float32:
         raise Keep
-    x = _padded(build, x, padding, kernel, stride, out, 0.0)
-    total, *rest = _taps(build, x, kernel, stride, out)
+    padded = _padded(build, x, padding, kernel, stride, out, 0.0)
+    total, *rest = _taps(build, padded, kernel, stride, out)
     for tap in rest:
         total = build(aten.add.Tensor, total, tap)
-    return build(aten.div.Tensor, total, divisor or kernel[0] * kernel[1])
+    if not cut:
+        return build(aten.div.Tensor, total, divisor or kernel[0] * kernel[1])
+    counts = []
+    for side in (0, 1):  # of elements in a window, as far as they count
+        corner = _corners(build, out[side - 2], stride[side], padding[side])
+        around = padding[side] if count_pad else 0
+        end = build(aten.add.Tensor, corner, float(kernel[side]))
+        end = build(aten.clamp_max.default, end, float(x.meta[2][side - 2] + around))
+        counts.append(build(aten.sub.Tensor, end, build(aten.clamp_min.default, corner, float(-around))))
+    return build(aten.div.Tensor, total, build(aten.mul.Tensor, build(aten.unsqueeze.default, counts[0], 1), counts[1]))
 
 
 def _even_windows(node: Node) -> list[int]:

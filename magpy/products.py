@@ -42,6 +42,18 @@ _library.impl("matmul", _matmul, "CompositeExplicitAutograd")
 MATMUL = torch.ops.magpy.matmul.default
 
 
+_library.define("grouped(Tensor a, Tensor b, Tensor ends) -> Tensor")
+
+
+def _grouped(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Rows of a [m, k] up to each of ends [groups] int32, times the matrix of b [groups, k, n] of their group."""
+    return aten._grouped_mm(a, b, ends)
+
+
+_library.impl("grouped", _grouped, "CompositeExplicitAutograd")
+GROUPED = torch.ops.magpy.grouped.default
+
+
 # -- Operands ---------------------------------------------------------------------------------------------------------
 
 Dims = list[tuple[int, int]]  # (size, stride), outermost first
@@ -509,10 +521,13 @@ def rewrite(graph: Graph) -> None:
             continue
         node.args = map_vals(lambda v: new.get(v, v), node.args)
         made = None
-        if node.target in PRODUCTS:
+        if node.target in PRODUCTS or node.target is aten._grouped_mm.default:
             build = Builder()
             try:
-                made = _choose(node, build, users, outputs, node in chained)
+                if node.target in PRODUCTS:
+                    made = _choose(node, build, users, outputs, node in chained)
+                else:
+                    made = _choose_grouped(node, build), []
             except _Keep:
                 made = None
         if made is None:
@@ -545,6 +560,39 @@ def _chained(graph: Graph) -> set[Node]:
                 continue
             todo += [v.node for v in each_val(before.args)]
     return found
+
+
+def _choose_grouped(node: Node, build: Builder) -> Val:
+    """Groups of rows, each times its own matrix, by the own product. Raises _Keep if torch's is faster."""
+    a, b, ends, *rest = node.args
+    if ends is None or any(arg is not None for arg in rest) or not plain(a) or not plain(b) or not plain(node.val):
+        raise _Keep
+    if (len(a.meta[2]), len(b.meta[2])) != (2, 3) or ends.meta[0] is not torch.int32 or ends.meta[3] != (1,):
+        raise _Keep
+    if list(node.val.meta[3]) != contiguous(node.val.meta[2]) or any(s < 0 for s in (*a.meta[3], *b.meta[3])):
+        raise _Keep
+
+    def candidates() -> dict[str, Callable[[], Any]]:
+        """Groups of equal sizes."""
+        x, w = (_filled(*v.meta[2:4]) for v in (a, b))
+        rows, groups = x.shape[0], w.shape[0]
+        places = torch.tensor([rows * (g + 1) // groups for g in range(groups)], dtype=torch.int32, device="cpu")
+        graph = Graph()
+        values = [graph.add_placeholder(meta_of(t)) for t in (x, w, places)]
+        own = Node(GROUPED, tuple(values))
+        own.vals = [Val(own, 0, (*node.val.meta[:4], 0))]
+        graph.nodes.append(own)
+        graph.outputs.append(own.val)
+        plan = _C.compile_graph(*describe(graph), fuse=False)
+        return {"operator": lambda: aten._grouped_mm(x, w, places), "own": lambda: plan((x, w, places))}
+
+    text = " ".join(f"{'x'.join(map(str, v.meta[2]))} {_text(*v.meta[2:4])}" for v in (a, b))
+    if choices.choose(f"grouped product float32 {text}", candidates) != "own":
+        raise _Keep
+    made = Node(GROUPED, (a, b, ends))
+    made.vals = [Val(made, 0, (*node.val.meta[:4], 0))]
+    build.nodes.append(made)
+    return made.val
 
 
 def _choose(

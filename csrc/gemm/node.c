@@ -15,6 +15,27 @@ static bool is_float(const mp_graph *graph, const mp_arg *arg)
 /* Strides of a dimension that has no second element do not matter and may be anything. */
 static int64_t stride_of(const mp_meta *meta, int dim) { return meta->size[dim] > 1 ? meta->stride[dim] : 0; }
 
+int mp_gemm_from_grouped(mp_gemm *g, int64_t *groups, int64_t *step, const mp_graph *graph, const mp_gnode *node)
+{
+    if (strcmp(node->op, "magpy.grouped.default") != 0 || node->n_args < 3 || node->n_values != 1) return -1;
+    if (!is_float(graph, &node->args[0]) || !is_float(graph, &node->args[1]) || node->args[2].kind != MP_ARG_VALUE)
+        return -1;
+    const mp_meta *a = &graph->metas[node->args[0].value], *b = &graph->metas[node->args[1].value];
+    const mp_meta *ends = &graph->metas[node->args[2].value], *c = &graph->metas[node->first];
+    if (a->ndim != 2 || b->ndim != 3 || ends->ndim != 1 || c->ndim != 2 || c->dtype != MP_F32 || c->device) return -1;
+    if (ends->dtype != MP_I32 || ends->device || ends->size[0] != b->size[0] || stride_of(ends, 0) > 1) return -1;
+    int64_t m = a->size[0], k = a->size[1], n = b->size[2];
+    if (!m || !k || !n || !b->size[0] || b->size[1] != k || c->size[0] != m || c->size[1] != n) return -1;
+    if ((n > 1 && c->stride[1] != 1) || (m > 1 && c->stride[0] != n)) return -1;
+    *g = (mp_gemm){.m = m, .n = n, .k = k, .a_row = stride_of(a, 0), .c_row = n};
+    g->a_col = k > 1 ? a->stride[1] : 1;
+    g->b_row = k > 1 ? b->stride[1] : 1;
+    g->b_col = n == 1 && g->b_row != 1 ? 1 : stride_of(b, 2);
+    *groups = b->size[0];
+    *step = stride_of(b, 0);
+    return mp_gemm_prepare(g, mp_gemm_bits);
+}
+
 int mp_gemm_from_node(mp_gemm *g, const mp_graph *graph, const mp_gnode *node)
 {
     if (strcmp(node->op, "magpy.matmul.default") != 0) return -1;

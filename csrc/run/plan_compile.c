@@ -65,7 +65,9 @@ static int find_roots(build *b)
 static bool is_product(const mp_plan *plan, const mp_gnode *node)
 {
     mp_gemm gemm;
-    return mp_gemm_from_node(&gemm, plan->graph, node) == 0;
+    int64_t groups, step;
+    return mp_gemm_from_node(&gemm, plan->graph, node) == 0 ||
+           mp_gemm_from_grouped(&gemm, &groups, &step, plan->graph, node) == 0;
 }
 
 static void need_pointer(mp_plan *plan, mp_val v, void *context)
@@ -208,11 +210,15 @@ static int locate(build *b, mp_val v, mp_product_operand *operand)
 static int resolve_product(build *b, const mp_gnode *node, mp_product *product, bool left, bool result)
 {
     const mp_product_operand none = {.root = MP_NO_VAL};
-    *product = (mp_product){.node = node, .a = none, .c = none, .has_bias = node->args[2].kind == MP_ARG_VALUE};
-    if (mp_gemm_from_node(&product->gemm, b->plan->graph, node) < 0) {
-        mp_reason_set(b->why, MP_REASON_INTERNAL, "%s is no product", node->op);
+    *product = (mp_product){.node = node, .a = none, .c = none, .ends = none};
+    if (mp_gemm_from_grouped(&product->gemm, &product->groups, &product->step, b->plan->graph, node) < 0) {
+        if (mp_gemm_from_node(&product->gemm, b->plan->graph, node) < 0) {
+            mp_reason_set(b->why, MP_REASON_INTERNAL, "%s is no product", node->op);
+            return -1;
+        }
+        product->has_bias = node->args[2].kind == MP_ARG_VALUE;
+    } else if (locate(b, node->args[2].value, &product->ends) < 0)
         return -1;
-    }
     if (left && locate(b, node->args[0].value, &product->a) < 0) return -1;
     if (result && (locate(b, node->first, &product->c) < 0 || emit_storage(b, product->c.root) < 0)) return -1;
     if (product->has_bias && locate(b, node->args[2].value, &product->bias) < 0) return -1;

@@ -1,4 +1,4 @@
-/* Products of a plan: magpy.matmul nodes, run by the tiles of csrc/gemm on plain memory. */
+/* Products of a plan: magpy.matmul and magpy.grouped nodes, run by the tiles of csrc/gemm on plain memory. */
 #ifndef MP_RUN_PRODUCT_H
 #define MP_RUN_PRODUCT_H
 #include "gemm/node.h"
@@ -14,6 +14,8 @@ typedef struct {
     mp_gemm gemm;
     mp_product_operand a, b, bias, c;
     bool has_bias;
+    int64_t groups, step;    /* of a product of groups of rows (gemm/node.h); else 0 groups */
+    mp_product_operand ends; /* its third operand */
 } mp_product;
 
 /* The product with its addresses. A side that a chain keeps in scratch memory has the root MP_NO_VAL, and NULL here. */

@@ -115,7 +115,12 @@ mp_work mp_plan_work(const mp_plan *plan, const mp_insn *insn)
 {
     switch (insn->kind) {
     case MP_INSN_KERNEL: return kernel_work(plan, &plan->schedule->kernels[plan->calls[insn->index].number]);
-    case MP_INSN_PRODUCT: return product_work(&plan->products[insn->index].gemm);
+    case MP_INSN_PRODUCT: {
+        const mp_product *product = &plan->products[insn->index];
+        mp_work work = product_work(&product->gemm);
+        if (product->groups) work.bytes += 4 * (product->groups - 1) * product->gemm.k * product->gemm.n;
+        return work;
+    }
     case MP_INSN_CHAIN: { /* what lies between the products is in no memory */
         const mp_gemm *one = &plan->chains[insn->index].first.gemm, *two = &plan->chains[insn->index].second.gemm;
         mp_work a = product_work(one), b = product_work(two);

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import magpy
 from magpy import _C, choices, products
+from tests.counting import Counted
 
 WIDTHS = [512, 256, 128]
 
@@ -298,3 +299,54 @@ def test_other_types_and_empty_products_stay_operators(always_own):
     for _ in range(2):
         for got, want in zip(compiled(x), program(x), strict=True):
             torch.testing.assert_close(got, want)
+
+
+# -- Groups of rows ---------------------------------------------------------------------------------------------------
+
+
+def groups(x, w, ends):
+    return torch.nn.functional.grouped_mm(x * 2, w, offs=ends).relu() + 1
+
+
+ENDS = [[10, 10, 25, 40], [0, 1, 2, 40], [40, 40, 40, 40], [0, 0, 0, 0]]
+ENDS += [[5, 17, 30, 33], [5, 17, 30, 90], [9, 4, 20, 40]]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_groups_of_rows_are_products_of_their_own(bits, turned, threads, always_own, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = torch.compile(groups, backend="magpy")
+        with torch.no_grad(), Counted() as counted:
+            for ends in ENDS:
+                x, w = torch.randn(40, 24), torch.randn(4, 24, 20)
+                w = w.transpose(1, 2).contiguous().transpose(1, 2) if turned else w
+                out = fast(x, w, torch.tensor(ends, dtype=torch.int32))
+                expected, begin = out.clone(), 0  # rows of no group may be anything
+                for g, end in enumerate(ends):
+                    expected[begin:end] = (2 * x[begin:end] @ w[g]).relu() + 1
+                    begin = end
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert (counted.fallbacks, counted.hits) == ({}, len(ENDS) - 1)
+        assert "magpy.grouped" in str(magpy.explain(fast))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_groups_that_torch_keeps(dtype, always_own):
+    def columns(x, w, ends):  # groups of columns, whose products are a batch
+        return torch._grouped_mm(x, w, ends) * 2
+
+    fast = torch.compile(columns, backend="magpy")
+    given = torch.randn(8, 16, dtype=dtype), torch.randn(16, 8, dtype=dtype), torch.tensor([8, 16], dtype=torch.int32)
+    for _ in range(2):
+        try:
+            expected = columns(*given)
+        except RuntimeError as error:
+            with pytest.raises(RuntimeError, match=str(error)[:20]):
+                fast(*given)
+        else:
+            torch.testing.assert_close(fast(*given), expected)

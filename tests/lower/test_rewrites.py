@@ -27,9 +27,12 @@ POOLS = [
 ]
 PROGRAMS = [
     *[(f"max_pool2d{p}", lambda x, p=p: F.max_pool2d(x, *p[:3], 1, p[3]), "max_pool2d") for p in POOLS],
-    *[(f"avg_pool2d{p}", lambda x, p=p: F.avg_pool2d(x, *p[:3], p[3]), None if p[3] else "avg_pool2d") for p in POOLS],
+    *[(f"avg_pool2d{p}", lambda x, p=p: F.avg_pool2d(x, *p[:3], p[3]), "avg_pool2d") for p in POOLS],
+    *[(f"avg_pool2d{p} of what is inside", lambda x, p=p: F.avg_pool2d(x, *p, False), "avg_pool2d") for p in POOLS],
     ("avg_pool2d of whole windows", lambda x: F.avg_pool2d(x[..., :12, :16], 2, 2, 0, True, False), "avg_pool2d"),
-    ("avg_pool2d without padding's count", lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), None),
+    ("avg_pool2d without padding's count", lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), "avg_pool2d"),
+    ("avg_pool2d of doubles", lambda x: F.avg_pool2d(x.double(), 3, 2, 1), None),
+    ("avg_pool1d", lambda x: F.avg_pool1d(x[0], 3, 2, 1, True, False), "avg_pool"),
     ("avg_pool2d divisor", lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5), "avg_pool2d"),
     ("max_pool2d dilated", lambda x: F.max_pool2d(x, 3, 2, 1, dilation=2), None),
     *[
