@@ -275,7 +275,7 @@ static void read_set_items(mp_recorder *rec, PyObject *set)
 /* -- Whole and deep ------------------------------------------------------------------------------------------------------- */
 
 /* What the call itself put in is at the end and known to the recorder, so that the others stand where they stood before. */
-static void whole_dict(mp_recorder *rec, PyObject *dict)
+static void read_dict(mp_recorder *rec, PyObject *dict, bool values)
 {
     read_length(rec, dict);
     mp_kept kept = mp_keep();
@@ -285,7 +285,7 @@ static void whole_dict(mp_recorder *rec, PyObject *dict)
         PyObject *key = PyList_GET_ITEM(keys, i);
         bool known;
         read_key_at(rec, dict, i, key);
-        mp_rec_read(rec, dict, MP_READ_KEY, key, mp_raw_dict_item(dict, key, &known));
+        if (values) mp_rec_read(rec, dict, MP_READ_KEY, key, mp_raw_dict_item(dict, key, &known));
     }
     Py_XDECREF(keys);
     mp_restore(kept);
@@ -311,13 +311,18 @@ void mp_rec_whole(mp_recorder *rec, PyObject *container)
         read_length(rec, container);
         for (Py_ssize_t i = 0; i < Py_SIZE(container); i++) read_item(rec, container, i);
     } else if (PyDict_Check(container))
-        whole_dict(rec, container);
+        read_dict(rec, container, true);
     else if (PyAnySet_Check(container))
         read_set_items(rec, container);
     else if (is_ndarray(container))
         mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "a numpy array from outside the call");
     else if (is_proxy(container))
         mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "a mappingproxy from outside the call");
+}
+
+void mp_rec_keys(mp_recorder *rec, PyObject *dict)
+{
+    if (mp_rec_find(rec, dict) != MP_NO_OBJ) read_dict(rec, dict, false);
 }
 
 #define MAX_DEPTH 32
@@ -694,7 +699,9 @@ void mp_rec_iterate(mp_recorder *rec, PyObject *object)
     PyTypeObject *type = Py_TYPE(object);
     if (python_handles(rec, object, "__iter__")) return;
     if (mp_rec_ensure(rec, object) == MP_NO_OBJ || PyType_Check(object) || has_base_value(object)) return;
-    if (mp_is_container(object) || is_ndarray(object) || is_proxy(object))
+    if (PyDict_Check(object))
+        read_dict(rec, object, false);
+    else if (mp_is_container(object) || is_ndarray(object) || is_proxy(object))
         mp_rec_whole(rec, object);
     else if (type->tp_iternext)
         mp_rec_abandon(rec, MP_REASON_EXTERNAL_ITERATOR, "%s", type->tp_name);

@@ -186,6 +186,7 @@ static void touch_by_call(mp_recorder *rec, PyObject *callable, PyObject *const 
     case MP_EFFECT_MAKES:
     case MP_EFFECT_NOTHING:
     case MP_EFFECT_ITERATES:
+    case MP_EFFECT_KEYS:
     case MP_EFFECT_STATE:
     case MP_EFFECT_STATE_CALL:
     case MP_EFFECT_TORCH: first = others = LOOKED; break;

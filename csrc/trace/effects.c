@@ -408,22 +408,23 @@ static bool can_iterate(PyObject *object)
     return type->tp_iter || (type->tp_as_sequence && type->tp_as_sequence->sq_item);
 }
 
-static void iterate(mp_call *call, PyObject *argument)
+static void iterate(mp_call *call, PyObject *argument, bool keys)
 {
     if (mp_is_scalar(argument)) return;
     if (can_iterate(argument)) {
         mp_rec_iterate(call->rec, argument);
-        if (PyDict_Check(argument))
-            mp_rec_whole(call->rec, argument); /* also where C code goes past a Python __iter__ */
+        if (PyDict_Check(argument)) /* also where C code goes past a Python __iter__ */
+            keys ? mp_rec_keys(call->rec, argument) : mp_rec_whole(call->rec, argument);
     } else if (!mp_is_tensor(argument) && mp_type_python(Py_TYPE(argument), "keys"))
         mp_rec_type(call->rec, argument);
     else
         mp_effect_read(call, argument, false);
 }
 
-static void iterate_all(mp_call *call, Py_ssize_t from)
+/* keys: of dicts nothing else. */
+static void iterate_all(mp_call *call, Py_ssize_t from, bool keys)
 {
-    for (Py_ssize_t i = from; i < call->nargs; i++) iterate(call, call->args[i]);
+    for (Py_ssize_t i = from; i < call->nargs; i++) iterate(call, call->args[i], keys);
     for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], false);
 }
 
@@ -473,6 +474,7 @@ static bool harmless_inside(const mp_effect *effect)
     case MP_EFFECT_READS:
     case MP_EFFECT_MAKES:
     case MP_EFFECT_ITERATES:
+    case MP_EFFECT_KEYS:
     case MP_EFFECT_NOTHING:
     case MP_EFFECT_TORCH: return true;
     default:
@@ -684,8 +686,9 @@ void mp_effect_apply(mp_call *call, const mp_effect *effect)
         read_all(call, 0, false);
         mp_effect_check_result(call);
         return;
+    case MP_EFFECT_KEYS:
     case MP_EFFECT_ITERATES:
-        iterate_all(call, 0);
+        iterate_all(call, 0, effect->effect == MP_EFFECT_KEYS);
         mp_effect_check_result(call);
         return;
     case MP_EFFECT_CALLS:
@@ -695,7 +698,7 @@ void mp_effect_apply(mp_call *call, const mp_effect *effect)
         return;
     case MP_EFFECT_STORES: change_first(call); return;
     case MP_EFFECT_WRITES:
-        iterate_all(call, 1);
+        iterate_all(call, 1, false);
         change_first(call);
         return;
     case MP_EFFECT_COMPARES:

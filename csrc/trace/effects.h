@@ -16,6 +16,7 @@
     X(MAKES, "a new object that holds its arguments; nothing of them is read")                                         \
     X(NOTHING, "no effect that matters, and no result but None, True or the argument")                                 \
     X(ITERATES, "goes through its arguments: now, or later as an iterator or view over them")                          \
+    X(KEYS, "as ITERATES, of dicts only over their keys")                                                              \
     X(CALLS, "as ITERATES, and calls those of its arguments that can be called, itself, from C")                       \
     X(STORES, "changes its first argument; the others become part of it unread")                                       \
     X(WRITES, "changes its first argument by the items of the others")                                                 \

@@ -133,10 +133,11 @@ void mp_rec_subscript(mp_recorder *rec, PyObject *container, PyObject *key);
 void mp_rec_raw_subscript(mp_recorder *rec, PyObject *container, PyObject *key);
 void mp_rec_store_subscript(mp_recorder *rec, PyObject *container, PyObject *key, PyObject *value); /* NULL: delete */
 void mp_rec_raw_store_subscript(mp_recorder *rec, PyObject *container, PyObject *key, PyObject *value);
-void mp_rec_iterate(mp_recorder *rec, PyObject *object); /* iter(object) */
+void mp_rec_iterate(mp_recorder *rec, PyObject *object); /* iter(object): of a dict only the keys */
 void mp_rec_contains(mp_recorder *rec, PyObject *container, PyObject *key);
 void mp_rec_truth(mp_recorder *rec, PyObject *object);              /* bool(object), len(object) */
 void mp_rec_whole(mp_recorder *rec, PyObject *container);           /* all of a container, one level */
+void mp_rec_keys(mp_recorder *rec, PyObject *dict);                 /* a dict's keys, in order */
 void mp_rec_deep(mp_recorder *rec, PyObject *object);               /* all of it, as far as C code may look */
 void mp_rec_operand(mp_recorder *rec, PyObject *object, bool deep); /* operand of a binary operation or comparison */
 
