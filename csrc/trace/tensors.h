@@ -63,9 +63,11 @@ typedef struct {      /* [value] */
     uint32_t version; /* expected _version; inference tensors have none: 0 */
     bool versioned;
     bool constant; /* computed from constants of the trace alone, so that its data may be looked at */
+    bool overlaps; /* several of its elements lie at one place (expanded tensors) */
     bool cached;   /* a library's cache holds it as well: nothing may change it */
-    void *data;    /* data pointer of an input when first touched */
-    void *overlap; /* the storage, where several of the elements lie at one place (expanded tensors), or NULL */
+    void
+        *storage; /* known from the first value that overlaps on; compared only with that of what it is computed from */
+    void *data;   /* data pointer of an input when first touched */
     uint32_t read; /* inputs: index of the TENSOR_META read, or MP_NO_READ */
 } mp_facts;
 
@@ -77,7 +79,7 @@ typedef struct mp_op_state {
     int muted;            /* depth of calls that are one node whatever they do inside: autograd.Function.apply */
     PyObject *given;      /* borrowed: arguments of the innermost such call, or NULL */
     bool accept_checks;   /* data that is looked at becomes a check */
-    bool overlaps;        /* a value has such elements */
+    bool overlaps;        /* a value overlaps */
     bool accept_values;   /* also floats, complex numbers and lists */
     int inference;        /* inference modes entered minus left */
     PyObject *locks;      /* owned list of the locks that the call holds now, or NULL */

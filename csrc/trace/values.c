@@ -157,10 +157,9 @@ static mp_value_id new_value(mp_recorder *rec, PyObject *tensor, mp_obj_id input
     rec->recording->values[id].input = input;
     facts->versioned = read_version(tensor, &facts->version);
     facts->constant = constant;
-    if (mp_guard_tensor_overlaps(tensor)) {
-        facts->overlap = mp_tensor_storage(tensor);
-        rec->op_state->overlaps = true;
-    }
+    facts->overlaps = mp_guard_tensor_overlaps(tensor);
+    rec->op_state->overlaps |= facts->overlaps;
+    if (rec->op_state->overlaps) facts->storage = mp_tensor_storage(tensor);
     mp_rec_bind_value(rec, tensor, id);
     return id;
 }
@@ -443,44 +442,43 @@ typedef struct {
     int n;
 } changes;
 
-/* Is a value in the template the value `from`, or computed from it? The budget bounds the search: true where it is spent. */
-static bool follows(mp_recorder *rec, PyObject *template, mp_value_id from, int *budget)
+/* Does the template have a value that overlaps, or one that is a view of such a value? Views have the storage of what they show, and an
+** operator's results are not where its arguments are: only chains of views are followed. The budget bounds the search: true where it is
+** spent. */
+static bool shows_overlap(mp_recorder *rec, PyObject *template, void *storage, int *budget)
 {
     if (!template) return false;
     if (PyDict_Check(template)) {
         PyObject *key, *value;
         for (Py_ssize_t i = 0; PyDict_Next(template, &i, &key, &value);)
-            if (follows(rec, value, from, budget)) return true;
+            if (shows_overlap(rec, value, storage, budget)) return true;
         return false;
     }
     if (PyTuple_Check(template) || PyList_Check(template)) {
         for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(template); i++)
-            if (follows(rec, PySequence_Fast_GET_ITEM(template, i), from, budget)) return true;
+            if (shows_overlap(rec, PySequence_Fast_GET_ITEM(template, i), storage, budget)) return true;
         return false;
     }
-    if (!mp_value_check(template)) return false;
-    mp_value_id id = mp_index_of(template);
-    if (id == from || --*budget < 0) return true;
-    uint32_t op = id > from ? rec->recording->values[id].op : UINT32_MAX;
+    mp_facts *facts = mp_value_check(template) ? mp_rec_facts(rec, mp_index_of(template)) : NULL;
+    if (!facts || facts->storage != storage) return false;
+    if (facts->overlaps || --*budget < 0) return true;
+    uint32_t op = rec->recording->values[mp_index_of(template)].op;
     if (op >= rec->recording->n_ops) return false;
-    return follows(rec, rec->recording->ops[op].args, from, budget) ||
-           follows(rec, rec->recording->ops[op].kwargs, from, budget);
+    return shows_overlap(rec, rec->recording->ops[op].args, storage, budget) ||
+           shows_overlap(rec, rec->recording->ops[op].kwargs, storage, budget);
 }
 
-/* Is it a tensor with several elements at one place, or a view of one? Eager changes that place in its own order, if it does not raise;
-** for the graph it would be the sum of its elements' changes. */
+/* Is the changed tensor one with several elements at one place, or a view of one? Eager changes that place in its own order, if it does
+** not raise; for the graph it would be the sum of its elements' changes. */
 static bool changes_overlap(mp_recorder *rec, mp_value_id id, void *storage)
 {
-    mp_op_state *state = rec->op_state;
-    uint32_t op = rec->recording->values[id].op;
-    for (uint32_t i = 0; state->overlaps && i <= id && i < state->n_facts; i++) {
-        int budget = 4096;
-        if (!state->facts[i].overlap || state->facts[i].overlap != storage) continue;
-        if (i == id || (op < rec->recording->n_ops && (follows(rec, rec->recording->ops[op].args, i, &budget) ||
-                                                       follows(rec, rec->recording->ops[op].kwargs, i, &budget))))
-            return true;
-    }
-    return false;
+    if (!rec->op_state->overlaps) return false;
+    int budget = 4096;
+    PyObject *value = mp_value_new(id);
+    bool found = !value || shows_overlap(rec, value, storage, &budget);
+    Py_XDECREF(value);
+    PyErr_Clear();
+    return found;
 }
 
 static bool visit_changed(mp_recorder *rec, PyObject *tensor, void *context)

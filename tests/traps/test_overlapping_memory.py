@@ -53,6 +53,24 @@ def test_a_change_of_elements_that_share_places_is_as_in_eager(layout, change, o
     same_as_eager(scenario)
 
 
+def test_results_of_overlapping_tensors_are_changed_in_graphs():
+    def scenario(wrap):
+        def program(x):
+            for _ in range(8):  # memory is used again and again
+                x = x.unfold(0, 3, 1).sum(1)
+                x += 1
+                x[0] = 2
+                x = torch.cat([x, x[:1].expand(2) * 2])
+                x[1:3] *= 2
+            return x
+
+        compiled = wrap(program)
+        for seed in range(3):
+            yield compiled(torch.randn(16, generator=torch.Generator().manual_seed(seed)))
+
+    same_as_eager(scenario, hits=2)
+
+
 def test_other_changes_beside_expanded_tensors_stay_graphs():
     def scenario(wrap):
         def program(x):
