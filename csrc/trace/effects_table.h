@@ -425,7 +425,8 @@ TYPES(TORCH, "torch", "Tensor FloatTensor DoubleTensor HalfTensor BFloat16Tensor
 TYPES(TORCH, "torch", "ByteTensor BoolTensor")
 HANDLED_TYPES(variable, "torch.autograd", "Variable")
 INSTANCES(TORCH, "torch._C", "ScriptFunction")
-INSTANCES(REFUSED, "torch._C", "ScriptMethod") /* it reads and changes tensors and numbers of its module, unseen */
+HANDLED_INSTANCES(script_method, "torch._C", "ScriptMethod") /* it reads tensors and numbers of its module, unseen */
+HANDLED(script_attr, "torch._C.ScriptObject", "hasattr getattr _has_method")
 INSTANCES(TORCH, "torch._ops", "OpOverload? OpOverloadPacket?")
 
 /* == torch functions as the mode shows them ====================================================================================== */

@@ -402,7 +402,23 @@ static bool requires_gradient(mp_call *call)
 
 /* -- Calls of something else -------------------------------------------------------------------------------------------------------------- */
 
-/* Let the running instruction call magpy.<module>.<name>, bound to `self` unless that is NULL, instead of what is on the stack. */
+/* Let the running instruction call `callable` instead of what is on the stack. NULL: leaves the exception to the caller. */
+static void call_other(mp_call *call, PyObject **slot, PyObject *callable)
+{
+    if (callable && slot)
+        Py_SETREF(*slot, Py_NewRef(callable));
+    else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "called in an unusual way");
+}
+
+static PyObject **on_stack(const mp_call *call)
+{
+    int i = call->frame->depth - 1;
+    while (i >= 0 && call->frame->stack[i] != call->callable) i--;
+    return i >= 0 ? &call->frame->stack[i] : NULL;
+}
+
+/* Likewise magpy.<module>.<name>, bound to `self` unless that is NULL. */
 static void call_instead(mp_call *call, const char *module_name, const char *name, PyObject *self)
 {
     mp_kept kept = mp_keep();
@@ -410,15 +426,91 @@ static void call_instead(mp_call *call, const char *module_name, const char *nam
     PyObject *function = module ? PyObject_GetAttrString(module, name) : NULL;
     PyObject *callable = function && self ? PyMethod_New(function, self) : Py_XNewRef(function);
     Py_XDECREF(module);
-    int i = call->frame->depth - 1;
-    while (i >= 0 && call->frame->stack[i] != call->callable) i--;
-    if (callable && i >= 0 && mp_rec_pin(call->rec, function, module_name) != MP_NO_OBJ)
-        Py_SETREF(call->frame->stack[i], Py_NewRef(callable));
-    else
-        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "called in an unusual way");
+    if (callable && mp_rec_pin(call->rec, function, module_name) == MP_NO_OBJ) Py_CLEAR(callable);
+    call_other(call, on_stack(call), callable);
     PyErr_Clear();
     Py_XDECREF(callable);
     Py_XDECREF(function);
+    mp_restore(kept);
+}
+
+/* Where the instruction has what it calls, or NULL if it calls it otherwise: the callable itself, a method bound to it, or for an instance
+** (*unbound) its class's __call__, with the instance as first argument. */
+static PyObject **callable_slot(const mp_call *call, bool *unbound)
+{
+    const mp_frame *frame = call->frame;
+    Py_ssize_t reach = call->nargs + call->nkw + 2;
+    if (!frame || !frame->stack) return NULL;
+    if (reach < 3) reach = 3; /* CALL_FUNCTION_EX: callable, tuple, dict */
+    if (reach > frame->depth) reach = frame->depth;
+    for (; reach > 0; reach--) {
+        PyObject **slot = &frame->stack[frame->depth - reach], *found = *slot;
+        *unbound = false;
+        if (found && PyMethod_Check(found)) found = PyMethod_GET_FUNCTION(found);
+        if (found == call->callable) return slot;
+        *unbound = true;
+        if (found && PyInstanceMethod_Check(found)) found = PyInstanceMethod_GET_FUNCTION(found);
+        if (found && PyCFunction_Check(found) && !strcmp(((PyCFunctionObject *)found)->m_ml->ml_name, "__call__"))
+            return slot;
+    }
+    return NULL;
+}
+
+/* made: owned, what magpy/scripted.py found to stand in at `slot`, None or NULL: a function, its guard, a list of what it holds. All of it is
+** pinned: no path leads into C++. */
+static void call_stand_in(mp_call *call, PyObject **slot, PyObject *made)
+{
+    PyObject *function, *same, *held, *none = PyTuple_New(0);
+    if (none && made && made != Py_None && PyArg_ParseTuple(made, "OOO!", &function, &same, &PyList_Type, &held)) {
+        mp_rec_internal(call->rec, function);
+        mp_rec_pin(call->rec, same, "same");
+        mp_rec_read(call->rec, same, MP_READ_STATE_CALL, none, Py_True);
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(held); i++)
+            mp_rec_pin(call->rec, PyList_GET_ITEM(held, i), "state of a ScriptModule");
+        call_other(call, slot, function);
+    } else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "cannot be traced");
+    PyErr_Clear();
+    Py_XDECREF(none);
+    Py_XDECREF(made);
+}
+
+/* A method of a TorchScript module: called as a function of what it reads there; a guard asks whether that still is there. */
+void mp_handle_script_method(mp_call *call)
+{
+    if (mp_rec_find(call->rec, call->callable) == MP_NO_OBJ) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "made by the call");
+        return;
+    }
+    mp_rec_identity(call->rec, call->callable);
+    mp_kept kept = mp_keep();
+    bool unbound = false;
+    PyObject **slot = callable_slot(call, &unbound), *names = call->nkw ? Py_NewRef(call->kwnames) : PyTuple_New(0);
+    PyObject *module = PyImport_ImportModule("magpy.scripted"), *made = NULL;
+    if (module && names)
+        made = PyObject_CallMethod(module, "method", "OniO", call->callable, call->nargs, unbound, names);
+    call_stand_in(call, slot, made);
+    Py_XDECREF(names);
+    Py_XDECREF(module);
+    mp_restore(kept);
+}
+
+/* The C++ module's getattr(name), hasattr(name), _has_method(name), as the Python module around it asks. */
+void mp_handle_script_attr(mp_call *call)
+{
+    if (call->nargs != 2 || call->nkw || mp_rec_find(call->rec, call->args[0]) == MP_NO_OBJ) {
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "made by the call");
+        return;
+    }
+    mp_rec_identity(call->rec, call->args[0]);
+    mp_kept kept = mp_keep();
+    bool unbound = false;
+    PyObject **slot = callable_slot(call, &unbound);
+    const char *asked = PyCFunction_Check(call->callable) ? ((PyCFunctionObject *)call->callable)->m_ml->ml_name : "";
+    PyObject *module = PyImport_ImportModule("magpy.scripted"), *made = NULL;
+    if (module) made = PyObject_CallMethod(module, "attribute", "OsO", call->args[0], asked, call->args[1]);
+    call_stand_in(call, slot, made);
+    Py_XDECREF(module);
     mp_restore(kept);
 }
 

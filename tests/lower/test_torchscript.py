@@ -118,3 +118,88 @@ def test_state_of_scripted_modules(kind, required):
 def test_scripted_modules_themselves_are_refused_as_by_torch(backend):
     with pytest.raises(RuntimeError, match="torch.jit"):
         torch.compile(torch.jit.script(torch.nn.Linear(4, 4)), backend=backend)
+
+
+class Spoken(torch.jit.ScriptModule):
+    """Its attributes are kept in C++."""
+
+    def __init__(self, scale: float = 0.5):
+        super().__init__()
+        self.mix = torch.nn.Parameter(torch.rand(4))
+        self.scale = torch.jit.Attribute(scale, float)
+        self.norm = torch.nn.BatchNorm1d(4)
+
+    @torch.jit.script_method
+    def mixed(self, x, more: int = 2, flip: bool = False):
+        if flip:
+            x = -x
+        return self.norm(x * self.mix + more) * self.scale
+
+
+def test_methods_of_scripted_modules_are_hits():
+    torch.manual_seed(0)
+    modules = [Spoken().eval(), torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())).eval()]
+
+    def program(x, flip):
+        mixer, layers = modules
+        y = mixer.mixed(x) + mixer.mixed(layers(x), 3, flip=flip) + mixer.mixed(x, flip=flip)
+        return y * mixer.mix + mixer.scale
+
+    fast = torch.compile(program, backend="magpy")
+    for step in range(4):
+        x = torch.randn(3, 4)
+        with Counted() as counted:
+            actual = fast(x, False)
+        assert_same(actual, program(x, False))
+        if step:
+            counted.assert_hit()
+    assert_same(fast(x, True), program(x, True))
+    modules[0].mix.data.zero_()  # the same tensors
+    with Counted() as counted:
+        actual = fast(x, False)
+    counted.assert_hit()
+    assert_same(actual, program(x, False))
+    for change in range(3):
+        if change == 0:
+            modules[0].scale = 0.25
+        elif change == 1:
+            modules[0].mix = torch.nn.Parameter(torch.ones(4))
+        else:
+            modules[0].norm.train()
+        for _ in range(2):
+            assert_same(fast(x, False), program(x, False))
+
+
+def test_scripted_modules_with_state_that_the_method_changes_are_left_to_eager():
+    class Counts(torch.jit.ScriptModule):
+        def __init__(self):
+            super().__init__()
+            self.calls = torch.jit.Attribute(0, int)
+
+        @torch.jit.script_method
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    modules = Counts(), Counts()
+    runs = torch.compile(modules[0], backend="magpy"), modules[1]
+    for _ in range(4):
+        x = torch.randn(3)
+        assert_same(*[run(x) for run in runs])
+
+
+def test_wrapped_call_of_script_methods(monkeypatch):
+    plain = torch._C.ScriptMethod.__call__
+    monkeypatch.setattr(torch._C.ScriptMethod, "__call__", lambda *args, **kwargs: plain(*args, **kwargs))
+    module = Spoken().eval()
+
+    def program(x):
+        return module.mixed(x, flip=True) * 2
+
+    fast = torch.compile(program, backend="magpy")
+    for step in range(3):
+        x = torch.randn(3, 4)
+        with Counted() as counted:
+            assert_same(fast(x), program(x))
+        if step:
+            counted.assert_hit()
