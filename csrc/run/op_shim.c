@@ -16,6 +16,7 @@
 */
 #include "run/op.h"
 #include "run/random.h"
+#include "run/scan.h"
 
 #define MAX_WORDS 32
 #define MAX_DOUBLES 4
@@ -68,7 +69,9 @@ static const struct {
     {"aten.convolution_backward.default", "aoti_torch_cpu_convolution_backward", "tttLlllblim", 3},
     {"aten.cummax.default", "aoti_torch_cpu_cummax", "ti", 2},
     {"aten.cummin.default", "aoti_torch_cpu_cummin", "ti", 2},
+    {"aten.cumprod.default", "mp_scan_cumprod", "tiB", 0},
     {"aten.cumprod.default", "aoti_torch_cpu_cumprod", "tiB", 1},
+    {"aten.cumsum.default", "mp_scan_cumsum", "tiB", 0},
     {"aten.cumsum.default", "aoti_torch_cpu_cumsum", "tiB", 1},
     {"aten.geqrf.default", "aoti_torch_cpu_geqrf", "t", 2},
     {"aten.grid_sampler_2d_backward.default", "aoti_torch_cpu_grid_sampler_2d_backward", "tttiibm", 2},
@@ -251,17 +254,23 @@ static bool put_argument(layout *out, char letter, const mp_arg *arg)
 /* The function of a row of the table, or NULL. */
 static void *function_of(const char *symbol, const mp_graph *graph, const mp_gnode *node)
 {
-    if (strcmp(symbol, "mp_random_bernoulli") != 0) return mp_torch_symbol(symbol);
+    union {
+        int (*scan)(mp_handle, mp_handle, int64_t, const int32_t *);
+        int (*bernoulli)(mp_handle, mp_handle, double);
+        void *address;
+    } own = {.address = NULL};
+    if (strncmp(symbol, "mp_", 3) != 0) return mp_torch_symbol(symbol);
+    if (strncmp(symbol, "mp_scan", 7) == 0) {
+        own.scan = strcmp(symbol, "mp_scan_cumsum") == 0 ? mp_scan_cumsum : mp_scan_cumprod;
+        return mp_scan_covers(graph, node) ? own.address : NULL;
+    }
     const mp_meta *meta = &graph->metas[node->first];
     const mp_arg *p = &node->args[1];
     int64_t dense = 1;
     for (int d = meta->ndim; d-- > 0; dense *= meta->size[d])
         if (meta->size[d] != 1 && meta->stride[d] != dense) return NULL;
     bool taken = meta->dtype == MP_F32 && dense > 0 && p->kind == MP_ARG_FLOAT && p->f >= 0 && p->f <= 1;
-    union {
-        int (*function)(mp_handle, mp_handle, double);
-        void *address;
-    } own = {mp_random_bernoulli};
+    own.bernoulli = mp_random_bernoulli;
     return taken && mp_random_usable() ? own.address : NULL;
 }
 
@@ -296,9 +305,12 @@ int mp_shim_resolve(mp_op *op, const mp_graph *graph, mp_words *words, mp_store 
     return 0;
 #endif
     size_t row = 0, n = sizeof table / sizeof *table;
-    while (row < n && strcmp(table[row].op, op->node->op) != 0) row++;
-    if (row == n || strlen(table[row].args) != op->node->n_args) return 0;
-    void *function = function_of(table[row].symbol, graph, op->node);
+    void *function = NULL;
+    for (; row < n; row++) { /* the first of its rows whose function there is */
+        if (strcmp(table[row].op, op->node->op) != 0 || strlen(table[row].args) != op->node->n_args) continue;
+        function = function_of(table[row].symbol, graph, op->node);
+        if (function) break;
+    }
     if (!function) return 0;
     layout out = {.store = store};
     op->out = table[row].n_results == 0;
