@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from magpy.aten_graph import Graph, Node, Val, base_of, each_val, is_impure, is_view, map_vals
+from magpy.aten_graph import Graph, Node, Val, base_of, each_val, is_impure, is_view, map_vals, normalise
 
 aten = torch.ops.aten
 
@@ -117,6 +117,21 @@ def _key(arg: Any) -> Any:
     if arg is None or isinstance(arg, (int, str)):
         return type(arg), arg
     return object, id(arg)
+
+
+# -- Tensors without elements -----------------------------------------------------------------------------------------
+
+
+def make_empty(graph: Graph) -> None:
+    """Results without elements are allocated, as they were traced: eager's operators lay them out in other ways than
+    fake tensors tell, and otherwise where they are given memory (`out=`)."""
+    for node in graph.nodes:
+        plain = len(node.vals) == 1 and node.vals[0] is not None and 0 in node.val.meta[2] and node.val.meta[4] == 0
+        if not plain or is_impure(node.target) or is_view(node.target):
+            continue
+        dtype, device, sizes, strides, _ = node.val.meta
+        node.target = aten.empty_strided.default
+        node.args = normalise(node.target, (list(sizes), list(strides)), {"dtype": dtype, "device": device})
 
 
 # -- Dead code --------------------------------------------------------------------------------------------------------

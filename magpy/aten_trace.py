@@ -552,6 +552,20 @@ def storage_of(wrapper: torch.Tensor) -> int:
     return wrapper.untyped_storage()._cdata
 
 
+def share_counter(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Have they one version counter?"""
+    if a.is_inference() or b.is_inference():
+        return False
+    version = a._version
+    if b._version != version:
+        return False
+    torch._C._autograd._unsafe_set_version_counter((a,), (version + 1,))
+    try:
+        return b._version != version
+    finally:
+        torch._C._autograd._unsafe_set_version_counter((a,), (version,))
+
+
 def _finish(new: Session, outs: list[Any], own_gradients: bool) -> Traced:
     """Work out mutations and aliases, and set the graph's outputs."""
     graph = new.graph

@@ -17,7 +17,7 @@ import torch
 
 from magpy import aten_passes, backward, graph_form
 from magpy.aten_graph import Graph, Node, Unsupported, Val, base_of, each_val, is_impure, is_random, is_view, map_vals
-from magpy.aten_trace import Session, apart, clone, resumed, session, storage_of
+from magpy.aten_trace import Session, apart, clone, resumed, session, share_counter, storage_of
 
 aten = torch.ops.aten
 
@@ -50,6 +50,8 @@ class Joint:
         self.groups: list[tuple[list[int], bool]] = []
         self.tangents: list[tuple] = []  # meta of each tangent
         self.kept: list[int] = []  # positions among the forward graph's outputs
+        # (place in kept, result that shows its memory, does a change of that count?, its own sizes, strides, offset)
+        self.shown: list[tuple] = []
         self.kept_inputs: list[int] = []
         self.viewed_inputs: list[int] = []  # those of them of which autograd keeps a view, not the tensor itself
         self.grad_inputs: list[int] = []
@@ -102,6 +104,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "differentiable": list,
     "groups": lambda rows: [(list(numbers), saves) for numbers, saves in rows],
     "kept": list,
+    "shown": _tupled,
     "kept_inputs": list,
     "viewed_inputs": list,
     "grad_inputs": list,
@@ -134,6 +137,7 @@ def trace_joint(
         backward.refuse_later_gradients(differentiable, [*new.wrapped, *(results[k] for k in joint.leaves)])
         values += [_fresh(new, t) for t in results]
         joint.groups = _groups({k: results[k] for k in joint.differentiable})
+        counted = _counted(results, differentiable)
         reverse = _Reverse(new, differentiable, [results[k] for k in joint.leaves])
         joint.tangents = [v.meta for v in reverse.tangent_values]
         several = len(joint.differentiable) > 1
@@ -151,7 +155,8 @@ def trace_joint(
     graph.outputs = [*values, *gradients]
     replaced = aten_passes.merge(graph, forward)
     aten_passes.remove_dead(graph)
-    cut = _Cut(joint, graph, len(inputs), forward, {replaced.get(val) or val: i for val, i in shown.items()})
+    shown = {replaced.get(val) or val: i for val, i in shown.items()}
+    cut = _Cut(joint, graph, len(inputs), forward, shown, counted)
     cut.make(values, gradients, tangents)
     if mapped is not None:
         kept = {val: k for k, val in enumerate(cut.kept)}
@@ -277,6 +282,23 @@ def _saving_nodes(root: Any) -> set[Any]:
     return saving
 
 
+def _counted(results: list[torch.Tensor], differentiable: list[torch.Tensor]) -> set[int]:
+    """Results that have a version counter in common with what autograd has saved of them, which x.data has not."""
+    storages = {storage_of(t): k for k, t in enumerate(results)}
+    counted: set[int] = set()
+    for node in set().union(*[_saving_nodes(t.grad_fn) for t in differentiable]):
+        for name in dir(node):
+            if not name.startswith("_raw_saved_"):
+                continue
+            saved = getattr(node, name.replace("_raw", "", 1), None)
+            for tensor in saved if isinstance(saved, (tuple, list)) else (saved,):
+                if isinstance(tensor, torch.Tensor):
+                    k = storages.get(storage_of(tensor))
+                    if k is not None and share_counter(results[k], tensor):
+                        counted.add(k)
+    return counted
+
+
 def _storages_of_several(outs: list[Any]) -> set[int]:
     """Storages that more than one different output lies in."""
     users: dict[int, set[int]] = {}
@@ -357,8 +379,17 @@ def _is_cheap(target: Any) -> bool:
 class _Cut:
     """Splits a joint graph."""
 
-    def __init__(self, joint: Joint, graph: Graph, n_inputs: int, forward: set[Node], shown: dict[Val, int]):
+    def __init__(
+        self,
+        joint: Joint,
+        graph: Graph,
+        n_inputs: int,
+        forward: set[Node],
+        shown: dict[Val, int],
+        counted: set[int],
+    ):
         self.joint = joint
+        self.counted = counted  # results whose changes are counted by what autograd has saved
         self.graph = graph
         self.forward = forward
         n = len(graph.constants)
@@ -430,10 +461,16 @@ class _Cut:
         graph, mapped = Graph(), dict[Val, Val]()
         self._bind_inputs(graph, mapped, [*self.constants, *self.inputs])
         _copy(graph, mapped, [node for node in self.graph.nodes if node in self.forward])
+        places = {val: k for k, val in enumerate(self.kept)}
         bases = {val.node for val in self.kept}
-        for val in values:
-            # A result that shows kept memory under another name could be changed without autograd noticing.
+        for number, val in enumerate(values):
+            # A result that shows kept memory is kept in its place: where it is changed, autograd notices as in eager.
             shown = val not in self.kept and base_of(val).node in bases
+            kept = base_of(val) if shown else val
+            k = number - len(self.joint.mutated)
+            if shown and k >= 0 and kept in places and val.meta[:2] == kept.meta[:2]:
+                self.joint.shown.append((places.pop(kept), number, k in self.counted, *kept.meta[2:]))
+                shown = False
             graph.outputs.append(apart(graph, mapped[val]) if shown else mapped[val])
         extra = [val for val in self.kept if val not in values]
         graph.outputs += [mapped[val] for val in extra]

@@ -331,8 +331,9 @@ def _laid_out(tensor: torch.Tensor, strides: tuple[int, ...], others: Sequence[A
     """The tensor with the strides that its operator really gives: fake tensors do not always tell the right ones."""
     sizes = tuple(tensor.shape)
     if len(sizes) == len(strides) and all(
-        size == 1 or told == real for size, told, real in zip(sizes, tensor.stride(), strides, strict=True)
-    ):  # where a size is 1 any stride shows the same elements
+        size == 1 or told == real or 0 in sizes
+        for size, told, real in zip(sizes, tensor.stride(), strides, strict=True)
+    ):  # where a size is 1 any stride shows the same elements, where one is 0 there are none
         return tensor.as_strided(sizes, strides, tensor.storage_offset())
     shared = tensor.untyped_storage()._cdata
     alone = all(not isinstance(t, torch.Tensor) or t.untyped_storage()._cdata != shared for t in others)
@@ -385,6 +386,7 @@ def compile_graph(graph: Graph, log: _Log) -> Runner:
 
 def rewrite(graph: Graph) -> None:
     """All that is done to a graph before it is described to C, in place."""
+    aten_passes.make_empty(graph)
     aten_passes.remove_dead(graph)  # so that it is known which results nobody wants
     with choices.saved_together():
         aten_rewrites.rewrite(graph)

@@ -79,6 +79,17 @@ def stacked(data: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor
     return torch.tensor(data, dtype=dtype, device=device)
 
 
+_COUNTED = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutogradFunctionality
+)
+
+
+def _data(tensor: torch.Tensor) -> torch.Tensor:
+    """tensor.data, with a version counter of its own: that itself would leave functionalisation."""
+    with torch._C._ExcludeDispatchKeyGuard(_COUNTED):
+        return tensor.detach()
+
+
 REPLAYED: dict[Any, Callable[..., Any]] = {
     torch._C._nn.one_hot: _one_hot,
     torch._shape_as_tensor: _shape_as_tensor,
@@ -94,8 +105,8 @@ REPLAYED: dict[Any, Callable[..., Any]] = {
 
 def replayed(func: Any) -> Callable[..., Any]:
     """What is called in the place of a recorded function: itself, or what does the same on tensors without memory."""
-    if is_getter(func, "data"):  # .data of a functional tensor would leave functionalisation
-        return torch.Tensor.detach
+    if is_getter(func, "data"):
+        return _data
     try:
         return REPLAYED.get(func, func)
     except TypeError:  # it has no hash

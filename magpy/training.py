@@ -261,21 +261,25 @@ class _Function(torch.autograd.Function):
         silent = [] if number else compiled.silent
         ctx.mark_non_differentiable(*[outs[k] for k in silent])
         kept = [outs[k] if k in own or k in silent or k >= compiled.n_forward else outs[k].detach() for k in joint.kept]
+        for place, k, counted, *_ in joint.shown:
+            kept[place] = outs[k].data if not counted else outs[k] if k in own or k in silent else outs[k].detach()
         ctx.save_for_backward(*kept, *compiled.kept_inputs(inputs))
         ctx.n_inputs = len(inputs)
         return tuple([outs[k] if k in own or k in silent else None for k in range(compiled.n_forward)])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple:
-        compiled = ctx.compiled
+        compiled, joint = ctx.compiled, ctx.compiled.joint
         result: list[torch.Tensor | None] = [None] * (ctx.n_inputs + 3)
         present = tuple([i for i, (k, _) in enumerate(compiled.tangents) if grads[k] is not None])
         if not present:
             return tuple(result)
         reverse = compiled.backward_from(present)
-        n_saved = len(compiled.joint.kept) + len(compiled.joint.kept_inputs)
+        n_saved = len(joint.kept) + len(joint.kept_inputs)
         needed = ctx.saves or any(i < n_saved for i in reverse.uses)
         values: list[Any] = [*ctx.saved_tensors] if needed else [None] * n_saved  # raises if they were freed
+        for place, _, _, *layout in joint.shown if needed else ():
+            values[place] = values[place].as_strided(*layout)
         values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
         with torch.no_grad(), hooks.backward_of(ctx.hooks):
             outs = reverse.runner([values[i] for i in reverse.uses])

@@ -3,6 +3,7 @@ where eager keeps what was computed of it. The difference shows when data is cha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +155,74 @@ def test_results_changed_behind_the_counter(name: str) -> None:
 
     expected = run(RESULTS[name])
     torch.testing.assert_close(run(torch.compile(RESULTS[name], backend="magpy")), expected)
+
+
+# Results that show memory which the backward pass reads, under another name than it has there.
+SHOWN: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, ...]]] = {
+    "view alone": lambda x: (x.exp().view(-1),),
+    "transposed": lambda x: (x.sigmoid().t(), x.sum()),
+    "part": lambda x: (y := x.exp(), (y[0], (y * y).sum()))[1],
+    "part in the middle": lambda x: (y := x.tanh(), (y[:, 1:], y.sum() * 2))[1],
+    "detached": lambda x: (y := x.sigmoid(), (y.detach(), y * 3))[1],
+    "part of a detached": lambda x: (y := x.exp(), (y.detach()[1], y.sin()))[1],
+    "data": lambda x: (y := x.sigmoid(), (y.data, y * y))[1],
+    "view of data": lambda x: (y := x.exp(), (y.data.view(-1), y.cos()))[1],
+    "data of a view": lambda x: (y := x.exp(), (y.view(-1).data, y.cos()))[1],
+    "base and view": lambda x: (y := x.exp(), (y, y.view(-1)))[1],
+    "two views": lambda x: (y := x.exp(), (y.view(-1), y.t()))[1],
+    "not saved": lambda x: (y := x * 2, (y.view(-1), y + 1))[1],
+    "saved by another": lambda x: (y := x * 2, (y.detach(), y.sin()))[1],
+    "expanded": lambda x: (y := x[:1].exp(), (y.expand(2, 3), y * 2))[1],
+    "of two": lambda x: (y := x.exp(), z := y.sin(), (y.detach(), z.view(-1), (y * z).sum()))[2],
+}
+
+
+def no_grad(change: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    def changed(t: torch.Tensor) -> None:
+        with torch.no_grad():
+            change(t)
+
+    return changed
+
+
+CHANGED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "nothing": lambda t: None,
+    "added to": no_grad(lambda t: t.add_(1)),
+    "a part": no_grad(lambda t: t.view(-1)[:1].mul_(2) if t.is_contiguous() else t[:1].mul_(2)),
+    "with its gradient": lambda t: t.mul_(2),
+    "behind the counter": lambda t: t.data.mul_(2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+@pytest.mark.parametrize("name", SHOWN)
+def test_changed_results_that_show_what_is_saved(name: str, change: str) -> None:
+    """Eager raises where autograd saved what is changed, or sees the new data where the change is not counted."""
+
+    def run(call: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> list[Any]:
+        seen: list[Any] = []
+        for which in range(3):
+            for _ in range(2):
+                x = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.5]], requires_grad=True)
+                results = call(x)
+                changed = results[which % len(results)]
+                try:
+                    CHANGED[change](changed)
+                    sum(t.sum() * 1.5 for t in results if t.requires_grad).backward()  # type: ignore[union-attr]
+                except RuntimeError as error:
+                    seen.append(re.sub(r"(?s)[:\[].*", "", str(error)))
+                    continue
+                seen += [x.grad, *[t.detach().clone() for t in results]]
+        return seen
+
+    expected = run(SHOWN[name])
+    with Counted() as counted:
+        actual = run(torch.compile(SHOWN[name], backend="magpy"))
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert type(a) is type(e), (a, e)
+        if isinstance(e, str):
+            assert a == e
+        else:
+            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
+    assert counted.hits == 5

@@ -89,3 +89,46 @@ def test_views_of_constants_are_laid_out_as_in_eager():
         got = compiled(x)
         assert [t.stride() for t in got] == [t.stride() for t in constants_data(x)]
         assert [t.tolist() for t in got] == [t.tolist() for t in constants_data(x)]
+
+
+EMPTY = {
+    "given memory": lambda a: torch.add(a, 1, out=a),
+    "in place": lambda a: a.mul_(2),
+    "pointwise": lambda a: a + 1,
+    "of two": lambda a: a * a.clone(),
+    "given other memory": lambda a: torch.mul(a, a, out=a.new_empty(0)),
+    "reduced": lambda a: a.sum(-1, keepdim=True),
+    "softmax": lambda a: a.softmax(-1),
+    "cat": lambda a: torch.cat([a, a]),
+    "matmul": lambda a: a @ a.transpose(-1, -2),
+    "index": lambda a: a[:, torch.zeros(0, dtype=torch.int64)],
+    "sorted": lambda a: a.sort(-1)[0],
+    "type": lambda a: a.double(),
+    "clone": lambda a: a.clone(),
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", EMPTY)
+def test_results_without_elements(name, grad):
+    """Eager's operators lay them out in several ways."""
+    inputs = [torch.ones(0, 1), torch.ones(3, 0), torch.ones(2, 3)[:0, :1], torch.ones(2, 0, 4).transpose(1, 2)]
+    for x in inputs:
+
+        def program(x):
+            a = x.clone() if grad else x[:].clone()
+            return EMPTY[name](a), a
+
+        with torch.set_grad_enabled(grad):
+            x = x.clone().requires_grad_(grad)
+            fast = torch.compile(program, backend="magpy")
+            for _ in range(2):
+                try:
+                    expected = program(x)
+                except (RuntimeError, IndexError) as error:
+                    with pytest.raises(type(error)):
+                        fast(x)
+                    continue
+                for mine, theirs in zip(fast(x), expected, strict=True):
+                    assert (mine.shape, mine.stride()) == (theirs.shape, theirs.stride())
+                    assert mine.dtype == theirs.dtype and mine.requires_grad == theirs.requires_grad
