@@ -225,11 +225,15 @@ def _forms(node: Node) -> list[str]:
 
 
 def _is_product(node: Node) -> bool:
-    """Is it a product with a matrix of weights, of so few rows that to copy them costs nothing?"""
+    """Is it a product with a matrix of weights, of so few rows that to copy them costs nothing, or are there groups of
+    channels, whose products the library does not have?"""
     x, w, _, stride, padding, _, transposed, _, groups = node.args
     one_by_one = math.prod(w.meta[2][2:]) == 1 and all(n == 1 for n in stride) and not any(padding)
-    few = math.prod(x.meta[2]) // x.meta[2][1] <= MAX_ROWS
-    return one_by_one and few and groups == 1 and not transposed and x.meta[0] is torch.float32
+    if not one_by_one or transposed or x.meta[0] is not torch.float32:
+        return False
+    if groups == 1:
+        return math.prod(x.meta[2]) // x.meta[2][1] <= MAX_ROWS
+    return groups < x.meta[2][1] and _row_major(w.meta)
 
 
 def _library_forms(node: Node) -> list[str]:
@@ -280,9 +284,12 @@ def _in_form(build: Builder, node: Node, operands: Sequence[Val], form: str) -> 
 
 
 def _by_product(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
-    """The convolution of `operands` as [positions, channels in] @ [channels in, channels out]."""
+    """The convolution of `operands` as [positions, channels in] @ [channels in, channels out], or for each image and
+    each group of channels as [channels out, channels in] @ [channels in, positions]."""
     x, w = operands
     n, channels, *space = x.meta[2]
+    if node.args[-1] > 1:
+        return _by_products(build, node, operands)
     dims = len(space)
     rows = build(aten.permute.default, x, [0, *range(2, dims + 2), 1])
     if math.prod(space) > 1:
@@ -293,9 +300,32 @@ def _by_product(build: Builder, node: Node, operands: Sequence[Val], form: str) 
     made = build(aten.mm.default, rows, weight) if bias is None else build(aten.addmm.default, bias, rows, weight)
     made = build(aten.view.default, made, [n, *space, w.meta[2][0]])
     made = build(aten.permute.default, made, [0, dims + 1, *range(1, dims + 1)])
-    if _lies_alike(made.meta, node.val.meta):
-        return made
-    return build(aten.clone.default, made, memory_format=torch.contiguous_format)
+    return made if _lies_alike(made.meta, node.val.meta) else _laid(build, made, node.val.meta)
+
+
+def _by_products(build: Builder, node: Node, operands: Sequence[Val]) -> Val:
+    x, w = operands
+    n, groups, outs, ins = x.meta[2][0], node.args[-1], w.meta[2][0], w.meta[2][1]
+    weight = build(aten.view.default, w, [1, groups, outs // groups, ins])
+    if not _row_major(x.meta):  # products read through copies, these and those of weights
+        x = build(aten.clone.default, x, memory_format=torch.contiguous_format)
+    if n > 1:
+        weight = build(aten.expand.default, weight, [n, groups, outs // groups, ins])
+        weight = build(aten.clone.default, weight, memory_format=torch.contiguous_format)
+    weight = build(aten.view.default, weight, [n * groups, outs // groups, ins])
+    made = build(aten.bmm.default, weight, build(aten.view.default, x, [n * groups, ins, math.prod(x.meta[2][2:])]))
+    made = build(aten.view.default, made, list(node.val.meta[2]))
+    if node.args[2] is not None:
+        made = build(aten.add.Tensor, made, build(aten.view.default, node.args[2], [outs, *[1] * (len(x.meta[2]) - 2)]))
+    return made if _lies_alike(made.meta, node.val.meta) else _laid(build, made, node.val.meta)
+
+
+def _laid(build: Builder, made: Val, meta: tuple) -> Val:
+    """Copied, to lie as `meta` says: rows of columns or, for images, channels last."""
+    plain = _row_major(meta)
+    if not plain and len(meta[2]) != 4:
+        raise Keep
+    return build(aten.clone.default, made, memory_format=torch.contiguous_format if plain else torch.channels_last)
 
 
 def _by_kernel(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
@@ -310,11 +340,7 @@ def _by_kernel(build: Builder, node: Node, operands: Sequence[Val], form: str) -
     plain = _row_major(wanted)
     made.vals = [Val(made, 0, wanted if plain else (*wanted[:3], _strides(wanted[2]), 0))]
     build.nodes.append(made)
-    if plain:
-        return made.val
-    if len(wanted[2]) != 4:
-        raise Keep
-    return build(aten.clone.default, made.val, memory_format=torch.channels_last)
+    return made.val if plain else _laid(build, made.val, wanted)
 
 
 def _input_gradient(node: Node) -> list[Node] | None:

@@ -480,3 +480,21 @@ print([step[0] for step in magpy.explain(f).traces[0].steps if step[0] != "alloc
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "shim" in done.stdout and "kernel" in done.stdout
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("n", "size"), [(1, (50,)), (3, (50,)), (2, (7, 9)), (1, (1, 1))])
+@pytest.mark.parametrize(("groups", "ins", "outs"), [(4, 32, 64), (3, 6, 9), (2, 10, 2)])
+def test_groups_of_one_by_one_are_products(n, size, groups, ins, outs, bias, turned, monkeypatch):
+    monkeypatch.setattr(choices, "choose", lambda what, make: "product" if "product" in make() else next(iter(make())))
+    kind = torch.nn.Conv1d if len(size) == 1 else torch.nn.Conv2d
+    conv = kind(ins, outs, 1, groups=groups, bias=bias)
+    fast = torch.compile(lambda x: conv(x * 2).relu(), backend="magpy")
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(n, *size, ins).movedim(-1, 1) if turned else torch.randn(n, ins, *size)
+            actual, expected = fast(x), conv(x * 2).relu()
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+            assert actual.stride() == expected.stride()
+    assert "aten.convolution" not in str(magpy.explain(fast)).split("shim")[-1].split("\n")[0]
