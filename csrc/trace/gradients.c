@@ -63,6 +63,36 @@ void mp_rec_set_data(mp_recorder *rec, PyObject *args, PyObject *tensor, PyObjec
     Py_XDECREF(key);
 }
 
+/* Sizes, strides and place in memory: owned, or NULL without an exception. */
+static PyObject *how_it_lies(PyObject *tensor)
+{
+    PyObject *strides = PyObject_CallMethod(tensor, "stride", NULL);
+    PyObject *offset = strides ? PyObject_CallMethod(tensor, "storage_offset", NULL) : NULL;
+    PyObject *lies = offset ? Py_BuildValue("(NOO)", ask(tensor, "shape"), strides, offset) : NULL;
+    PyErr_Clear();
+    Py_XDECREF(strides);
+    Py_XDECREF(offset);
+    return lies;
+}
+
+void mp_rec_check_data_stored(mp_recorder *rec)
+{
+    for (uint32_t i = 0; i < rec->recording->n_writes && !rec->why.code; i++) {
+        const mp_write *write = &rec->recording->writes[i];
+        if (write->kind != MP_WRITE_TENSOR_ATTR || !write->value || !mp_is_tensor(write->value)) continue;
+        PyObject *tensor = mp_object_get(&rec->recording->objects[write->owner]);
+        if (!tensor || PyUnicode_CompareWithASCIIString(write->key, "data") != 0) continue;
+        Py_INCREF(tensor);
+        PyObject *now = how_it_lies(tensor), *given = how_it_lies(write->value);
+        if (!now || !given || PyObject_RichCompareBool(now, given, Py_EQ) != 1)
+            mp_rec_abandon(rec, MP_REASON_INPUT_METADATA_CHANGED, "a tensor that was given data");
+        PyErr_Clear();
+        Py_XDECREF(now);
+        Py_XDECREF(given);
+        Py_DECREF(tensor);
+    }
+}
+
 /* Hooks see gradients as they come, and may change them: they must not be there. */
 static bool has_no_hooks(mp_recorder *rec, PyObject *tensor)
 {

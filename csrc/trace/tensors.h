@@ -131,6 +131,8 @@ void mp_rec_constant_op(mp_recorder *rec, PyObject *func, PyObject *args, PyObje
 void mp_rec_store_grad(mp_recorder *rec, PyObject *tensor, PyObject *value);
 /* tensor.data = value has been done; args is the template of both. */
 void mp_rec_set_data(mp_recorder *rec, PyObject *args, PyObject *tensor, PyObject *value);
+/* At the end: outside tensors that were given data lie as that does, for the commit does no more than store it; else abandons. Called quietly. */
+void mp_rec_check_data_stored(mp_recorder *rec);
 /* A new value of operator `op` that `tensor`, which had none, is from now on; or MP_NO_VALUE after abandoning. Called quietly. */
 mp_value_id mp_rec_bind_new(mp_recorder *rec, PyObject *tensor, uint32_t op);
 /* Has the tensor, whose value is known, the version that was last seen? Called quietly. */

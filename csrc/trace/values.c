@@ -698,6 +698,7 @@ void mp_rec_finish_ops(mp_recorder *rec)
         check_at_end(rec, tensor, rec->bound[i].value, facts);
         Py_DECREF(tensor);
     }
+    mp_rec_check_data_stored(rec);
     mp_quiet_end(quiet);
 }
 

@@ -176,6 +176,8 @@ class Side:
                 result = self.target(*args, self.space["s"])
             except Exception as raised:
                 error = raised
+                if "modified by an inplace operation" in str(raised):  # the text names the tensor that was met first
+                    error = RuntimeError("modified by an inplace operation")
         after = (hash(memory_of(torch.default_generator.get_state())), hash(random.getstate()))
         differentiated = backward(result) if call.backward else None
         # A traceback keeps the frames of the call alive, which the program would see: it ends with the picture.

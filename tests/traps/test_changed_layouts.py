@@ -31,6 +31,11 @@ CHANGES: list[tuple[str, Change, int]] = [
     ("its data before", lambda x: x.mul_(2).unsqueeze_(0), 0),
     (".data", lambda x: setattr(x, "data", x.data.reshape(3, 2)), 3),
     ("through .data", lambda x: x.data.unsqueeze_(0), 3),
+    (".data, then the layout", lambda x: (setattr(x, "data", x.data), x.unsqueeze_(0)), 0),
+    (".data of another, then the layout", lambda x: (setattr(x, "data", torch.ones(2, 3)), x.t_()), 0),
+    ("the layout, then .data", lambda x: (x.unsqueeze_(0), setattr(x, "data", x.data[0] * 2)), 0),
+    (".data twice", lambda x: (setattr(x, "data", x.data), setattr(x, "data", x.data.reshape(6))), 3),
+    (".data, whose layout changes", lambda x: (d := torch.ones(2, 3), setattr(x, "data", d), d.t_()), 0),
 ]
 
 
