@@ -25,6 +25,9 @@ class Given(dict[int, Callable[[torch.Tensor], Any]]):
     """The functions of one run by number; its autograd function owns them."""
 
 
+Refusing = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+
+
 class _Local(threading.local):
     """What this thread does."""
 
@@ -32,6 +35,8 @@ class _Local(threading.local):
     given: Given | Callable[[], Given | None] | None = None
     #: What belongs to the backward pass that is being made.
     running: Given | None = None
+    #: With create_graph=True: makes gradients ones that refuse to be differentiated.
+    refusing: Refusing | None = None
 
 
 _local = _Local()
@@ -86,16 +91,18 @@ def give_retain(number: int, tensor: torch.Tensor) -> None:
 
 
 class backward_of:  # noqa: N801
-    """Context manager around a backward plan whose steps call the functions in `given`."""
+    """Context manager around a backward plan whose steps call the functions in `given`. refusing: where gradients are
+    on for them, makes the gradients that they see."""
 
-    def __init__(self, given: Given | None):
-        self.given = given
+    def __init__(self, given: Given | None, refusing: Refusing | None):
+        self.now = given, refusing
 
     def __enter__(self) -> None:
-        self.before, _local.running = _local.running, self.given
+        self.before = _local.running, _local.refusing
+        _local.running, _local.refusing = self.now
 
     def __exit__(self, *_: object) -> None:
-        _local.running = self.before
+        _local.running, _local.refusing = self.before
 
 
 def hook(tensor: torch.Tensor, number: int) -> None:
@@ -146,7 +153,20 @@ def refuse(ops: Sequence[tuple]) -> None:
 def _called(number: int, take: Callable[[Any], Any], *args: Any) -> Any:
     """take(function(*args)), the function being that of the backward pass that is made."""
     function = None if _local.running is None else _local.running.get(number)
-    return take(None if function is None else function(*args))
+    if function is None:
+        return take(None)
+    refusing = _local.refusing
+    if refusing is None:
+        return take(function(*args))
+    with torch.enable_grad():
+        result = function(*[_each(lambda grad: refusing([grad.detach()])[0], grads) for grads in args])
+    return take(_each(torch.Tensor.detach, result))
+
+
+def _each(make: Callable[[torch.Tensor], torch.Tensor], grads: Any) -> Any:
+    if isinstance(grads, tuple):
+        return tuple([_each(make, grad) for grad in grads])
+    return make(grads) if isinstance(grads, torch.Tensor) else grads
 
 
 def _checked(result: Any, grad: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ wrappers rebuild such aliases.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -281,10 +282,14 @@ class _Function(torch.autograd.Function):
         for place, _, _, *layout in joint.shown if needed else ():
             values[place] = values[place].as_strided(*layout)
         values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
-        with torch.no_grad(), hooks.backward_of(ctx.hooks):
-            outs = reverse.runner([values[i] for i in reverse.uses])
+        refusing = None
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
-            outs = _refusing_double_backward(ctx, [g for g in grads if g is not None and g.requires_grad], outs)
+            given = [g for g in grads if g is not None and g.requires_grad]
+            refusing = functools.partial(_refusing_double_backward, ctx, given)
+        with torch.no_grad(), hooks.backward_of(ctx.hooks, refusing):
+            outs = reverse.runner([values[i] for i in reverse.uses])
+        if refusing:
+            outs = refusing(outs)
         for i, grad in zip(reverse.numbers, outs, strict=True):
             result[i + 3] = grad
         return tuple(result)

@@ -384,3 +384,56 @@ def test_a_hook_that_leaves_a_gradient_out_is_told_so() -> None:
     with pytest.raises(RuntimeError, match="gave None in the place of a gradient"):
         compiled(X).sum().backward()
     assert model[0].weight.grad is None
+
+
+def notes_the_mode(w: World, x: torch.Tensor) -> torch.Tensor:
+    h = (x @ w.weight).tanh()
+    h.register_hook(lambda grad: w.seen.append((torch.is_grad_enabled(), grad.requires_grad)))
+    h.register_hook(lambda grad: (w.seen.append(grad.requires_grad), grad * w.factor)[1])
+    return h * h
+
+
+def changes_in_place(w: World, x: torch.Tensor) -> torch.Tensor:
+    h = (x @ w.weight).sin()
+    h.register_hook(lambda grad: (w.seen.append(torch.is_grad_enabled()), grad.mul_(3))[1])
+    return h * h
+
+
+def computes_with_it(w: World, x: torch.Tensor) -> torch.Tensor:
+    h = (x @ w.weight).sin()
+    h.register_hook(lambda grad: w.seen.append((grad * w.weight.sum()).requires_grad))
+    return h * h
+
+
+class Square(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+
+def of_a_module(w: World, x: torch.Tensor) -> torch.Tensor:
+    square = Square()
+    square.register_full_backward_hook(lambda module, inside, out: w.seen.append(torch.is_grad_enabled()))
+    return square((x @ w.weight).sin())
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("program", [notes_the_mode, changes_in_place, computes_with_it, of_a_module])
+def test_gradients_are_on_where_a_graph_of_them_is_made(program: Callable[..., Any], create_graph: bool) -> None:
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        w = World()
+        function = wrap(lambda x: program(w, x))
+        for _ in range(3):
+            out = function(X).sum()
+            yield torch.autograd.grad(out, w.weight, create_graph=create_graph)[0].detach(), list(w.seen)
+
+    counted = same_as_eager(scenario, min_hits=0 if program is of_a_module else 2)
+    assert counted.fallbacks == {}
+
+
+def test_a_gradient_that_a_hook_keeps_is_no_constant() -> None:
+    w = World()
+    function = torch.compile(lambda x: stores(w, x), backend="magpy")
+    for _ in range(2):
+        torch.autograd.grad(function(X).sum(), w.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        w.gradient.sum().backward()
