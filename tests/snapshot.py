@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import datetime
+import decimal
 import functools
 import inspect
 import math
@@ -104,6 +106,12 @@ SCALARS: dict[type, Callable[[Any], Any]] = {
     torch.layout: str,
     torch.memory_format: str,
     torch.Generator: lambda value: "generator",
+    # Values like numbers: which of two equal ones it is, is nothing that is kept.
+    datetime.date: repr,
+    datetime.datetime: repr,
+    datetime.time: repr,
+    datetime.timedelta: repr,
+    decimal.Decimal: repr,
 }
 
 

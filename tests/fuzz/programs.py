@@ -26,7 +26,7 @@ TABLES = {**grammar.EXPRESSIONS, "S": grammar.STATEMENTS}
 WORLD = Path(__file__).with_name("world.py")
 PROGRAM = "<random program>"
 FILES = (PROGRAM, str(WORLD))
-SHOWN = "G rate log deaths table names buffer tick half cached defaults step x0 local s".split()
+SHOWN = "G rate log deaths table names buffer tick half cached defaults step x0 local meter s".split()
 CLASSES = "State Base Child Child2 Loose Point Net Ranked Registered".split()
 GRADIENT_FUNCTION = re.compile(r"grad_fn=<\w+>")  # a frame below one that falls back is one function to autograd
 LARGE = 2000  # elements of a tensor in the state that end a program: it would only grow

@@ -392,6 +392,31 @@ def settled(module):
     return module
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TypedOptions:
+    level: int
+    names: tuple = ("p", "q")
+
+
+class Averages:
+    """Of numbers and tensors, as training loops keep them."""
+
+    def __init__(self):
+        self.total, self.n, self.by_name = 0.0, 0, defaultdict(float)
+
+    def update(self, value, n=1, name="all"):
+        self.total += value * n
+        self.n += n
+        self.by_name[name] += value
+
+    @property
+    def mean(self):
+        return self.total / max(self.n, 1)
+
+
+meter = Averages()
+
+
 class State(Base):
     double = Doubled()
     described = Described()
@@ -443,6 +468,12 @@ class State(Base):
         self.scripted = doubled  # noqa: F821 (given by programs.py)
         self.pipe = composed(torch.relu, step)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.5)
+        self.epoch = 0
+        self.lr = 0.5
+        self.tally = {"a": 0, "b": 1, "c": 0.5}
+        self.history = []
+        self.modules_ = nn.ModuleDict({"p": settled(nn.Linear(3, 3)), "q": nn.Tanh()})
+        self.options = TypedOptions(level=1)
 
     @property
     def prop(self):
