@@ -143,14 +143,18 @@ def _avg_pool2d(build: Builder, node: Node) -> Val:
     sizes = zip(out[-2:], kernel, stride, padding, x.meta[2][-2:], strict=True)
     inside = all((o - 1) * s + k <= n + 2 * p for o, k, s, p, n in sizes)  # no window is cut
     cut = divisor is None and ((ceil_mode and not inside) or (any(padding) and not count_pad))
-    if x.meta[0] is not torch.float32:
+    dtype = x.meta[0]
+    if not dtype.is_floating_point or dtype is torch.float64:
         raise Keep
+    if dtype is not torch.float32:
+        x = build(aten._to_copy.default, x, dtype=torch.float32)
     padded = _padded(build, x, padding, kernel, stride, out, 0.0)
     total, *rest = _taps(build, padded, kernel, stride, out)
     for tap in rest:
         total = build(aten.add.Tensor, total, tap)
     if not cut:
-        return build(aten.div.Tensor, total, divisor or kernel[0] * kernel[1])
+        mean = build(aten.div.Tensor, total, divisor or kernel[0] * kernel[1])
+        return mean if dtype is torch.float32 else build(aten._to_copy.default, mean, dtype=dtype)
     counts = []
     for side in (0, 1):  # of elements in a window, as far as they count
         corner = _corners(build, out[side - 2], stride[side], padding[side])
@@ -158,7 +162,9 @@ def _avg_pool2d(build: Builder, node: Node) -> Val:
         end = build(aten.add.Tensor, corner, float(kernel[side]))
         end = build(aten.clamp_max.default, end, float(x.meta[2][side - 2] + around))
         counts.append(build(aten.sub.Tensor, end, build(aten.clamp_min.default, corner, float(-around))))
-    return build(aten.div.Tensor, total, build(aten.mul.Tensor, build(aten.unsqueeze.default, counts[0], 1), counts[1]))
+    count = build(aten.mul.Tensor, build(aten.unsqueeze.default, counts[0], 1), counts[1])
+    mean = build(aten.div.Tensor, total, count)
+    return mean if dtype is torch.float32 else build(aten._to_copy.default, mean, dtype=dtype)
 
 
 def _even_windows(node: Node) -> list[int]:

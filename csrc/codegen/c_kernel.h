@@ -20,6 +20,7 @@ typedef struct {
     bool *half_row;               /* [n_exprs]: by mp_half_rows. NULL: none is */
     const bool *ahead;            /* [n_exprs]: loads that pass ahead_pass fetches for later rows; NULL: none */
     int ahead_pass;
+    bool gaps;       /* loads leave elements out between lanes */
     bool one_by_one; /* the last loop is not for vectors: it does little but read elements from all over */
     uint32_t inner;  /* kept loops that run inside of an outer iteration because the vector loop is short: bit set */
 } mp_c_kernel;

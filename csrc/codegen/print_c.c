@@ -9,10 +9,12 @@
 #include "ir/index.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define TILE_REDUCE 128                     /* lanes of a tile that accumulates over other loops */
 #define TILE_POINT (MP_CODEGEN_RUN * 2 / 3) /* elements of a block without reductions, or half as many more */
+#define MOST_GAP 4                          /* elements from one that is loaded to the next */
 #define MOST_SPLIT 2048                     /* steps of a loop whose last vector is worth code of its own */
 #define GRAIN_WORK 32768                    /* additions worth a thread */
 
@@ -105,10 +107,47 @@ void mp_c_print_pass_stores(mp_c_kernel *k, int pass)
         if (stored[i]) mp_print_store(&k->p, &k->kir->stores[i]);
 }
 
+static int by_base(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Are there loads of every second or third element, and not of all those between? A compiler that reads whole vectors of such must not read
+** behind the last element, and does the last vector's lanes one by one. */
+static bool has_gaps(const mp_c_kernel *k)
+{
+    const mp_kir *kir = k->kir;
+    int v = kir->vector;
+    int64_t *bases = MP_NEW(k->p.out->pool, int64_t, kir->n_exprs + 1);
+    for (uint32_t i = 0; v >= 0 && i < kir->n_exprs; i++) {
+        const mp_kexpr *e = &kir->exprs[i];
+        if (!k->p.live[i] || e->op != MP_K_LOAD || e->at.coef[v] < 2 || e->at.coef[v] > MOST_GAP) continue;
+        size_t n = 0;
+        for (uint32_t j = 0; j < kir->n_exprs; j++) {
+            const mp_kexpr *other = &kir->exprs[j];
+            if (!k->p.live[j] || other->op != MP_K_LOAD || other->aux != e->aux || other->arg[1] != e->arg[1]) continue;
+            if (!memcmp(other->at.coef, e->at.coef, sizeof e->at.coef)) bases[n++] = other->at.base;
+        }
+        qsort(bases, n, sizeof *bases, by_base);
+        for (size_t at = 0, next; at < n; at = next) {
+            for (next = at + 1; next < n && bases[next] < bases[at] + e->at.coef[v];) next++;
+            if ((int64_t)(next - at) < e->at.coef[v]) return true;
+        }
+    }
+    return false;
+}
+
 mp_c_parts mp_c_split(const mp_c_kernel *k, int64_t extent)
 {
     int64_t lanes = k->lanes;
     if (k->one_by_one) lanes = 1;
+    if (k->gaps && !k->one_by_one && extent > 4 &&
+        extent <= MOST_SPLIT) { /* one lane behind whole vectors is done by itself */
+        while (lanes >= extent) lanes /= 2;
+        int64_t whole = (extent - 1) / lanes * lanes + 1;
+        return (mp_c_parts){.whole = whole, .again = extent - lanes - 1, .n = whole == extent ? 1 : 2};
+    }
     while (lanes > extent) lanes /= 2;
     mp_c_parts parts = {.whole = extent, .n = 1};
     if (extent < 4 || extent % lanes == 0 || extent > MOST_SPLIT) return parts;
@@ -164,6 +203,7 @@ void mp_codegen_c(const mp_kir *kir, int vector_bits, mp_text *out, mp_codegen_l
     k.array = MP_NEW(out->pool, const char *, kir->n_exprs + 1);
     if (k.turn.array) memcpy(k.array, k.turn.array, kir->n_exprs * sizeof *k.array);
     k.p.array = k.array;
+    k.gaps = has_gaps(&k);
     bool turned = k.turn.loop >= 0;
     if (lanes) {
         int64_t extent = kir->extent[kir->vector];

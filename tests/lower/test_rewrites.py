@@ -32,6 +32,8 @@ PROGRAMS = [
     ("avg_pool2d of whole windows", lambda x: F.avg_pool2d(x[..., :12, :16], 2, 2, 0, True, False), "avg_pool2d"),
     ("avg_pool2d without padding's count", lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), "avg_pool2d"),
     ("avg_pool2d of doubles", lambda x: F.avg_pool2d(x.double(), 3, 2, 1), None),
+    ("avg_pool2d of halves", lambda x: F.avg_pool2d(x.bfloat16(), 3, 2, 1, True), "avg_pool2d"),
+    ("avg_pool2d of halves, whole windows", lambda x: F.avg_pool2d(x.half(), 2), "avg_pool2d"),
     ("avg_pool1d", lambda x: F.avg_pool1d(x[0], 3, 2, 1, True, False), "avg_pool"),
     ("avg_pool2d divisor", lambda x: F.avg_pool2d(x, 3, 2, 1, divisor_override=5), "avg_pool2d"),
     ("max_pool2d dilated", lambda x: F.max_pool2d(x, 3, 2, 1, dilation=2), None),
