@@ -254,3 +254,38 @@ def test_what_turns_by_rounding_is_seen_in_nudged_runs(mode: str) -> None:
     wrong = run_calls(case, mode, lambda model: lambda x: x * 100)
     with pytest.raises(Different):
         compare_but_for_rounding(case, mode, wrong, plain)
+
+
+class Cancelling(torch.nn.Module):
+    """Little remains of large numbers, and rounding takes the same of it in every run."""
+
+    draws = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(64, dtype=x.dtype) if self.draws else 0
+        return (x * 131072 + 0.3) - x * 131072 + noise
+
+
+def exactly(x: torch.Tensor) -> torch.Tensor:
+    return x * 0 + 0.3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_float64_gives_tells_errors_that_eager_always_has(mode: str) -> None:
+    case = (Cancelling, lambda: ([], {}), lambda: ([torch.full((64,), 0.7)], {}), True)
+    plain, exact = (run_calls(case, mode, wrap) for wrap in (lambda model: model, lambda model: exactly))
+    with pytest.raises(Different):
+        compare_calls(exact, plain)
+    compare_but_for_rounding(case, mode, exact, plain)
+    wrong = run_calls(case, mode, lambda model: lambda x: x)
+    with pytest.raises(Different):
+        compare_but_for_rounding(case, mode, wrong, plain)
+
+
+def test_other_random_numbers_in_float64_excuse_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cancelling, "draws", True)
+    case = (Cancelling, lambda: ([], {}), lambda: ([torch.full((64,), 0.7)], {}), True)
+    plain = run_calls(case, "inference", lambda model: model)
+    wrong = run_calls(case, "inference", lambda model: lambda x: model(x) * 1.5)
+    with pytest.raises(Different):
+        compare_but_for_rounding(case, "inference", wrong, plain)
