@@ -365,6 +365,12 @@ PyObject *mp_observe_torch_function(PyObject *func, PyObject *args, PyObject *kw
     o->in_op--;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
+    if (!out && token) {
+        PyErr_NormalizeException(&type, &value, &trace);
+        PyThreadState_EnterTracing(o->tstate);
+        mp_rec_op_raised(o->rec, token, value);
+        PyThreadState_LeaveTracing(o->tstate);
+    }
     mp_rec_op_end(o->rec, token, &out);
     PyErr_Restore(type, value, trace);
     return out;

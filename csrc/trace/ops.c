@@ -362,6 +362,28 @@ static void end_op(mp_recorder *rec, mp_running_op *op, PyObject *out)
     mp_op_append(rec, op->func, Py_NewRef(op->args_template), Py_XNewRef(op->kwargs_template), out, state, constant);
 }
 
+/* The program may catch it. A compiled run need not raise it if it follows from what is guarded: sizes, types and plain arguments. */
+void mp_rec_op_raised(mp_recorder *rec, void *token, PyObject *error)
+{
+    mp_running_op *op = token;
+    bool plain = op->effect == MP_EFFECT_OP || op->effect == MP_EFFECT_SHAPES || op->effect == MP_EFFECT_LIKE ||
+                 op->effect == MP_EFFECT_FACTORY || op->effect == MP_EFFECT_META;
+    bool own = op->marks || op->sets_data || op->draws || op->numbers || op->sized || op->check || rec->op_state->muted;
+    if (mp_rec_abandoned(rec) || !plain || own || !error || named_in_place(op->func, op->kwargs) ||
+        (PyFunction_Check(op->func) && !is_python_operator(op->func)))
+        return;
+    PyObject *module = PyImport_ImportModule("magpy.raised"),
+             *kwargs = op->kwargs ? Py_NewRef(op->kwargs) : PyDict_New();
+    PyObject *same = NULL;
+    if (module && kwargs)
+        same = PyObject_CallMethod(module, "without_data", "OOOO", op->func, op->real_args, kwargs, error);
+    op->raised = same == Py_True && mp_rec_note_changes(rec, op->real_args, op->kwargs, false) == 0;
+    PyErr_Clear();
+    Py_XDECREF(same);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(module);
+}
+
 void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
 {
     PyObject *out = *result;
@@ -373,8 +395,10 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
     mp_kept kept = mp_keep();
     if (!mp_rec_abandoned(rec)) {
         if (out && sees_place(op->func)) mp_rec_placed(rec, op->real_args, op->kwargs);
-        if (!out) /* the program may catch it, and a compiled run would not know that it is raised */
+        if (!out && !op->raised)
             mp_op_abandon(rec, MP_REASON_EXCEPTION, op->func, NULL);
+        else if (!out)
+            ;
         else if (op->effect == MP_EFFECT_META && mp_is_array(out) && PyTuple_GET_SIZE(op->real_args))
             mp_array_adopt(rec, out, PyTuple_GET_ITEM(op->real_args, 0)); /* tensor.numpy() */
         else if (op->effect == MP_EFFECT_ATTR)

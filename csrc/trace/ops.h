@@ -18,6 +18,7 @@ typedef struct {                               /* a torch function between op_be
     bool sets_data;       /* tensor.data = other */
     bool marks, required; /* tensor.requires_grad_(flag), and what the flag was */
     bool draws;           /* from a generator that the call made */
+    bool raised;          /* and that follows from what is guarded */
     int tensors;          /* how many there are */
 } mp_running_op;
 

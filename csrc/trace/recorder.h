@@ -83,6 +83,8 @@ bool mp_rec_is_whole(mp_recorder *rec, PyCodeObject *code);
 ** observe sends no instruction events. *out NULL: it raised; else it is owned, and may be replaced by an equal object. */
 void *mp_rec_op_begin(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs);
 void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **out);
+/* Before op_end, where it raised `error`, with no exception pending. Runs Python code, which observe must not show. */
+void mp_rec_op_raised(mp_recorder *rec, void *token, PyObject *error);
 
 /* -- The reference graph (record.c; used by opcodes, attributes, containers, effects, ops) ----------------------------- */
 
