@@ -149,14 +149,19 @@ def _compiler(log: _Log) -> Callable:
                 return forward(*args)
 
         def boxed(args: list) -> Any:
-            out = runner(args)
+            given, out = {id(t) for t in args}, runner(args)
             args.clear()
-            return list(out)
+            return [_apart_for_autograd(t) if id(t) not in given else t for t in out]
 
         boxed._boxed_call = True  # type: ignore[attr-defined]
         return boxed
 
     return compile_fx
+
+
+def _apart_for_autograd(out: Any) -> Any:
+    """Autograd takes what an operator has noted as a view of a differentiable output for differentiable."""
+    return out.data if isinstance(out, torch.Tensor) and out._is_view() else out
 
 
 def _draws(graph: torch.fx.Graph) -> list[str]:

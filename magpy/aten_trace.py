@@ -394,24 +394,40 @@ class Traced:
 
     views: wanted output number -> View, for outputs that show an input: version counter, base and autograd's eyes are
     shared with it only if the operators themselves make them, so the caller does and the graph's output is None.
-    spent: wanted outputs whose history a backward pass of the program's has freed."""
+    spent: wanted outputs whose history a backward pass of the program's has freed. counters: see counters_of."""
 
-    def __init__(self, graph: Graph, mutated: tuple[int, ...], views: dict[int, View], spent: list[int]):
+    def __init__(
+        self,
+        graph: Graph,
+        mutated: tuple[int, ...],
+        views: dict[int, View],
+        spent: list[int],
+        counters: list[list[list[int]]],
+    ):
         self.graph = graph
         self.mutated = mutated
         self.views = views
         self.spent = spent
+        self.counters = counters
 
     def data(self) -> dict[str, Any]:
         """As plain data (graph_form.py)."""
         views = [[position, view.data()] for position, view in self.views.items()]
         graph = graph_form.graph_data(self.graph)
-        return {"kind": "inference", "graph": graph, "mutated": self.mutated, "views": views, "spent": self.spent}
+        return {
+            "kind": "inference",
+            "graph": graph,
+            "mutated": self.mutated,
+            "views": views,
+            "spent": self.spent,
+            "counters": self.counters,
+        }
 
     @classmethod
     def of_data(cls, data: dict[str, Any]) -> Traced:
         views = {position: View.of_data(view) for position, view in data["views"]}
-        return cls(graph_form.graph_of(data["graph"]), tuple(data["mutated"]), views, data["spent"])
+        graph = graph_form.graph_of(data["graph"])
+        return cls(graph, tuple(data["mutated"]), views, data["spent"], data["counters"])
 
 
 class Session:
@@ -566,6 +582,29 @@ def share_counter(a: torch.Tensor, b: torch.Tensor) -> bool:
         torch._C._autograd._unsafe_set_version_counter((a,), (version,))
 
 
+def counters_of(new: Session, outs: Sequence[Any]) -> list[list[list[int]]]:
+    """Which outputs that share memory share a version counter, too: for each memory the groups that do, as numbers of
+    outputs, and of inputs counted back from -1. First in a group comes what autograd may have saved."""
+    members: dict[int, list[tuple[int, torch.Tensor]]] = {}
+    for k, out in enumerate(outs):
+        if isinstance(out, torch.Tensor):
+            members.setdefault(storage_of(out), []).append((k, out))
+    for i, w in enumerate(new.wrapped):
+        if storage_of(w) in members:
+            members[storage_of(w)].insert(0, (-1 - i, w))
+    found: list[list[list[int]]] = []
+    for tensors in members.values():
+        groups: list[list[tuple[int, torch.Tensor]]] = []
+        for k, tensor in tensors:
+            group = next((g for g in groups if share_counter(g[0][1], tensor)), None)
+            groups.append([(k, tensor)]) if group is None else group.append((k, tensor))
+        if len(tensors) > 1 and not any(t.is_inference() for _, t in tensors):
+            for group in groups:
+                group.sort(key=lambda row: (row[0] >= 0, not row[1].requires_grad))
+            found.append([[k for k, _ in group] for group in groups])
+    return found
+
+
 def _finish(new: Session, outs: list[Any], own_gradients: bool) -> Traced:
     """Work out mutations and aliases, and set the graph's outputs."""
     graph = new.graph
@@ -610,7 +649,7 @@ def _finish(new: Session, outs: list[Any], own_gradients: bool) -> Traced:
         views[position] = View(source, steps, new.inputs[source].requires_grad)
         outputs.append(None)
     graph.outputs = outputs
-    return Traced(graph, mutated, views, spent)
+    return Traced(graph, mutated, views, spent, counters_of(new, outs))
 
 
 def _follows(out: torch.Tensor, source: torch.Tensor) -> bool:

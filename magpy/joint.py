@@ -17,13 +17,17 @@ import torch
 
 from magpy import aten_passes, backward, graph_form
 from magpy.aten_graph import Graph, Node, Unsupported, Val, base_of, each_val, is_impure, is_random, is_view, map_vals
-from magpy.aten_trace import Session, apart, clone, resumed, session, share_counter, storage_of
+from magpy.aten_trace import Session, apart, clone, counters_of, resumed, session, share_counter, storage_of
 
 aten = torch.ops.aten
 
 
 class NeedsWrappers(Exception):
-    """Aliases among differentiable outputs and inputs: AOTAutograd's wrappers rebuild them, this path does not."""
+    """Aliases among differentiable outputs and inputs: AOTAutograd's wrappers rebuild them, this path does not.
+
+    counters: aten_trace.counters_of its outputs."""
+
+    counters: list[list[list[int]]] = []
 
 
 class Joint:
@@ -132,7 +136,11 @@ def trace_joint(
         joint.mutated, values = new.mutations()
         if any(new.wrapped[i].requires_grad and not new.inputs[i].requires_grad for i in joint.mutated):
             raise Unsupported("an input becomes differentiable by an in-place change")
-        results = _results(new, joint, outs)
+        try:
+            results = _results(new, joint, outs)
+        except NeedsWrappers as error:
+            error.counters = counters_of(new, outs)
+            raise
         differentiable = [results[k] for k in joint.differentiable]
         backward.refuse_later_gradients(differentiable, [*new.wrapped, *(results[k] for k in joint.leaves)])
         values += [_fresh(new, t) for t in results]

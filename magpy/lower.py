@@ -62,7 +62,7 @@ class Lowered:
     mutated: numbers of inputs that the program changes in place.
     info: kind ("inference", "training", "wrapped": by AOTAutograd), fx, aten, backward_aten (str() prints them), plans,
         seconds_lowering, seconds_compiling, random (draws random numbers), uncompiled (why a graph runs operator by
-        operator, or None), kept (what became of it in the cache of lowered graphs).
+        operator, or None), kept (what became of it in the cache of lowered graphs), counters (note_counters).
     data: gives what the cache of lowered graphs keeps of it, or None where it keeps nothing.
     """
 
@@ -79,6 +79,13 @@ class Lowered:
         self.mutated = mutated
         self.info = info
         self.data = data
+
+    def note_counters(self, counters: list[list[list[int]]]) -> None:
+        """Outputs that share memory have version counters in common as aten_trace.counters_of says, in every run."""
+        n = len(self.mutated)
+        self.info["counters"] = tuple(
+            tuple(tuple(k + n if k >= 0 else k for k in group) for group in groups) for groups in counters
+        )
 
 
 class Text:
@@ -572,6 +579,7 @@ def _inference(
         runner = _with_views(runner, traced)
     lowered = Lowered(runner, traced.mutated, log.info("inference", program), traced.data)
     lowered.info["spent"] = [len(traced.mutated) + position for position in traced.spent]
+    lowered.note_counters(traced.counters)
     return lowered
 
 

@@ -30,14 +30,17 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
     reset = getattr(program, "reset", None)
     try:
         joint = _traced(program, inputs)
-    except NeedsWrappers:
+    except NeedsWrappers as error:
         from magpy import aot
 
+        counters = error.counters
         hooks.refuse(getattr(program, "ops", ()))
         if reset:
             raise Unsupported("results that share memory, and a tensor whose .data is set") from None
         with _recurrent_without_mkldnn(program):
-            return aot.lower_with_wrappers(program, inputs, log)
+            lowered = aot.lower_with_wrappers(program, inputs, log)
+        lowered.note_counters(counters)
+        return lowered
     if torch.is_inference_mode_enabled():
         raise Unsupported("gradients that are switched on inside a call in inference mode")
     rewrite(joint.forward)

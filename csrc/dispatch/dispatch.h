@@ -67,8 +67,9 @@ typedef struct {
     PyObject
         *marks;  /* owned tuple of (input number, bool): inputs whose requires_grad the call changes, before it runs */
     bool random; /* the graph draws random numbers: torch's RNG state is put back if a run is thrown away */
-    uint32_t n_ops;    /* operators as recorded */
-    uint32_t failures; /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
+    PyObject *counters; /* owned tuple for mp_counters_arrange, or NULL */
+    uint32_t n_ops;     /* operators as recorded */
+    uint32_t failures;  /* runs that failed before commit; after MP_FAILURES the trace's calls are made plainly */
     uint64_t hits;
     mp_guard_id missed; /* the guard that failed in the call at hand, or UINT32_MAX */
     PyObject *info;     /* owned dict for explain: fx code, aten code, timings, sources */

@@ -282,6 +282,8 @@ static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject
     if (PyDict_Check(trace->info)) {
         PyObject *random = PyDict_GetItemString(trace->info, "random");
         trace->random = random && PyObject_IsTrue(random) == 1;
+        PyObject *counters = PyDict_GetItemString(trace->info, "counters");
+        if (counters && PyTuple_Check(counters) && PyTuple_GET_SIZE(counters)) trace->counters = Py_NewRef(counters);
         PyObject *seconds = PyDict_GetItemString(trace->info, "seconds_compiling");
         if (seconds && PyFloat_Check(seconds)) mp_stats.seconds_compiling += PyFloat_AS_DOUBLE(seconds);
     }

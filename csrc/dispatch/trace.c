@@ -1,5 +1,6 @@
 /* One trace: its life, and one compiled run (compute, rebuild, commit). */
 #include "dispatch/dispatch.h"
+#include "run/torch_abi.h"
 #include "trace/ndarray.h"
 
 #include <string.h>
@@ -16,6 +17,7 @@ void mp_trace_release(mp_trace *trace)
     Py_XDECREF(trace->runner);
     Py_XDECREF(trace->info);
     Py_XDECREF(trace->marks);
+    Py_XDECREF(trace->counters);
     for (uint32_t i = 0; trace->kept && i < trace->n_outputs; i++) Py_XDECREF(trace->kept[i]);
     for (uint32_t i = 0; i < trace->n_checks; i++) {
         mp_trace_check *check = &trace->checks[i];
@@ -228,7 +230,10 @@ static mp_run_end draw_and_compute(mp_trace *trace, PyObject *const *bound, mp_d
     if (drew != 1) return drew < 0 ? MP_RUN_FAILED : drew ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
     mp_run_end end = trace->n_drawn ? checks_hold(trace, drawn->inputs + trace->n_inputs, true) : MP_RUN_DONE;
     if (end != MP_RUN_DONE) return end;
-    return compute(trace, drawn->inputs, outputs) == 0 ? checks_hold(trace, outputs, false) : other_data();
+    if (compute(trace, drawn->inputs, outputs) < 0) return other_data();
+    if (trace->counters && !trace->kept && mp_counters_arrange(trace->counters, drawn->inputs, outputs) < 0)
+        return MP_RUN_FAILED;
+    return checks_hold(trace, outputs, false);
 }
 
 /* -- Commit of tensors -------------------------------------------------------------------------------------------- */

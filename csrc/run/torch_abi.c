@@ -57,6 +57,9 @@ static const struct {
     OPTIONAL(n_threads, "torch_get_num_threads"),
     OPTIONAL(autocast_enabled, "_ZN2at8autocast19is_autocast_enabledEN3c1010DeviceTypeE"),
     OPTIONAL(set_autocast_enabled, "_ZN2at8autocast20set_autocast_enabledEN3c1010DeviceTypeEb"),
+    OPTIONAL(version_counter, "_ZN5torch8autograd4impl15version_counterERKN2at6TensorE"),
+    OPTIONAL(set_version_counter,
+             "_ZN5torch8autograd4impl19set_version_counterERKN2at6TensorERKN3c1015VariableVersionE"),
 #undef REQUIRED
 #undef OPTIONAL
 };

@@ -60,6 +60,9 @@ typedef struct {
     /* autocast by device type; NULL where libtorch does not export them under the known name */
     bool (*autocast_enabled)(int8_t device_type);
     void (*set_autocast_enabled)(int8_t device_type, bool);
+    /* c10::VariableVersion, which is an intrusive pointer: a reference to the tensor's own, and a copy of another into it. NULL likewise. */
+    const void *(*version_counter)(mp_handle);
+    void (*set_version_counter)(mp_handle, const void *); /* throws for inference tensors */
 } mp_torch_abi;
 
 extern mp_torch_abi mp_torch; /* process-wide: libtorch is loaded once per process */
@@ -83,6 +86,10 @@ void *mp_torch_symbol(const char *name);
 
 /* Set a RuntimeError with the text of this thread's last failed call of the ABI. Returns -1. */
 int mp_torch_raise(void);
+
+/* Give outputs that share memory the version counters that eager's have: `sets` is what magpy/lower.py keeps as `counters`. Returns 0, or -1
+** with an exception (no memory). Does nothing where libtorch does not export what it takes. */
+int mp_counters_arrange(PyObject *sets, PyObject *const *inputs, PyObject *const *outputs);
 
 /* A Python tensor that takes over `handle` (stolen, also on failure). Owned, or NULL with an exception. */
 PyObject *mp_tensor_wrap(mp_handle handle);

@@ -1,0 +1,56 @@
+/* Version counters of results that share memory: which of them count together is eager's (magpy/aten_trace.py, counters_of). */
+#include "run/torch_abi.h"
+
+/* The tensor's counter, an intrusive pointer: NULL where it has none (inference tensors). */
+static void *counter_of(mp_handle tensor) { return *(void *const *)mp_torch.version_counter(tensor); }
+
+static void take_counter(mp_handle tensor, mp_handle from)
+{
+    if (counter_of(tensor) != counter_of(from)) mp_torch.set_version_counter(tensor, mp_torch.version_counter(from));
+}
+
+/* Give it a counter that no other tensor has. 0, or -1 with an exception. */
+static int own_counter(mp_handle tensor)
+{
+    int64_t none = 0, one = 1;
+    mp_handle made;
+    if (mp_torch.empty_strided(1, &none, &one, 6, 0, 0, &made)) return mp_torch_raise(); /* float, on the CPU */
+    take_counter(tensor, made);
+    mp_torch.delete_handle(made);
+    return 0;
+}
+
+static mp_handle tensor_at(PyObject *number, PyObject *const *inputs, PyObject *const *outputs)
+{
+    long k = PyLong_AsLong(number);
+    PyObject *tensor = k < 0 ? inputs[-1 - k] : outputs[k];
+    return tensor && mp_tensor_exact(tensor) && counter_of(mp_tensor_handle(tensor)) ? mp_tensor_handle(tensor) : NULL;
+}
+
+/* What shows one memory: the tensors of each group get the counter of its first, which no group before has. */
+static int arrange(PyObject *groups, PyObject *const *inputs, PyObject *const *outputs)
+{
+    for (Py_ssize_t g = 0; g < PyTuple_GET_SIZE(groups); g++) {
+        PyObject *group = PyTuple_GET_ITEM(groups, g);
+        mp_handle first = tensor_at(PyTuple_GET_ITEM(group, 0), inputs, outputs);
+        if (!first) continue;
+        for (Py_ssize_t before = 0; before < g; before++) {
+            mp_handle other = tensor_at(PyTuple_GET_ITEM(PyTuple_GET_ITEM(groups, before), 0), inputs, outputs);
+            if (other && counter_of(other) == counter_of(first) && own_counter(first) < 0) return -1;
+        }
+        for (Py_ssize_t i = 1; i < PyTuple_GET_SIZE(group); i++) {
+            mp_handle member = tensor_at(PyTuple_GET_ITEM(group, i), inputs, outputs);
+            if (member) take_counter(member, first);
+        }
+    }
+    return 0;
+}
+
+int mp_counters_arrange(PyObject *sets, PyObject *const *inputs, PyObject *const *outputs)
+{
+    if (mp_torch_load() < 0) return -1;
+    if (!mp_torch.version_counter || !mp_torch.set_version_counter || !mp_torch.layout_verified) return 0;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(sets); i++)
+        if (arrange(PyTuple_GET_ITEM(sets, i), inputs, outputs) < 0) return -1;
+    return 0;
+}
