@@ -451,7 +451,7 @@ SEEN_MEMBERS(REFUSED, "torch._C.TensorBase", "_cdata _version")
 
 /* -- Data ---------------------------------------------------------------------------------------------------------------------------------------------- */
 SEEN(DATA, "torch._C.TensorBase", "item tolist __bool__ __int__ __float__ __index__ __complex__ is_nonzero equal allclose __contains__?")
-SEEN(DATA, "torch._C._VariableFunctions", "is_nonzero equal allclose")
+SEEN(DATA, "torch._C._VariableFunctions", "is_nonzero equal allclose _nested_tensor_from_mask_left_aligned?")
 SEEN(DATA, "torch.Tensor", "__contains__ __repr__ __format__")
 SEEN(SIZED, "torch._C.TensorBase", "nonzero masked_select unique_dim? bincount argwhere")
 SEEN(SIZED, "torch._C._VariableFunctions", "nonzero masked_select argwhere bincount _unique _unique2 unique_dim unique_consecutive")

@@ -14,6 +14,7 @@ from torch import nn
 from magpy.report import find_callable
 from tests.compare import assert_same
 from tests.counting import Counted
+from tests.traps.differential import same_as_eager
 
 
 def bits(value: Any) -> Any:
@@ -193,3 +194,20 @@ def test_values_that_mostly_come_back_stay_checked() -> None:
         for _ in range(3):
             assert_same(fast(x), program(x))
     assert find_callable(fast).n_traces == 7 and find_callable(fast).hits == 14
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_padding_masks_of_transformers_are_looked_at():
+    """Whether nested tensors will do is asked of the mask's data."""
+
+    def scenario(wrap):
+        layers = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2).eval()
+        run = wrap(lambda x, mask: layers(x, src_key_padding_mask=mask))
+        middle = torch.tensor([[False, True, False], [True, False, False]])
+        end = torch.tensor([[False, False, True], [False, False, False]])
+        with torch.no_grad():
+            for mask in [middle, middle, ~middle, end, middle]:
+                yield run(torch.randn(2, 3, 4), mask)
+
+    counted = same_as_eager(scenario, min_hits=2)
+    assert "LOWERING_FAILED" in counted.fallbacks  # nested tensors themselves
