@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from magpy import aten_trace
+from magpy.aten_graph import Unsupported
 from magpy.random_ops import OPS
 
 
@@ -90,12 +91,56 @@ def _data(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach()
 
 
+class _Padded:
+    """A nested tensor of the fast path of torch's TransformerEncoder, which is computed padded: one matrix for each
+    item, of which rows are its own where `own` says so. Nothing but the functions below takes it."""
+
+    __slots__ = ("own", "rows")
+
+    def __init__(self, rows: torch.Tensor, own: torch.Tensor):
+        self.rows = rows
+        self.own = own
+
+
+def _nested_from_mask(rows: torch.Tensor, mask: torch.Tensor, mask_check: bool = True) -> _Padded:
+    if mask_check:
+        raise Unsupported("a nested tensor of a mask that is looked at")
+    count = mask.sum(1, keepdim=True)  # as many of the first rows, wherever in the mask they are
+    return _Padded(rows, torch.arange(rows.shape[1], device=rows.device) < count)
+
+
+_layer: Any = torch._transformer_encoder_layer_fwd
+
+
+def _encoder_layer(src: Any, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(src, _Padded):
+        return _layer(src, *args, **kwargs)
+    *weights, mask, mask_type = args
+    if mask is not None or mask_type is not None or kwargs:
+        raise Unsupported("a nested tensor with a mask")
+    return _Padded(_layer(src.rows, *weights, ~src.own, 1), src.own)
+
+
+def _to_padded(tensor: Any, padding: float, output_size: Sequence[int] | None = None) -> Any:
+    if not isinstance(tensor, _Padded):
+        return torch.Tensor.to_padded_tensor(tensor, padding, output_size)
+    if output_size is None or tuple(output_size) != tuple(tensor.rows.shape):
+        raise Unsupported("a nested tensor padded to its longest item")
+    if not tensor.rows.numel():
+        raise Unsupported("a nested tensor without elements")
+    torch.ops.magpy.check([tensor.own.any()], "lambda some: some", "True", False)  # else torch raises
+    return tensor.rows.masked_fill(~tensor.own.unsqueeze(-1), padding)
+
+
 REPLAYED: dict[Any, Callable[..., Any]] = {
     torch._C._nn.one_hot: _one_hot,
     torch._shape_as_tensor: _shape_as_tensor,
     torch.Tensor._make_subclass: _make_leaf,
     torch.tensor: _tensor,
     torch.as_tensor: _as_tensor,
+    torch._nested_tensor_from_mask: _nested_from_mask,
+    _layer: _encoder_layer,
+    torch.Tensor.to_padded_tensor: _to_padded,
     torch.random.manual_seed: OPS.seed,
     torch.Generator.manual_seed: OPS.generator_seed,
     torch.Generator.get_state: OPS.generator_state,

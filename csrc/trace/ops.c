@@ -156,9 +156,30 @@ static bool is_required(PyObject *tensor)
     return required;
 }
 
+/* Sizes of a nested tensor are data. */
+static bool asks_nested_sizes(const mp_running_op *op)
+{
+    static const char *const others[] = {"dim",           "ndim",    "is_nested", "dtype",  "device",
+                                         "requires_grad", "is_cuda", "is_cpu",    "layout", "is_floating_point"};
+    PyObject *tensor = PyTuple_GET_SIZE(op->real_args) ? PyTuple_GET_ITEM(op->real_args, 0) : NULL;
+    if (op->effect != MP_EFFECT_META || !tensor || !mp_is_tensor(tensor)) return false;
+    PyObject *nested = mp_tensor_ask(mp_names.is_nested, tensor);
+    bool asks = nested != Py_False;
+    PyErr_Clear();
+    Py_XDECREF(nested);
+    const char *name = asks ? mp_op_member(op->func) : NULL;
+    if (asks && !name) name = mp_op_name(op->func);
+    for (size_t i = 0; asks && name && i < sizeof others / sizeof *others; i++) asks = strcmp(name, others[i]) != 0;
+    return asks;
+}
+
 /* May the function be run under observation at all? */
 static bool admit(mp_recorder *rec, mp_running_op *op)
 {
+    if (asks_nested_sizes(op)) {
+        mp_op_abandon(rec, MP_REASON_DATA_READ, op->func, "sizes of a nested tensor");
+        return false;
+    }
     if (op->effect == MP_EFFECT_REFUSED) {
         mp_op_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, op->func, "not traceable");
         return false;

@@ -23,6 +23,7 @@
     X(is_conj)                                                                                                         \
     X(is_neg)                                                                                                          \
     X(is_inference)                                                                                                    \
+    X(is_nested)                                                                                                       \
     X(_is_view)                                                                                                        \
     X(_version)                                                                                                        \
     X(data_ptr)                                                                                                        \
