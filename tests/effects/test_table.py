@@ -39,7 +39,7 @@ def test_no_callable_has_two_classes():
         (print, "OUTPUT"),
         (logging.Logger.info, "SPECIAL"),
         (int, "SPECIAL"),
-        (zip, "ITERATES"),
+        (zip, "KEYS"),
         (map, "CALLS"),
         (threading.Lock().acquire, "SPECIAL"),
         (torch.add, "TORCH"),

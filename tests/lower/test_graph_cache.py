@@ -507,6 +507,15 @@ def test_what_stands_in_a_place_of_torchs_is_asked_each_time(place, monkeypatch)
         monkeypatch.undo()
 
 
+def test_vmap_has_implementations_of_torchs_own():
+    with torch.no_grad():
+        compiled(plain, base())
+        torch.vmap(lambda x: x + 1)(torch.ones(2))
+        before = counted()
+        compiled(plain, base())
+        assert (counted()["hits"], counted()["uncacheable"]) == (before["hits"] + 1, {})
+
+
 def test_an_operator_of_torchs_that_the_program_implements():
     """The name of the operator does not tell two implementations apart, of two processes."""
     library = torch.library.Library("aten", "IMPL")
