@@ -198,7 +198,11 @@ class Program:
                 raise
         outs = [own[k] if k in own else env[k] for k in self.output_values]
         for i, (out, (strides, _, leaf, _)) in enumerate(zip(outs, self.outputs, strict=False)):
-            if isinstance(out, torch.Tensor) and strides is not None and out.stride() != strides:
+            if not isinstance(out, torch.Tensor) or strides is None:
+                continue
+            if torch._is_functional_tensor(out):
+                torch._sync(out)  # a changed value may lie otherwise
+            if out.stride() != strides:
                 if leaf is not None:
                     raise Unsupported("a leaf that is laid out otherwise than fake tensors tell")
                 outs[i] = _laid_out(out, strides, [*inputs, *outs[:i], *outs[i + 1 :]])

@@ -7,6 +7,7 @@
 #include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/numbers.h"
+#include "trace/opcodes.h"
 #include "trace/raw.h"
 
 #include "guard/torch_state.h"
@@ -15,15 +16,7 @@
 #include <frameobject.h>
 #include <opcode.h>
 
-typedef void (*mp_opcode)(mp_recorder *rec, const mp_frame *frame, int oparg);
-
-/* The i-th value from the top, 1 is the top itself. */
-#define TOP(i) (frame->stack[frame->depth - (i)])
-
-static PyObject *name_of(const mp_frame *frame, int index) { return PyTuple_GET_ITEM(frame->code->co_names, index); }
-
-/* Raw look into a dict by a str key: no user code, no exception. Borrowed or NULL. */
-static PyObject *dict_item(mp_recorder *rec, PyObject *dict, PyObject *key)
+PyObject *mp_dict_item(mp_recorder *rec, PyObject *dict, PyObject *key)
 {
     PyObject *item = NULL;
     if (dict && PyDict_Check(dict) && mp_dict_find_str(dict, key, &item) < 0)
@@ -33,30 +26,30 @@ static PyObject *dict_item(mp_recorder *rec, PyObject *dict, PyObject *key)
 
 static bool is_outside(mp_recorder *rec, PyObject *object) { return object && mp_rec_find(rec, object) != MP_NO_OBJ; }
 
-static void read_key(mp_recorder *rec, PyObject *dict, PyObject *key)
-{ mp_rec_read(rec, dict, MP_READ_KEY, key, dict_item(rec, dict, key)); }
+void mp_read_key(mp_recorder *rec, PyObject *dict, PyObject *key)
+{ mp_rec_read(rec, dict, MP_READ_KEY, key, mp_dict_item(rec, dict, key)); }
 
 /* -- Names ----------------------------------------------------------------------------------------------------------- */
 
-static void read_global(mp_recorder *rec, const mp_frame *frame, PyObject *name)
+void mp_read_global(mp_recorder *rec, const mp_frame *frame, PyObject *name)
 {
-    PyObject *value = dict_item(rec, frame->globals, name);
+    PyObject *value = mp_dict_item(rec, frame->globals, name);
     mp_rec_pin(rec, frame->globals, "globals");
     mp_rec_read(rec, frame->globals, MP_READ_KEY, name, value);
     if (value) return;
     mp_rec_pin(rec, frame->builtins, "builtins");
-    read_key(rec, frame->builtins, name);
+    mp_read_key(rec, frame->builtins, name);
 }
 
 static void load_global(mp_recorder *rec, const mp_frame *frame, int oparg)
-{ read_global(rec, frame, name_of(frame, oparg >> 1)); }
+{ mp_read_global(rec, frame, name_of(frame, oparg >> 1)); }
 
 static void load_name(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
     PyObject *name = name_of(frame, oparg);
-    if (is_outside(rec, frame->locals) && frame->locals != frame->globals) read_key(rec, frame->locals, name);
-    if (frame->locals != frame->globals && dict_item(rec, frame->locals, name)) return;
-    read_global(rec, frame, name);
+    if (is_outside(rec, frame->locals) && frame->locals != frame->globals) mp_read_key(rec, frame->locals, name);
+    if (frame->locals != frame->globals && mp_dict_item(rec, frame->locals, name)) return;
+    mp_read_global(rec, frame, name);
 }
 
 static void store_name(mp_recorder *rec, const mp_frame *frame, int oparg)
@@ -92,8 +85,8 @@ static void load_deref(mp_recorder *rec, const mp_frame *frame, int oparg) { rea
 static void load_classderef(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
     PyObject *name = PyTuple_GET_ITEM(frame->code->co_localsplusnames, oparg);
-    if (is_outside(rec, frame->locals)) read_key(rec, frame->locals, name);
-    if (!dict_item(rec, frame->locals, name)) read_cell(rec, frame->localsplus[oparg]);
+    if (is_outside(rec, frame->locals)) mp_read_key(rec, frame->locals, name);
+    if (!mp_dict_item(rec, frame->locals, name)) read_cell(rec, frame->localsplus[oparg]);
 }
 
 static void write_cell(mp_recorder *rec, PyObject *cell, PyObject *value)
@@ -115,7 +108,7 @@ static void load_build_class(mp_recorder *rec, const mp_frame *frame, int oparg)
     PyObject *name = mp_intern("__build_class__");
     if (!name) return;
     mp_rec_pin(rec, frame->builtins, "builtins");
-    read_key(rec, frame->builtins, name);
+    mp_read_key(rec, frame->builtins, name);
     Py_DECREF(name);
 }
 
@@ -426,105 +419,6 @@ static void with_except_start(mp_recorder *rec, const mp_frame *frame, int oparg
     Py_XDECREF(trace);
 }
 
-/* -- Imports ------------------------------------------------------------------------------------------------------------------- */
-
-/* sys.modules[name] and the packages above it. False if it is not imported yet. */
-static bool read_module(mp_recorder *rec, const char *name)
-{
-    PyObject *modules = PyImport_GetModuleDict();
-    mp_rec_pin(rec, modules, "sys.modules");
-    for (const char *end = name; end; end = *end ? end : NULL) {
-        end = strchr(end == name ? end : end + 1, '.');
-        if (!end) end = name + strlen(name);
-        PyObject *key = PyUnicode_FromStringAndSize(name, end - name);
-        if (!key) return false;
-        PyUnicode_InternInPlace(&key);
-        PyObject *module = dict_item(rec, modules, key);
-        mp_rec_read(rec, modules, MP_READ_KEY, key, module);
-        Py_DECREF(key);
-        if (!module) return false;
-    }
-    return true;
-}
-
-/* The absolute name of a relative import. False if the package is not known by __package__. */
-static bool absolute_name(mp_recorder *rec, const mp_frame *frame, long level, const char *name, char *out, size_t size)
-{
-    PyObject *key = mp_intern("__package__");
-    if (!key) return false;
-    read_global(rec, frame, key);
-    PyObject *package = dict_item(rec, frame->globals, key);
-    Py_DECREF(key);
-    if (!package || !PyUnicode_CheckExact(package)) return false;
-    int n = snprintf(out, size, "%s", PyUnicode_AsUTF8(package));
-    if (n < 0 || (size_t)n >= size) return false;
-    for (; level > 1; level--) {
-        char *dot = strrchr(out, '.');
-        if (!dot) return false;
-        *dot = 0;
-    }
-    size_t at = strlen(out);
-    n = name[0] ? snprintf(out + at, size - at, ".%s", name) : 0;
-    return n >= 0 && (size_t)n < size - at;
-}
-
-static bool is_imported(const char *name)
-{
-    PyObject *module = PyDict_GetItemString(PyImport_GetModuleDict(), name);
-    return module != NULL;
-}
-
-/* A module that is imported for the first time: its code runs now and is no part of the recording, for a later call finds it there. That it has
-** changed nothing which the call has read before is made sure of. False after abandoning. */
-static bool import_first(mp_recorder *rec, const mp_frame *frame, int oparg, const char *absolute, long level)
-{
-    if (is_imported(absolute)) return true;
-    PyObject *hook = PyDict_GetItemString(frame->builtins, "__import__");
-    PyObject *before = mp_torch_state_read();
-    const char *why = NULL;
-    if (!hook || !PyCFunction_Check(hook) || (TOP(1) != Py_None && !PyTuple_CheckExact(TOP(1))))
-        why = "by a function of the program's";
-    else if (!mp_observe_import(name_of(frame, oparg), frame->globals, TOP(1), (int)level))
-        why = "which raised";
-    else if (!before || !mp_torch_state_same(before, NULL) || !mp_rec_reads_stay(rec))
-        why = "which changed what the call had read";
-    Py_XDECREF(before);
-    if (why) mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "first import of %s, %s", absolute, why);
-    return !why;
-}
-
-static void import_name(mp_recorder *rec, const mp_frame *frame, int oparg)
-{
-    const char *name = PyUnicode_AsUTF8(name_of(frame, oparg));
-    PyObject *hook = mp_intern("__import__");
-    if (!name || !hook) return;
-    mp_rec_pin(rec, frame->builtins, "builtins");
-    read_key(rec, frame->builtins, hook);
-    Py_DECREF(hook);
-    long level = PyLong_Check(TOP(2)) ? PyLong_AsLong(TOP(2)) : 0;
-    char absolute[512];
-    if (level > 0 && !absolute_name(rec, frame, level, name, absolute, sizeof absolute)) {
-        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "relative import of %s", name);
-        return;
-    }
-    if (import_first(rec, frame, oparg, level > 0 ? absolute : name, level) &&
-        !read_module(rec, level > 0 ? absolute : name))
-        mp_rec_abandon(rec, MP_REASON_UNKNOWN_C_CALLABLE, "first import of %s", name);
-}
-
-static void import_from(mp_recorder *rec, const mp_frame *frame, int oparg)
-{
-    PyObject *module = TOP(1), *name = name_of(frame, oparg);
-    mp_rec_attr(rec, module, name);
-    if (!PyModule_Check(module) || dict_item(rec, PyModule_GetDict(module), name)) return;
-    const char *package = PyModule_GetName(module),
-               *part = PyUnicode_AsUTF8(name); /* a submodule not (yet) set as attribute */
-    char full[512];
-    if (package && part && snprintf(full, sizeof full, "%s.%s", package, part) < (int)sizeof full)
-        read_module(rec, full);
-    PyErr_Clear();
-}
-
 /* -- Pattern matching -------------------------------------------------------------------------------------------------------------- */
 
 static void match_keys(mp_recorder *rec, const mp_frame *frame, int oparg)
@@ -633,8 +527,8 @@ static const mp_opcode handlers[256] = {
     [BEFORE_WITH] = before_with,
     [BEFORE_ASYNC_WITH] = before_async_with,
     [WITH_EXCEPT_START] = with_except_start,
-    [IMPORT_NAME] = import_name,
-    [IMPORT_FROM] = import_from,
+    [IMPORT_NAME] = mp_import_name,
+    [IMPORT_FROM] = mp_import_from,
     [IMPORT_STAR] = refuse,
     [SETUP_ANNOTATIONS] = setup_annotations,
     [PRINT_EXPR] = refuse,

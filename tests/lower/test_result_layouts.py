@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils import _pytree as pytree
 
 import magpy
 
@@ -132,3 +133,31 @@ def test_results_without_elements(name, grad):
                 for mine, theirs in zip(fast(x), expected, strict=True):
                     assert (mine.shape, mine.stride()) == (theirs.shape, theirs.stride())
                     assert mine.dtype == theirs.dtype and mine.requires_grad == theirs.requires_grad
+
+
+def changed_by_item(x):
+    y = x[..., :1].clone()
+    y[y.argmax()] = 0
+    return y
+
+
+def changed_row(x):
+    y = x[..., :1].clone()
+    y[0] = 0
+    return y, y * 2
+
+
+def changed_turned(x):
+    y = x.t().clone()[:1]
+    y[0] = 0
+    return y
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("program", [changed_by_item, changed_row, changed_turned], ids=lambda f: f.__name__)
+def test_strides_of_sizes_1_after_changes_in_place(program, grad):
+    fast = torch.compile(program, backend="magpy")
+    for _ in range(3):
+        x = torch.randn(1, 3).requires_grad_(grad)
+        for a, b in zip(pytree.tree_leaves(fast(x)), pytree.tree_leaves(program(x)), strict=True):
+            assert (a.stride(), a.tolist()) == (b.stride(), b.tolist())
