@@ -25,9 +25,10 @@ aten = torch.ops.aten
 class NeedsWrappers(Exception):
     """Aliases among differentiable outputs and inputs: AOTAutograd's wrappers rebuild them, this path does not.
 
-    counters: aten_trace.counters_of its outputs."""
+    counters: aten_trace.counters_of its outputs. views: are there views with a history among them?"""
 
     counters: list[list[list[int]]] = []
+    views = False
 
 
 class Joint:
@@ -140,6 +141,7 @@ def trace_joint(
             results = _results(new, joint, outs)
         except NeedsWrappers as error:
             error.counters = counters_of(new, outs)
+            error.views = any(isinstance(t, torch.Tensor) and t.grad_fn is not None and t._is_view() for t in outs)
             raise
         differentiable = [results[k] for k in joint.differentiable]
         backward.refuse_later_gradients(differentiable, [*new.wrapped, *(results[k] for k in joint.leaves)])

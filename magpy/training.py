@@ -31,6 +31,8 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
     try:
         joint = _traced(program, inputs)
     except NeedsWrappers as error:
+        if error.views and not torch.is_grad_enabled():  # the wrappers make views in the mode of the call
+            raise Unsupported("views among the results, with gradients on where the call has them off") from error
         from magpy import aot
 
         counters = error.counters
@@ -217,7 +219,8 @@ class Compiled:
             elif kind == "view":
                 source, k, sizes, strides, offset = self.joint.views[i]
                 root = inputs[k] if source == "input" else outs[n + k]
-                wanted.append(root.as_strided(sizes, strides, root.storage_offset() + offset))
+                with torch.enable_grad():  # as it was in the program, whatever the call's mode is
+                    wanted.append(root.as_strided(sizes, strides, root.storage_offset() + offset))
             else:
                 wanted.append(None)
         return [*outs[:n], *wanted]
