@@ -40,3 +40,20 @@ def test_an_error_of_the_operator_itself_stays_the_users():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="contraction"):
             fast(torch.randn(7, 8), torch.randn(3, 9, 8), torch.tensor([2, 4, 7], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_tensors_without_data_are_no_operands_of_kernels(grad):
+    without = torch.ones(3, device="meta")
+
+    def program(x):
+        made = torch.empty(2, 3, device="meta")
+        return x * 2 + 1, without.clone(), (without * 2).sum(), made + without, x.to("meta") + 1
+
+    fast = torch.compile(program, backend="magpy")
+    for _ in range(3):
+        x = torch.randn(3, requires_grad=grad)
+        actual, expected = fast(x), program(x)
+        assert_same(actual[0], expected[0])
+        for a, b in zip(actual[1:], expected[1:], strict=True):
+            assert (a.device, a.shape, a.stride(), a.dtype) == (b.device, b.shape, b.stride(), b.dtype)
