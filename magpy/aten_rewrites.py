@@ -152,17 +152,16 @@ def _avg_pool2d(build: Builder, node: Node) -> Val:
     total, *rest = _taps(build, padded, kernel, stride, out)
     for tap in rest:
         total = build(aten.add.Tensor, total, tap)
-    if not cut:
-        mean = build(aten.div.Tensor, total, divisor or kernel[0] * kernel[1])
-        return mean if dtype is torch.float32 else build(aten._to_copy.default, mean, dtype=dtype)
-    counts = []
-    for side in (0, 1):  # of elements in a window, as far as they count
-        corner = _corners(build, out[side - 2], stride[side], padding[side])
-        around = padding[side] if count_pad else 0
-        end = build(aten.add.Tensor, corner, float(kernel[side]))
-        end = build(aten.clamp_max.default, end, float(x.meta[2][side - 2] + around))
-        counts.append(build(aten.sub.Tensor, end, build(aten.clamp_min.default, corner, float(-around))))
-    count = build(aten.mul.Tensor, build(aten.unsqueeze.default, counts[0], 1), counts[1])
+    count: Any = divisor or kernel[0] * kernel[1]
+    if cut:
+        sides = []  # elements in a window, as far as they count
+        for side in (0, 1):
+            corner = _corners(build, out[side - 2], stride[side], padding[side])
+            around = padding[side] if count_pad else 0
+            end = build(aten.add.Tensor, corner, float(kernel[side]))
+            end = build(aten.clamp_max.default, end, float(x.meta[2][side - 2] + around))
+            sides.append(build(aten.sub.Tensor, end, build(aten.clamp_min.default, corner, float(-around))))
+        count = build(aten.mul.Tensor, build(aten.unsqueeze.default, sides[0], 1), sides[1])
     mean = build(aten.div.Tensor, total, count)
     return mean if dtype is torch.float32 else build(aten._to_copy.default, mean, dtype=dtype)
 

@@ -10,9 +10,7 @@ import torch
 from magpy.aten_graph import Unsupported
 
 FREED = "magpy: freed"  # in the metadata of a node that a backward pass has gone through and freed
-ACCUMULATED = (
-    "magpy: accumulated"  # in the metadata of a leaf's node: a backward pass has put a gradient into its .grad
-)
+ACCUMULATED = "magpy: accumulated"  # likewise of a leaf's node: one has put a gradient into its .grad
 
 
 def sources(

@@ -211,18 +211,18 @@ class Compiled:
             return outs
         n = len(self.joint.mutated)
         wanted: list[Any] = []
-        for kind, i in self.joint.wanted:
-            if kind == "result":
-                wanted.append(outs[n + i])
-            elif kind == "input":
-                wanted.append(inputs[i])
-            elif kind == "view":
-                source, k, sizes, strides, offset = self.joint.views[i]
-                root = inputs[k] if source == "input" else outs[n + k]
-                with torch.enable_grad():  # as it was in the program, whatever the call's mode is
+        with torch.enable_grad():  # for views: as it was in the program, whatever the call's mode is
+            for kind, i in self.joint.wanted:
+                if kind == "result":
+                    wanted.append(outs[n + i])
+                elif kind == "input":
+                    wanted.append(inputs[i])
+                elif kind == "view":
+                    source, k, sizes, strides, offset = self.joint.views[i]
+                    root = inputs[k] if source == "input" else outs[n + k]
                     wanted.append(root.as_strided(sizes, strides, root.storage_offset() + offset))
-            else:
-                wanted.append(None)
+                else:
+                    wanted.append(None)
         return [*outs[:n], *wanted]
 
     def _with_leaves(self, inputs: Sequence[torch.Tensor]) -> list[Any]:

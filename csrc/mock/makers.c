@@ -98,13 +98,17 @@ static mp_operand make_frozenset(walker *w, PyObject *object, PyTypeObject *base
 static int fill_deque(walker *w, PyObject *object, mp_operand target)
 { return mock_fill_with_items(w, false, MP_MOCK_DEQUE_FILL, target, mock_hold(w, mp_sequence_items(object)), NULL); }
 
-static mp_operand make_deque(walker *w, PyObject *object, PyTypeObject *base)
+/* A deque, or an instance of a subclass, that `how` fills. */
+static mp_operand make_deque_that(walker *w, PyObject *object, PyTypeObject *base, fill_fn how)
 {
     PyObject *maxlen = mock_hold(w, mp_raw_member(base, "maxlen", object));
     mp_operand limit = mock_value_of(w, maxlen ? maxlen : Py_None);
     return mock_fill_later(w, object, mock_make(w, MP_MOCK_DEQUE_NEW, &limit, 1, (PyObject *)Py_TYPE(object), base),
-                           fill_deque);
+                           how);
 }
+
+static mp_operand make_deque(walker *w, PyObject *object, PyTypeObject *base)
+{ return make_deque_that(w, object, base, fill_deque); }
 
 static mp_operand make_tuple(walker *w, PyObject *object, PyTypeObject *base)
 {
@@ -332,12 +336,7 @@ static mp_operand make_instance(walker *w, PyObject *object, PyTypeObject *base)
 }
 
 static mp_operand make_deque_like(walker *w, PyObject *object, PyTypeObject *base)
-{
-    PyObject *maxlen = mock_hold(w, mp_raw_member(base, "maxlen", object));
-    mp_operand limit = mock_value_of(w, maxlen ? maxlen : Py_None);
-    return mock_fill_later(w, object, mock_make(w, MP_MOCK_DEQUE_NEW, &limit, 1, (PyObject *)Py_TYPE(object), base),
-                           fill_deque_like);
-}
+{ return make_deque_that(w, object, base, fill_deque_like); }
 
 /* An instance of a subclass of an immutable type: made by the type's __new__ from the plain value. */
 static mp_operand make_value_like(walker *w, PyObject *object, PyTypeObject *base)
