@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from magpy import _C, aten_resampling, choices, products
+from magpy import _C, aten_resampling, choices, own_kernels, products
 from magpy.aten_builder import Builder, Keep, stand_in
 from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals
 
@@ -109,7 +109,7 @@ def _max_pool2d_with_places(build: Builder, node: Node) -> tuple[Val, Val]:
     kernel, padding, dilation = _twice(kernel), _twice(padding), _twice(dilation)
     stride = _twice(stride, kernel)
     width, plane = x.meta[2][-1], x.meta[2][-2] * x.meta[2][-1]
-    if dilation != [1, 1] or x.meta[0] is not torch.float32 or plane >= 2**24 or not own_kernels():
+    if dilation != [1, 1] or x.meta[0] is not torch.float32 or plane >= 2**24 or not own_kernels.usable():
         raise Keep
     if any(pad >= size for pad, size in zip(padding, kernel, strict=True)):
         raise Keep
@@ -245,7 +245,7 @@ def _library_forms(node: Node) -> list[str]:
     """Forms of the library of convolutions (csrc/ir/conv.h)."""
     x, w, _, stride, padding, dilation, transposed, output_padding, groups = node.args
     taps, one = w.meta[2][2:], [1, 1]
-    if x.meta[0] is not torch.float32 or not own_convolutions():
+    if x.meta[0] is not torch.float32 or not own_kernels.convolutions_usable():
         return []
     if groups != 1:
         return ["depthwise"] if not transposed and groups == x.meta[2][1] == w.meta[2][0] else []
@@ -411,18 +411,6 @@ def _ways(node: Node, forms: list[str], operator: Callable[[list[Any]], Any]) ->
 def _seconds(plan: Any, tensors: list[torch.Tensor]) -> float:
     """A run without the allocation of its result, which in a graph is mostly in the arena."""
     return sum(row[3] for row in plan.profile(lambda: plan(tensors), 1) if row[0] != "alloc")
-
-
-@functools.cache
-def own_kernels() -> bool:
-    """Can kernels be compiled here?"""
-    return hasattr(_C, "compile_graph") and _C.compiler_usable()
-
-
-@functools.cache
-def own_convolutions() -> bool:
-    """Can convolutions of our own be compiled here?"""
-    return own_kernels() and _C.convolutions_usable()
 
 
 # What is rewritten: the first result of these operators, where the others are not used,

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import _C, backward, decompositions, graph_form, random_ops, steps
+from magpy import _C, backward, decompositions, graph_form, own_kernels, random_ops, steps
 from magpy.aten_graph import (
     Graph,
     Node,
@@ -176,6 +176,8 @@ class _Tracer(TorchDispatchMode):
     def record(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if func._schema.is_mutable and func not in _HARMLESS_WRITES:
             raise Unsupported(f"{func} writes to a tensor in a decomposition")
+        if func is aten.convolution.default and args[0].dtype is torch.float32:
+            own_kernels.expect_convolutions()
         lifted = _lift_all(self, normalise(func, args, kwargs))
         out = self.compute(func, args, kwargs)
         if func is aten._local_scalar_dense.default:

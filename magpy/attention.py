@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from magpy import _C, choices
+from magpy import _C, choices, own_kernels
 from magpy.aten_builder import Builder
 from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals
-from magpy.aten_rewrites import own_kernels
 from magpy.products import MATMUL, contiguous, plain
 
 aten = torch.ops.aten
@@ -39,7 +38,7 @@ def rewrite(graph: Graph) -> None:
 
 def _covered(node: Node) -> bool:
     q, k, v, dropout, _, mask, _ = node.args
-    if dropout or not own_kernels() or not all(plain(val) for val in (*each_val(node.args), node.val)):
+    if dropout or not own_kernels.usable() or not all(plain(val) for val in (*each_val(node.args), node.val)):
         return False
     if any(len(val.meta[2]) != 4 for val in (q, k, v)) or (mask is not None and len(mask.meta[2]) not in (2, 4)):
         return False

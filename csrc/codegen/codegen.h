@@ -10,6 +10,12 @@ typedef struct {
 
 #define MP_CODEGEN_RUN 6144 /* the most elements that one run of a vector loop takes in kernels without reductions */
 
+/* Sources are made of sections between `#if MP_SECTION(number)` and `#endif`, behind this and what all share. With MP_PARTS and MP_PART defined, a
+** compilation takes those of one part: several of them, side by side, make the whole. */
+#define MP_CODEGEN_SECTIONS                                                                                            \
+    "#ifndef MP_PARTS\n#define MP_PARTS 1\n#define MP_PART 0\n#endif\n"                                                \
+    "#define MP_SECTION(n) ((n) % MP_PARTS == MP_PART)\n"
+
 /* Types and vector math that all C kernels of a source share; it comes first, once. */
 void mp_codegen_c_prelude(mp_text *out);
 

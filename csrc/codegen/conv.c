@@ -54,7 +54,7 @@ bool mp_codegen_conv(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch)
 
 void mp_codegen_conv_library(mp_text *out)
 {
-    mp_text_add(out, "typedef __INT64_TYPE__ int64_t;\ntypedef struct {\n");
+    mp_text_add(out, "%s", MP_CODEGEN_SECTIONS "typedef __INT64_TYPE__ int64_t;\ntypedef struct {\n");
 #define F(name) mp_text_add(out, "    int64_t %s;\n", #name);
     MP_CONV_FIELDS(F)
 #undef F

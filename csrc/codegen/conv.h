@@ -20,6 +20,7 @@ typedef struct {
 /* Append the kernel's epilogue as an mp_conv_epilogue. False, and nothing, if there is nothing to do with sums but to store them. */
 bool mp_codegen_conv(const mp_kir *kir, mp_text *out, mp_codegen_launch *launch);
 
+#define MP_CODEGEN_CONV_SECTIONS 5
 /* The library's whole source: void mp_conv_run(void *const *buffers, int64_t begin, int64_t end), mp_conv_prepare likewise. */
 void mp_codegen_conv_library(mp_text *out);
 

@@ -2,6 +2,7 @@
 #include "codegen/conv.h"
 
 const char mp_codegen_conv_entry[] =
+    "#if MP_SECTION(4)\n"
     "/* -- One channel by one --------------------------------------------------- */\n"
     "\n"
     "/* Sums of n rows of `width`, R of them at a time, so that what is loaded serves several. The input of element "
@@ -149,4 +150,5 @@ const char mp_codegen_conv_entry[] =
     "                                              b0 * p->block, min(b1 * p->block, p->co));\n"
     "        i += b1 - b0;\n"
     "    }\n"
-    "}\n";
+    "}\n"
+    "#endif\n";

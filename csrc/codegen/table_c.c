@@ -118,6 +118,7 @@ void mp_codegen_c_prelude(mp_text *out)
 {
     mp_text_add(
         out, "%s",
+        MP_CODEGEN_SECTIONS
         "typedef __INT64_TYPE__ int64_t;\n"
         "typedef __UINT64_TYPE__ uint64_t;\n"
         "double exp(double), exp2(double), expm1(double), log(double), log2(double), log10(double), log1p(double);\n"

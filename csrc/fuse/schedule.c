@@ -248,7 +248,7 @@ static const char *print_kernel(scheduler *s, const mp_kir *kir, mp_codegen_laun
     s->bodies[n] = body;
     if (!prints) return NULL;
     if (same < n) return s->kernels[same].function;
-    mp_text_add(&s->source, "%s", text.chars);
+    mp_text_add(&s->source, "\n#if MP_SECTION(%u)%s#endif\n", s->own->schedule.n_sections++, text.chars);
     return kir->name;
 }
 

@@ -68,6 +68,7 @@ typedef struct {
 typedef struct {
     const mp_graph *graph; /* borrowed; outlives the schedule */
     const char *source;    /* one C translation unit with all kernels, no #include; "" if there are no kernels */
+    uint32_t n_sections;   /* of it: one for each function */
     uint32_t n_kernels, n_steps, n_chains;
     const mp_kernel *kernels;
     const mp_chain *chains;

@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define PART_SIZE 16000 /* of source text */
+
 struct mp_code {
     void *library;              /* of dlopen */
     char source_path[PATH_MAX]; /* "" if the source is not kept */
@@ -20,6 +22,7 @@ struct mp_code {
 
 /* Where one compilation works. Paths of temporary files are unique among processes and threads. */
 typedef struct {
+    int parts; /* compiled side by side */
     char name[MP_CACHE_NAME_SIZE];
     char c[PATH_MAX], so[PATH_MAX];
 } work;
@@ -68,7 +71,7 @@ static int compile_in(const char *dir, work *w, const char *source, int vector_b
         unlink(w->c);
         return 1;
     }
-    if (!mp_compiler_run(w->c, w->so, vector_bits, why)) return 0;
+    if (!mp_compiler_run(w->c, w->so, w->parts, vector_bits, why)) return 0;
     unlink(w->c);
     unlink(w->so);
     return -1;
@@ -116,10 +119,18 @@ static mp_code *compile_aside(work *w, const char *source, int vector_bits, mp_r
 
 /* -- The door ---------------------------------------------------------------------------------------------------------------- */
 
-mp_code *mp_code_load(const char *source, int vector_bits, mp_reason *why)
+/* How many processes share the work: what a part costs by itself (40 ms: to start, to read what all parts share) is to be small. */
+static int count_parts(const char *source, uint32_t sections)
+{
+    size_t worth = 1 + strlen(source) / PART_SIZE;
+    int parts = sections < worth ? (int)sections : (int)worth, cpus = mp_cpu_count();
+    return parts < 1 ? 1 : parts < cpus ? parts : cpus;
+}
+
+mp_code *mp_code_load(const char *source, uint32_t sections, int vector_bits, mp_reason *why)
 {
     static bool told; /* the cache's state is told once, under the GIL */
-    work w;
+    work w = {.parts = count_parts(source, sections)};
     char dir[PATH_MAX];
     PyObject *identity = mp_compiler_identity(vector_bits);
     int named = identity ? mp_cache_name(identity, source, w.name) : -1;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -31,6 +32,13 @@ static struct {
 } compiler;
 
 /* -- CPU ---------------------------------------------------------------------------------------------------------------- */
+
+int mp_cpu_count(void)
+{
+    cpu_set_t set;
+    int n = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
+    return n > 1 ? n : 1;
+}
 
 int mp_cpu_vector_bits(void)
 {
@@ -147,7 +155,6 @@ static int flags(int vector_bits, const char *out[], char *width, size_t width_s
         "-fno-trapping-math",
         "-fopenmp-simd",
         "-std=gnu11",
-        "-shared",
         "-fPIC",
         "-w",
         "-x",
@@ -290,39 +297,96 @@ static void keep_cause(char message[MAX_MESSAGE])
     message[n] = 0;
 }
 
-/* Compile once. Returns 0, or -1 with the cause in `message`. */
-static int compile_file(const char *source, const char *object, int vector_bits, char message[MAX_MESSAGE])
+/* One process of the compiler. */
+typedef struct {
+    pid_t pid; /* -1: it could not be started */
+    int fd;    /* what it says; owned */
+} process;
+
+/* Start the compiler with its own arguments, then `args` up to a NULL. Failing leaves the cause in `message`. */
+static process run(const char *const *args, char message[MAX_MESSAGE])
 {
-    const char *argv[MAX_ARGS + 32];
-    char width[40];
-    int n = 0, fd, status = 0;
+    const char *argv[2 * MAX_ARGS];
+    int n = 0;
     for (; n < compiler.n_args; n++) argv[n] = compiler.args[n];
-    n += flags(vector_bits, argv + n, width, sizeof width);
-    argv[n++] = source;
-    argv[n++] = "-o";
-    argv[n++] = object;
-    argv[n++] = "-x"; /* libraries after the source are not C */
-    argv[n++] = "none";
-    argv[n++] = "-lm";
+    while (*args && n < 2 * MAX_ARGS - 1) argv[n++] = *args++;
     argv[n] = NULL;
+    process made = {.fd = -1};
+    made.pid = start(argv, &made.fd);
+    if (made.pid < 0) snprintf(message, MAX_MESSAGE, "%s", strerror(errno));
+    return made;
+}
+
+/* Wait for a process that is to make `file`, stopping it at the deadline. Returns 0, or -1 with the cause in `message`. */
+static int end(process of, const char *file, int64_t deadline, char message[MAX_MESSAGE])
+{
+    if (of.pid < 0) return -1;
+    int status = 0;
     message[0] = 0;
-    pid_t pid = start(argv, &fd);
-    if (pid < 0) {
-        snprintf(message, MAX_MESSAGE, "%s", strerror(errno));
-        return -1;
-    }
-    int64_t deadline = now_ms() + TIMEOUT_S * 1000LL;
-    bool in_time = read_messages(fd, message, deadline) && wait_child(pid, &status, deadline);
+    bool in_time = read_messages(of.fd, message, deadline) && wait_child(of.pid, &status, deadline);
     if (!in_time) {
-        kill(-pid, SIGKILL);
-        waitpid(pid, &status, 0);
+        kill(-of.pid, SIGKILL);
+        waitpid(of.pid, &status, 0);
         snprintf(message, MAX_MESSAGE, "stopped after %d s", TIMEOUT_S);
     }
-    close(fd);
-    if (in_time && WIFEXITED(status) && WEXITSTATUS(status) == 0 && !access(object, R_OK)) return 0;
+    close(of.fd);
+    if (in_time && WIFEXITED(status) && WEXITSTATUS(status) == 0 && !access(file, R_OK)) return 0;
     keep_cause(message);
     if (!message[0]) snprintf(message, MAX_MESSAGE, "it failed without a message");
     return -1;
+}
+
+/* The parts of a source side by side, each into an object file of its own. Returns 0, or -1 with the cause in `message`. */
+static int compile_parts(const char *source, char objects[][PATH_MAX], int parts, const char *const *options,
+                         int n_options, int64_t deadline, char message[MAX_MESSAGE])
+{
+    process started[MP_COMPILER_PARTS];
+    char causes[MP_COMPILER_PARTS][MAX_MESSAGE];
+    int result = 0;
+    for (int i = 0; i < parts; i++) {
+        const char *args[MAX_ARGS];
+        char all[40], this[40];
+        memcpy(args, options, (size_t)n_options * sizeof *args);
+        snprintf(all, sizeof all, "-DMP_PARTS=%d", parts);
+        snprintf(this, sizeof this, "-DMP_PART=%d", i);
+        const char *const own[] = {all, this, "-c", source, "-o", objects[i], NULL};
+        memcpy(args + n_options, own, sizeof own);
+        started[i] = run(args, causes[i]);
+    }
+    for (int i = 0; i < parts; i++)
+        if (end(started[i], objects[i], deadline, causes[i]) < 0 && !result) {
+            memcpy(message, causes[i], MAX_MESSAGE);
+            result = -1;
+        }
+    return result;
+}
+
+/* Compile once. Returns 0, or -1 with the cause in `message`. */
+static int compile_file(const char *source, const char *object, int parts, int vector_bits, char message[MAX_MESSAGE])
+{
+    const char *args[MAX_ARGS];
+    char width[40];
+    int n = flags(vector_bits, args, width, sizeof width), result = 0;
+    const int64_t deadline = now_ms() + TIMEOUT_S * 1000LL;
+    message[0] = 0;
+    char objects[MP_COMPILER_PARTS][PATH_MAX];
+    if (parts > MP_COMPILER_PARTS) parts = MP_COMPILER_PARTS;
+    for (int i = 0; parts > 1 && i < parts; i++)
+        if (snprintf(objects[i], PATH_MAX, "%s.%d.o", object, i) >= PATH_MAX) parts = 1;
+    if (parts > 1) {
+        result = compile_parts(source, objects, parts, args, n, deadline, message);
+        n = 0;
+        args[n++] = "-shared";
+        for (int i = 0; i < parts; i++) args[n++] = objects[i];
+    } else {
+        args[n++] = "-shared";
+        args[n++] = source;
+    }
+    const char *const rest[] = {"-o", object, "-x", "none", "-lm", NULL}; /* libraries after the source are not C */
+    memcpy(args + n, rest, sizeof rest);
+    if (!result) result = end(run(args, message), object, deadline, message);
+    for (int i = 0; parts > 1 && i < parts; i++) unlink(objects[i]);
+    return result;
 }
 
 /* Does the compiler compile anything? Asked when a compilation fails and none has succeeded yet. `object` names unused files. */
@@ -334,13 +398,13 @@ static bool probe(const char *object, int vector_bits, char message[MAX_MESSAGE]
     int fd = open(source, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0) return true; /* not the compiler's fault */
     bool written = write(fd, text, sizeof text - 1) == (ssize_t)sizeof text - 1;
-    bool works = (close(fd) || !written) || compile_file(source, object, vector_bits, message) == 0;
+    bool works = (close(fd) || !written) || compile_file(source, object, 1, vector_bits, message) == 0;
     unlink(source);
     unlink(object);
     return works;
 }
 
-int mp_compiler_run(const char *source, const char *object, int vector_bits, mp_reason *why)
+int mp_compiler_run(const char *source, const char *object, int parts, int vector_bits, mp_reason *why)
 {
     if (!mp_compiler_usable()) {
         mp_reason_set(why, MP_REASON_NO_COMPILER, "$CC, cc, gcc, clang");
@@ -351,7 +415,7 @@ int mp_compiler_run(const char *source, const char *object, int vector_bits, mp_
     bool works = proven;
     int failed;
     Py_BEGIN_ALLOW_THREADS;
-    failed = compile_file(source, object, vector_bits, message);
+    failed = compile_file(source, object, parts, vector_bits, message);
     if (failed && !works) works = probe(object, vector_bits, about);
     Py_END_ALLOW_THREADS;
     if (!failed || works) proven = true;

@@ -10,10 +10,14 @@ bool mp_compiler_usable(void);
 ** an exception. */
 PyObject *mp_compiler_identity(int vector_bits);
 
-/* Compile the file `source` into the shared object `object`. Releases the GIL while the compiler runs; gives up after two minutes.
-** Returns 0, or -1 with *why set. */
-int mp_compiler_run(const char *source, const char *object, int vector_bits, mp_reason *why);
+#define MP_COMPILER_PARTS 16 /* the most that are compiled side by side */
 
+/* Compile the file `source` into the shared object `object`, in `parts` processes side by side: each sees the sections that are its own
+** (codegen/codegen.h), and all are linked. Releases the GIL while the compiler runs; gives up after two minutes. Returns 0, or -1 with *why set. */
+int mp_compiler_run(const char *source, const char *object, int parts, int vector_bits, mp_reason *why);
+
+/* CPUs that this process may run on, at least 1. */
+int mp_cpu_count(void);
 /* The vector width to prefer on this CPU: 512, 256 or 128 bits. */
 int mp_cpu_vector_bits(void);
 /* {"model": str, "vector_bits": int}. Owned, or NULL with an exception. */

@@ -22,7 +22,7 @@ void *mp_conv_function(const char *name, int vector_bits, mp_reason *why)
         return NULL;
     }
     mp_codegen_conv_library(&text);
-    mp_code *loaded = mp_code_load(text.chars, vector_bits, why);
+    mp_code *loaded = mp_code_load(text.chars, MP_CODEGEN_CONV_SECTIONS, vector_bits, why);
     mp_pool_free(&pool);
     if (code)
         mp_code_free(loaded); /* another thread was faster while the compiler ran */

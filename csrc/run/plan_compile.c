@@ -478,7 +478,8 @@ static mp_plan *plan_try(mp_graph *graph, const mp_fuse_options *options, mp_rea
     plan->graph = graph;
     plan->schedule = mp_fuse_schedule(graph, options, why);
     if (plan->schedule &&
-        (!*plan->schedule->source || (plan->code = mp_code_load(plan->schedule->source, options->vector_bits, why))) &&
+        (!*plan->schedule->source ||
+         (plan->code = mp_code_load(plan->schedule->source, plan->schedule->n_sections, options->vector_bits, why))) &&
         plan_build(plan, options->vector_bits, why) == 0)
         return plan;
     if (why->code == MP_REASON_NONE) mp_reason_set(why, MP_REASON_INTERNAL, "no schedule");

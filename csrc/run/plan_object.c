@@ -370,13 +370,14 @@ static PyObject *build_id(PyObject *module, PyObject *unused) { return mp_build_
 
 static PyObject *cpu_info(PyObject *module, PyObject *unused) { return mp_cpu_info(); }
 
-/* For tests: load `source` as a plan's code is, and keep it loaded. Returns (source path, address of function `symbol`). */
+/* For tests: load `source` of some sections as a plan's code is, and keep it loaded. Returns (source path, address of function `symbol`). */
 static PyObject *load_code(PyObject *module, PyObject *args)
 {
     const char *source, *symbol;
+    unsigned sections = 1;
     mp_reason why = {0};
-    if (!PyArg_ParseTuple(args, "ss:_run_load_code", &source, &symbol)) return NULL;
-    mp_code *code = mp_code_load(source, mp_cpu_vector_bits(), &why);
+    if (!PyArg_ParseTuple(args, "ss|I:_run_load_code", &source, &symbol, &sections)) return NULL;
+    mp_code *code = mp_code_load(source, sections, mp_cpu_vector_bits(), &why);
     if (code) return Py_BuildValue("(sN)", mp_code_source_path(code), PyLong_FromVoidPtr(mp_code_symbol(code, symbol)));
     PyObject *text = mp_reason_describe(&why);
     if (text) PyErr_SetObject(PyExc_RuntimeError, text);

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import magpy
-from magpy import _C, aten_rewrites, choices
+from magpy import _C, aten_rewrites, choices, own_kernels
 from magpy.aten_graph import Graph, Node, Val, describe
 
 
@@ -454,7 +454,7 @@ def test_training_uses_the_kernels_in_its_forward_pass():
 
 
 def test_without_a_compiler_nothing_is_chosen(monkeypatch):
-    monkeypatch.setattr(aten_rewrites, "own_convolutions", lambda: False)
+    monkeypatch.setattr(own_kernels, "convolutions_usable", lambda: False)
     w = torch.randn(5, 4, 3, 3)
     steps = same(lambda x: F.conv2d(x, w, padding=1), torch.randn(2, 4, 12, 12))
     assert [s[0] for s in steps] == ["shim"]
