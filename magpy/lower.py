@@ -579,6 +579,9 @@ def _inference(
     for k, view in traced.views.items():
         if k < len(told) and told[k].inference != inputs[view.source].is_inference():  # from_numpy of an input's array
             raise Unsupported("a result that shows an input's memory, of another inference mode")
+        detached = any(target is torch.ops.aten.detach.default for target, *_ in view.steps)
+        if detached and inputs[view.source].is_inference() and not torch.is_inference_mode_enabled():
+            raise Unsupported("an inference tensor, detached outside of inference mode: it counts its changes")
     if traced.views:
         runner = _with_views(runner, traced)
     lowered = Lowered(runner, traced.mutated, log.info("inference", program), traced.data)

@@ -9,12 +9,28 @@ static void take_counter(mp_handle tensor, mp_handle from)
     if (counter_of(tensor) != counter_of(from)) mp_torch.set_version_counter(tensor, mp_torch.version_counter(from));
 }
 
+/* A tensor of one element. 0, or -1 with an exception. */
+static int make_tensor(mp_handle *made)
+{
+    int64_t none = 0, one = 1;
+    return mp_torch.empty_strided(1, &none, &one, 6, 0, 0, made) ? mp_torch_raise() : 0; /* float, on the CPU */
+}
+
 /* Give it a counter that no other tensor has. 0, or -1 with an exception. */
 static int own_counter(mp_handle tensor)
 {
-    int64_t none = 0, one = 1;
     mp_handle made;
-    if (mp_torch.empty_strided(1, &none, &one, 6, 0, 0, &made)) return mp_torch_raise(); /* float, on the CPU */
+    if (make_tensor(&made) < 0) return -1;
+    if (!counter_of(made)) { /* an inference tensor */
+        mp_torch.delete_handle(made);
+        PyObject *guard = mp_leave_inference_mode();
+        int failed = guard ? make_tensor(&made) : -1;
+        if (guard && mp_restore_inference_mode(guard) < 0 && !failed) {
+            mp_torch.delete_handle(made);
+            failed = -1;
+        }
+        if (failed) return -1;
+    }
     take_counter(tensor, made);
     mp_torch.delete_handle(made);
     return 0;

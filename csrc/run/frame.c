@@ -5,27 +5,6 @@
 
 /* -- Making ----------------------------------------------------------------------------------------------------------- */
 
-/* torch._C._InferenceMode(False), entered: a frame outlives the call, so its tensors must not be inference tensors. Owned or NULL. */
-static PyObject *leave_inference_mode(void)
-{
-    PyObject *torch = PyImport_ImportModule("torch"), *c = torch ? PyObject_GetAttrString(torch, "_C") : NULL;
-    PyObject *guard = c ? PyObject_CallMethod(c, "_InferenceMode", "O", Py_False) : NULL;
-    PyObject *entered = guard ? PyObject_CallMethod(guard, "__enter__", NULL) : NULL;
-    if (!entered) Py_CLEAR(guard);
-    Py_XDECREF(entered);
-    Py_XDECREF(c);
-    Py_XDECREF(torch);
-    return guard;
-}
-
-static int restore_inference_mode(PyObject *guard)
-{
-    PyObject *done = PyObject_CallMethod(guard, "__exit__", "OOO", Py_None, Py_None, Py_None);
-    Py_DECREF(guard);
-    Py_XDECREF(done);
-    return done ? 0 : -1;
-}
-
 int mp_frame_make_view(const mp_plan *plan, mp_frame *frame, mp_val v)
 {
     const mp_place *place = &plan->schedule->places[v];
@@ -97,15 +76,10 @@ static mp_frame *frame_new(mp_plan *plan)
     frame->n_inputs = plan->graph->n_inputs;
     fill_words(plan, frame);
     if (plan->schedule->arena_bytes <= 0) return frame;
-    PyObject *guard = leave_inference_mode();
+    PyObject *guard = mp_leave_inference_mode(); /* a frame outlives the call */
     int failed = guard ? fill_arena(plan, frame) : -1;
     if (failed > 0) mp_torch_raise();
-    if (guard) {
-        PyObject *type, *value, *trace;
-        PyErr_Fetch(&type, &value, &trace);
-        if (restore_inference_mode(guard) < 0) failed = -1;
-        if (type) PyErr_Restore(type, value, trace); /* the first error is the one to tell */
-    }
+    if (guard && mp_restore_inference_mode(guard) < 0) failed = -1;
     if (!failed) return frame;
     mp_frame_free(plan, frame);
     return NULL;

@@ -198,3 +198,26 @@ PyObject *mp_tensor_wrap(mp_handle handle)
     Py_DECREF(capsule);
     return tensor;
 }
+
+PyObject *mp_leave_inference_mode(void)
+{
+    PyObject *torch = PyImport_ImportModule("torch"), *c = torch ? PyObject_GetAttrString(torch, "_C") : NULL;
+    PyObject *guard = c ? PyObject_CallMethod(c, "_InferenceMode", "O", Py_False) : NULL;
+    PyObject *entered = guard ? PyObject_CallMethod(guard, "__enter__", NULL) : NULL;
+    if (!entered) Py_CLEAR(guard);
+    Py_XDECREF(entered);
+    Py_XDECREF(c);
+    Py_XDECREF(torch);
+    return guard;
+}
+
+int mp_restore_inference_mode(PyObject *guard)
+{
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject *done = PyObject_CallMethod(guard, "__exit__", "OOO", Py_None, Py_None, Py_None);
+    Py_DECREF(guard);
+    Py_XDECREF(done);
+    if (type) PyErr_Restore(type, value, trace); /* the first error is the one to tell */
+    return done ? 0 : -1;
+}

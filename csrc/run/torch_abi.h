@@ -87,6 +87,13 @@ void *mp_torch_symbol(const char *name);
 /* Set a RuntimeError with the text of this thread's last failed call of the ABI. Returns -1. */
 int mp_torch_raise(void);
 
+/* Tensors that are made until mp_restore_inference_mode are no inference tensors, whatever the mode of the call. Owned, for that function
+** alone, or NULL with an exception. */
+PyObject *mp_leave_inference_mode(void);
+
+/* Takes over `guard`. An exception that is set stays. Returns 0, or -1 with an exception. */
+int mp_restore_inference_mode(PyObject *guard);
+
 /* Give outputs that share memory the version counters that eager's have: `sets` is what magpy/lower.py keeps as `counters`. Returns 0, or -1
 ** with an exception (no memory). Does nothing where libtorch does not export what it takes. */
 int mp_counters_arrange(PyObject *sets, PyObject *const *inputs, PyObject *const *outputs);

@@ -41,6 +41,7 @@ PROGRAMS: dict[str, Program] = {
     "input's views": lambda x, w: (x.view(-1), x.data.view(-1), x.detach().view(-1)),
     "data of views": lambda x, w: (x.view(-1).data, (x * w).view(-1).data),
     "input's data and a view of it": lambda x, w: (d := x.data, d[0], x * w),
+    "inputs as parameters": lambda x, w: (torch.nn.Parameter(x.data, False), torch.nn.Parameter(w, False), x.data[0]),
     "changed": lambda x, w: (y := x * w, d := y.data, d.add_(1), y.view(-1)),
 }
 
@@ -102,3 +103,46 @@ def test_inference_tensors_have_none() -> None:
         with torch.inference_mode():
             results = program(torch.ones(2, 2))
         assert all(t.is_inference() for t in results)
+
+
+OF_INPUTS = [name for name in PROGRAMS if name.startswith("input")]
+
+
+def counted_together(tensors: list[torch.Tensor]) -> list[Any]:
+    """Which of the tensors count a change of each; what it says where it counts none, or cannot be changed."""
+
+    def version(tensor: torch.Tensor) -> Any:
+        try:
+            return tensor._version
+        except RuntimeError as error:
+            return str(error)
+
+    rows: list[Any] = []
+    for tensor in tensors:
+        before = [version(t) for t in tensors]
+        try:
+            with torch.no_grad():
+                tensor.mul_(1)
+                tensor.unbind(0)
+        except RuntimeError as error:
+            rows.append(str(error))
+        rows.append([isinstance(n, str) or version(t) != n for t, n in zip(tensors, before, strict=True)])
+    return rows
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad, torch.inference_mode], ids=lambda a: a.__name__)
+@pytest.mark.parametrize("made", [torch.inference_mode, torch.enable_grad], ids=lambda m: f"of {m.__name__}")
+@pytest.mark.parametrize("name", OF_INPUTS)
+def test_inputs_of_one_mode_in_calls_of_another(name: str, made: Callable[[], Any], around: Callable[[], Any]) -> None:
+    """What shows their memory: in inference mode x.data of a plain tensor counts, outside x.detach() of one that
+    does not."""
+    fast = torch.compile(PROGRAMS[name], backend="magpy")
+    for _ in range(3):
+        found = []
+        for call in (PROGRAMS[name], fast):
+            with made():
+                x, w = torch.ones(2, 3), torch.ones(2, 3)
+            with around():
+                results = [*call(x, w), x, w]
+            found.append(([t.is_inference() for t in results], counted_together(results)))
+        assert found[0] == found[1]
