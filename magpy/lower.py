@@ -293,7 +293,11 @@ class Program:
         runs, as if it had been changed at the start."""
         marked = {self.input_values[i] for i, _ in marks}
         used: set[int] = set()
-        for func, args, kwargs, *_ in self.ops if marked else ():
+        for func, args, kwargs, out, *_ in self.ops if marked else ():
+            if func is backward.with_data and args[0].index in marked:  # the same tensor from here on
+                marked.update(self.values_in(out))
+                used.update(self.values_in(out) if args[0].index in used else ())
+                continue
             if func is torch.Tensor.requires_grad_ and args[0].index in marked & used:
                 raise Unsupported("requires_grad of a tensor from outside is set after the tensor was used")
             if not is_getter(func, "data") and name_of(func) != "detach":

@@ -37,6 +37,26 @@ def marked_after_use(x, module):
     return module(x) + y
 
 
+def marked_after_use_with_other_data(x, module):
+    y = x * 2
+    x.data = x.data + 1
+    x.requires_grad_()
+    return module(x) + y.detach(), y
+
+
+def marked_after_use_of_other_data(x, module):
+    x.data = x.data + 1
+    y = x * 2
+    x.requires_grad_()
+    return module(x) + y.detach(), y
+
+
+def marked_with_other_data(x, module):
+    x.data = x.data + 1
+    x.requires_grad_()
+    return module(x), x * 2
+
+
 def marked_for_a_while(x, module):
     module.weight.requires_grad = False
     y = module(x)
@@ -56,7 +76,17 @@ def test_a_parameter_that_the_first_call_freezes():
     assert_complete(unmarked, calls=4, hits=2)
 
 
-@pytest.mark.parametrize("program", [marked_after_use, marked_for_a_while], ids=lambda program: program.__name__)
+@pytest.mark.parametrize(
+    "program",
+    [
+        marked_after_use,
+        marked_after_use_with_other_data,
+        marked_after_use_of_other_data,
+        marked_with_other_data,
+        marked_for_a_while,
+    ],
+    ids=lambda program: program.__name__,
+)
 def test_same_as_eager(program):
     assert_complete(program, complete=False)
 
