@@ -94,6 +94,17 @@ static MP_COLD PyObject *repeat_plainly(mp_callable *self, mp_trace *trace, cons
     return result;
 }
 
+/* A store would let die what has a finalizer, which runs between the program's stores: in plain Python, and not while it is observed, since
+** that lengthens some lives. */
+static MP_COLD PyObject *let_die_plainly(mp_callable *self, const mp_call *call)
+{
+    mp_reason why = {0};
+    mp_reason_set(&why, MP_REASON_FOREIGN_FRAME, "%s", "of what a store of the call replaces");
+    self->last_fallback = why;
+    mp_fallbacks_count(&self->fallbacks, &why);
+    return mp_call_plain(call);
+}
+
 /* Run a trace whose guards hold; bound: its wanted objects, borrowed. 1: *result is the call's outcome. 0: the data is other. */
 static int run(mp_callable *self, mp_trace *trace, PyObject **bound, size_t n_bound, const mp_call *call,
                PyObject **result)
@@ -110,7 +121,9 @@ static int run(mp_callable *self, mp_trace *trace, PyObject **bound, size_t n_bo
     }
     for (size_t i = 0; i < n_bound; i++) Py_DECREF(bound[i]);
     bool other = end == MP_RUN_OTHER || end == MP_RUN_OTHER_VALUE;
-    if (MP_LIKELY(!other)) {
+    if (MP_UNLIKELY(end == MP_RUN_DEATH)) {
+        *result = let_die_plainly(self, call);
+    } else if (MP_LIKELY(!other)) {
         trace->hits++;
         self->hits++;
         mp_stats.hits++;

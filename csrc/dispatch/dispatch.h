@@ -82,9 +82,10 @@ PyObject *mp_trace_describe(const mp_trace *trace);
 
 /* How a compiled run ended. FAILED: an exception is set, nothing is visible, the call can be made again. RAISED: the
 ** exception set belongs to the call (raised at or after commit, or not an Exception: KeyboardInterrupt). OTHER: the data that the
-** program looks at is not what the trace was made for; no exception, nothing is visible: as good as a failed guard. OTHER_VALUE: it is
+** program looks at is not what the trace was made for; no exception, nothing is visible: as good as a failed guard. DEATH: a finalizer would run behind
+** the stores; as FAILED, without an exception. OTHER_VALUE: it is
 ** a float or a list (mp_answer_is_value) that differs. */
-typedef enum { MP_RUN_DONE, MP_RUN_FAILED, MP_RUN_RAISED, MP_RUN_OTHER, MP_RUN_OTHER_VALUE } mp_run_end;
+typedef enum { MP_RUN_DONE, MP_RUN_FAILED, MP_RUN_RAISED, MP_RUN_DEATH, MP_RUN_OTHER, MP_RUN_OTHER_VALUE } mp_run_end;
 
 /* Run, rebuild and commit with `bound` (borrowed; the guards' wanted objects, which the caller keeps alive). DONE: *result is owned. */
 mp_run_end mp_trace_run(mp_trace *trace, PyObject *const *bound, PyObject **result);

@@ -392,6 +392,9 @@ static mp_run_end run_with(mp_trace *trace, PyObject *const *bound, PyObject **r
         uint32_t copied = 0;
         if (!run) {
             end = failed();
+        } else if (MP_UNLIKELY(mp_mock_lets_die(run, bound, (size_t)trace->n_inputs + trace->n_objects))) {
+            mp_mock_discard(run);
+            end = MP_RUN_DEATH;
         } else if (trace->n_mutated && (copied = copy_mutated(trace, bound, outputs)) < trace->n_mutated) {
             mp_mock_discard(run);
             /* Copies between tensors of one type, shape and device do not fail midway. The first may (an input that must not be

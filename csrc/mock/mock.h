@@ -29,6 +29,9 @@ mp_mock_run *mp_mock_build(mp_mock_program *prog, PyObject *const *objects, PyOb
 ** an exception only if a deferred effect raised as it would have in eager. */
 PyObject *mp_mock_commit(mp_mock_run *run);
 void mp_mock_discard(mp_mock_run *run); /* NULL is fine */
+/* Would its commit let something die of whose death a program hears: by __del__, a weak reference's callback, the end of a suspended generator?
+** The program lets it die between its stores, the commit behind them. `held`: what the caller owns one reference to, each. Looks alone. */
+bool mp_mock_lets_die(const mp_mock_run *run, PyObject *const *held, size_t n_held);
 /* The rebuilt result of a run that is not committed yet. Borrowed. */
 PyObject *mp_mock_result(const mp_mock_run *run);
 /* What it would store: a list of (kind's name, owner, key or None, value), without a value where it would delete. Effects are left out. Owned, or

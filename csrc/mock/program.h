@@ -115,6 +115,19 @@ typedef struct {
     uint32_t n_writes;
 } mp_mock_source;
 
+typedef struct {
+    PyObject *owner, *key, *value; /* owned; key and value may be NULL */
+    PyObject *old;                 /* owned: what the store replaced */
+} mp_pending_store;
+
+struct mp_mock_run {
+    mp_mock_program *prog;                     /* counted in its refs */
+    PyObject *const *objects, *const *outputs; /* the caller's, while building */
+    PyObject *result;                          /* owned */
+    PyObject **made;                           /* [n_made] owned while building */
+    mp_pending_store stores[];
+};
+
 mp_mock_program *mp_mock_compile_source(const mp_mock_source *source, mp_reason *why);
 void mp_mock_free_run(mp_mock_run *run);
 

@@ -1,26 +1,14 @@
 /* Mock evaluator: runs the steps of a program, then commits the write set.
 **
 ** Building changes nothing outside. Committing stores first, with the garbage collector held off and every replaced value kept alive until
-** all stores are done, so that no finalizer sees a half-committed state; then come the deferred effects.
+** all stores are done, so that no finalizer sees a half-committed state; then come the deferred effects. Where a store lets die what has a
+** finalizer, the caller does not commit at all (deaths.c).
 */
 #include "mock/program.h"
 
 #include "observe/observe.h"
 #include "trace/raw.h"
 #include "trace/texts.h"
-
-typedef struct {
-    PyObject *owner, *key, *value; /* owned; key and value may be NULL */
-    PyObject *old;                 /* owned: what the store replaced */
-} pending_store;
-
-struct mp_mock_run {
-    mp_mock_program *prog;                     /* counted in its refs */
-    PyObject *const *objects, *const *outputs; /* the caller's, while building */
-    PyObject *result;                          /* owned */
-    PyObject **made;                           /* [n_made] owned while building */
-    pending_store stores[];
-};
 
 static inline PyObject *get(const mp_mock_run *run, mp_operand operand)
 {
@@ -362,11 +350,11 @@ static void end_run(mp_mock_run *run)
     mp_mock_program *prog = run->prog;
     for (uint32_t i = 0; i < prog->n_made; i++) Py_CLEAR(run->made[i]);
     for (uint32_t i = 0; i < prog->n_stores; i++) {
-        pending_store *store = &run->stores[i];
+        mp_pending_store *store = &run->stores[i];
         Py_CLEAR(store->old); /* in the order in which they were replaced */
     }
     for (uint32_t i = 0; i < prog->n_stores; i++) {
-        pending_store *store = &run->stores[i];
+        mp_pending_store *store = &run->stores[i];
         Py_CLEAR(store->value);
         Py_CLEAR(store->key);
         Py_CLEAR(store->owner);
@@ -422,7 +410,7 @@ PyObject *mp_mock_stores(const mp_mock_run *run)
     };
     PyObject *list = PyList_New(0);
     for (uint32_t i = 0; list && i < run->prog->n_stores; i++) {
-        const pending_store *store = &run->stores[i];
+        const mp_pending_store *store = &run->stores[i];
         uint8_t kind = run->prog->stores[i].kind;
         if (kind == MP_WRITE_CALL) continue;
         PyObject *key = store->key ? store->key : Py_None;
@@ -446,7 +434,7 @@ void mp_mock_discard(mp_mock_run *run)
 ** One function per kind of write. Each puts what it replaces into store->old, so that nothing is released in between. 0, or -1 with an
 ** exception, which only a lack of memory causes. */
 
-static int store_KEY(pending_store *store)
+static int store_KEY(mp_pending_store *store)
 {
     PyObject *dict = store->owner;
     store->old = Py_XNewRef(PyDict_GetItemWithError(dict, store->key));
@@ -456,7 +444,7 @@ static int store_KEY(pending_store *store)
     return (PyODict_Check(dict) ? PyODict_DelItem : PyDict_DelItem)(dict, store->key);
 }
 
-static int store_ITEM(pending_store *store)
+static int store_ITEM(mp_pending_store *store)
 {
     Py_ssize_t index = PyLong_AsSsize_t(store->key);
     if (index < 0 || index >= PyList_GET_SIZE(store->owner) || !store->value) {
@@ -468,14 +456,14 @@ static int store_ITEM(pending_store *store)
     return 0;
 }
 
-static int store_CELL(pending_store *store)
+static int store_CELL(mp_pending_store *store)
 {
     store->old = PyCell_GET(store->owner);
     PyCell_SET(store->owner, Py_XNewRef(store->value));
     return 0;
 }
 
-static int store_SLOT(pending_store *store)
+static int store_SLOT(mp_pending_store *store)
 {
     PyTypeObject *descr = Py_TYPE(store->key);
     if (descr->tp_descr_get)
@@ -485,7 +473,7 @@ static int store_SLOT(pending_store *store)
     return descr->tp_descr_set(store->key, store->owner, store->value);
 }
 
-static int store_ATTR(pending_store *store)
+static int store_ATTR(mp_pending_store *store)
 {
     PyObject *owner = store->owner, *dict = mp_raw_dict(owner);
     PyTypeObject *local = mp_type_thread_local();
@@ -517,7 +505,7 @@ static int store_layout(PyObject *tensor, PyObject *layout)
 }
 
 /* Through the C descriptor of tensors. */
-static int store_TENSOR_ATTR(pending_store *store)
+static int store_TENSOR_ATTR(mp_pending_store *store)
 {
     if (PyUnicode_CompareWithASCIIString(store->key, "layout") == 0 && store->value)
         return store_layout(store->owner, store->value);
@@ -526,7 +514,7 @@ static int store_TENSOR_ATTR(pending_store *store)
     return PyObject_GenericSetAttr(store->owner, store->key, store->value);
 }
 
-static int store_LIST_APPEND(pending_store *store) { return PyList_Append(store->owner, store->value); }
+static int store_LIST_APPEND(mp_pending_store *store) { return PyList_Append(store->owner, store->value); }
 
 /* The C method `name` of `base`, called on `object` with at most one argument. */
 static int call_base(PyTypeObject *base, const char *name, PyObject *object, PyObject *argument)
@@ -537,7 +525,7 @@ static int call_base(PyTypeObject *base, const char *name, PyObject *object, PyO
     return done ? 0 : -1;
 }
 
-static int replace_dict(pending_store *store)
+static int replace_dict(mp_pending_store *store)
 {
     PyObject *dict = store->owner, *key, *value;
     bool ordered = PyODict_Check(dict);
@@ -549,7 +537,7 @@ static int replace_dict(pending_store *store)
     return 0;
 }
 
-static int replace_set(pending_store *store)
+static int replace_set(mp_pending_store *store)
 {
     mp_set_swap(store->owner, store->value); /* the new set is this store's alone */
     store->old = store->value;
@@ -557,7 +545,7 @@ static int replace_set(pending_store *store)
     return 0;
 }
 
-static int replace_deque(pending_store *store)
+static int replace_deque(mp_pending_store *store)
 {
     PyTypeObject *deque = mp_type_deque();
     store->old = PySequence_List(store->owner);
@@ -565,7 +553,7 @@ static int replace_deque(pending_store *store)
     return call_base(deque, "extend", store->owner, store->value);
 }
 
-static int store_CONTENTS(pending_store *store)
+static int store_CONTENTS(mp_pending_store *store)
 {
     PyObject *owner = store->owner;
     if (PyDict_Check(owner)) return replace_dict(store);
@@ -575,14 +563,14 @@ static int store_CONTENTS(pending_store *store)
     return store->old ? PyList_SetSlice(owner, 0, PyList_GET_SIZE(owner), store->value) : -1;
 }
 
-static int store_CONTEXT_VAR(pending_store *store)
+static int store_CONTEXT_VAR(mp_pending_store *store)
 {
     PyObject *token = PyContextVar_Set(store->owner, store->value); /* the token keeps the old value until the end */
     store->old = token;
     return token ? 0 : -1;
 }
 
-static int (*const storers[MP_WRITE_KIND_COUNT])(pending_store *) = {
+static int (*const storers[MP_WRITE_KIND_COUNT])(mp_pending_store *) = {
 #define STORES(kind) [MP_WRITE_##kind] = store_##kind
     STORES(KEY),         STORES(ITEM),     STORES(CELL),        STORES(SLOT),        STORES(ATTR),
     STORES(LIST_APPEND), STORES(CONTENTS), STORES(CONTEXT_VAR), STORES(TENSOR_ATTR),

@@ -3,6 +3,7 @@
 #include "observe/observe.h"
 
 #include <internal/pycore_dict.h>
+#include <internal/pycore_frame.h>
 #include <internal/pycore_object.h>
 
 /* -- Versions --------------------------------------------------------------------------------------------------------- */
@@ -212,4 +213,10 @@ void mp_set_swap(PyObject *first, PyObject *second)
     memcpy(b->smalltable, kept.smalltable, sizeof b->smalltable);
     a->table = other_small ? a->smalltable : b->table;
     b->table = small ? b->smalltable : kept.table;
+}
+
+bool mp_generator_suspended(PyObject *object)
+{
+    if (!PyGen_CheckExact(object) && !PyCoro_CheckExact(object) && !PyAsyncGen_CheckExact(object)) return false;
+    return ((PyGenObject *)object)->gi_frame_state == FRAME_SUSPENDED;
 }

@@ -43,6 +43,8 @@ typedef struct {
     observed_frame *stack;
     uint32_t depth, room;
     PyObject *raised[3]; /* owned: the exception that the instruction now shown must raise, as PyErr_Fetch gives it */
+    const void **begun;  /* generators that began in the call, by address; those from before it live at others */
+    uint32_t n_begun, begun_room;
     uint64_t n_opcodes;
 } observation;
 
@@ -166,11 +168,35 @@ int mp_observe_possible(mp_reason *why)
 static bool is_dead_reference(PyObject *object)
 { return object && PyWeakref_CheckRef(object) && PyWeakref_GET_OBJECT(object) == Py_None; }
 
-/* Was this frame started by the interpreter on its own: __del__, a weak reference's callback, a signal handler? Generators that are
-** closed because they are dropped are none of these: their end is the program's doing and the same in every call. */
-static bool is_foreign(const observation *o, const _PyInterpreterFrame *frame)
+/* A frame of a generator (coroutine and the like) is entered: keep in mind that it began in the call, or tell whether it did. */
+static bool began_here(observation *o, const _PyInterpreterFrame *frame)
 {
-    if (frame->owner == FRAME_OWNED_BY_GENERATOR) return false;
+    const _Py_CODEUNIT at = *frame->prev_instr;
+    if (_PyOpcode_Deopt[_Py_OPCODE(at)] != RESUME || _Py_OPARG(at) != 0) {
+        for (uint32_t i = o->n_begun; i-- > 0;)
+            if (o->begun[i] == frame) return true;
+        return false;
+    }
+    if (o->n_begun == o->begun_room) {
+        uint32_t room = o->begun_room ? o->begun_room * 2 : 16;
+        const void **begun = PyMem_RawRealloc(o->begun, room * sizeof *begun);
+        if (!begun) {
+            mp_rec_abandon(o->rec, MP_REASON_NO_MEMORY, "%s", "");
+            return true;
+        }
+        o->begun = begun;
+        o->begun_room = room;
+    }
+    o->begun[o->n_begun++] = frame;
+    return true;
+}
+
+/* Was this frame started by the interpreter on its own: __del__, a weak reference's callback, a signal handler? Generators of the call's
+** that are closed because they are dropped are none of these: their end is the program's doing and the same in every call. The end of one
+** that began before it is not. */
+static bool is_foreign(const observation *o, const _PyInterpreterFrame *frame, bool here)
+{
+    if (frame->owner == FRAME_OWNED_BY_GENERATOR) return !here;
     const PyCodeObject *code = frame->f_code;
     PyObject *const *locals = frame->localsplus;
     if (o->depth && !may_call[o->stack[o->depth - 1].opcode])
@@ -210,6 +236,7 @@ static bool is_import(const PyCodeObject *code)
 static void enter_frame(observation *o, PyFrameObject *object)
 {
     _PyInterpreterFrame *frame = object->f_frame;
+    bool here = frame->owner == FRAME_OWNED_BY_GENERATOR && began_here(o, frame);
     if (o->in_op || o->muted) {
         if (o->importing || mp_rec_deferring(o->rec)) return;
         if (is_import(frame->f_code))
@@ -223,7 +250,7 @@ static void enter_frame(observation *o, PyFrameObject *object)
         o->muted = frame;
         return;
     }
-    if (is_foreign(o, frame)) {
+    if (is_foreign(o, frame, here)) {
         if (is_bookkeeping(frame) || mp_rec_deferring(o->rec)) { /* what an effect lets go of is its own business */
             o->muted = frame;
             return;
@@ -387,6 +414,7 @@ static void end(observation *o, bool raised)
     if (o->mode_pushed) mp_mode_remove(); /* the program left modes of its own above it */
     current = NULL;
     PyMem_RawFree(o->stack);
+    PyMem_RawFree(o->begun);
 }
 
 PyObject *mp_observe_call(mp_recorder *rec, PyObject *target, PyObject *const *args, size_t nargs, PyObject *kwnames)
