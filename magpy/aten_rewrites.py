@@ -18,7 +18,7 @@ import torch
 
 from magpy import _C, aten_resampling, choices, own_kernels, products
 from magpy.aten_builder import Builder, Keep, stand_in
-from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, map_vals
+from magpy.aten_graph import Graph, Node, Val, call, describe, each_val, is_view, map_vals
 
 aten = torch.ops.aten
 
@@ -441,6 +441,9 @@ def rewrite(graph: Graph) -> None:
     """Apply the rules, in place."""
     outputs = {v for v in graph.outputs if v is not None}
     wanted = {v for node in graph.nodes for v in each_val(node.args)} | outputs
+    for node in reversed(graph.nodes):  # whose views are outputs
+        if is_view(node.target) and not outputs.isdisjoint(node.vals):
+            outputs.update(each_val(node.args))
     new: dict[Val, Val] = {}
     kept: list[Node] = []
     for node in graph.nodes:
@@ -486,6 +489,6 @@ def _apply(
         if new.meta[0] != old.meta[0] or not _lies_alike(new.meta, old.meta):
             return None
         if old in outputs and new.meta[3] != old.meta[3]:
-            return None
+            new = build(aten.as_strided.default, new, *map(list, old.meta[2:4]), old.meta[4])
         vals[old] = new
     return build.nodes, vals

@@ -1,12 +1,21 @@
 """A result's strides are eager's, also where fake tensors tell others: programs see them by stride() and view()."""
 
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 import magpy
+from magpy import choices
 
+ROOT = Path(__file__).parents[2]
 INPUTS = {
     "contiguous": lambda: torch.randn(2, 4, 4, 4),
     "channels last": lambda: torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last),
@@ -161,3 +170,32 @@ def test_strides_of_sizes_1_after_changes_in_place(program, grad):
         x = torch.randn(1, 3).requires_grad_(grad)
         for a, b in zip(pytree.tree_leaves(fast(x)), pytree.tree_leaves(program(x)), strict=True):
             assert (a.stride(), a.tolist()) == (b.stride(), b.tolist())
+
+
+SHOWN = {"itself": lambda y: y, "detached": lambda y: y.detach(), "view": lambda y: y[:1], "turned": lambda y: y.mT}
+SINGLE = [(1, 1, 6), (1, 6, 1), (6, 1, 1), (1, 1, 2, 3), (1, 6, 1, 1), (6, 1, 1, 1)]
+
+
+def unlike_eager_without_kernels():
+    """Convolutions that are products, whose sizes are 1: where operators are really called, each gives strides of its
+    own to such dims."""
+    choices.choose = lambda what, make: "product" if "product" in make() else next(iter(make()))
+    for sizes in SINGLE:
+        for shown, show in SHOWN.items():
+            for outs in (1, 2):
+                x, w = torch.ones(sizes), torch.ones(outs, sizes[1], *[1] * (len(sizes) - 2))
+                conv = F.conv1d if len(sizes) == 3 else F.conv2d
+                program = lambda x, w, conv=conv, show=show: show(conv(x, w))  # noqa: E731
+                wanted = program(x, w).stride()
+                compiled = torch.compile(program, backend="magpy")
+                got = [compiled(x, w).stride() for _ in range(3)]
+                if set(got) != {wanted}:
+                    yield f"{sizes} {outs} {shown}: {got} is not {wanted}"
+
+
+def test_convolutions_that_are_products_without_kernels(tmp_path):
+    code = "from tests.lower.test_result_layouts import *\nprint(*unlike_eager_without_kernels(), sep='\\n')"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": "", "CC": "UNSET", "MAGPY_CACHE_DIR": str(tmp_path)}
+    made = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    assert not made.stdout.strip(), made.stdout
