@@ -1,10 +1,8 @@
-"""Tracing a program without autograd into a functional ATen graph, in one pass over fake tensors.
+"""Tracing a program into a functional ATen graph, in one pass over fake tensors.
 
-AOTAutograd runs a program twice (once for its metadata) with a Python subclass around every tensor. Inference needs
-neither: torch's C++ functionalisation turns in-place operators into functional ones above a dispatch mode that only
-writes down what it sees. What a program may do to its surroundings is decided here, from the functional tensors it
-leaves behind: inputs changed in place become leading outputs, outputs that share memory with an input or with each
-other do so in the graph, and no others do."""
+AOTAutograd runs a program twice (once for its metadata) with a Python subclass around every tensor. Here torch's C++
+functionalisation turns in-place operators into functional ones above a dispatch mode that only writes down what it
+sees; inference.py and joint.py decide what becomes of the functional tensors that the program leaves behind."""
 
 from __future__ import annotations
 
@@ -27,15 +25,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import _C, backward, decompositions, graph_form, own_kernels, random_ops, steps
+from magpy import _C, decompositions, own_kernels, random_ops, steps
 from magpy.aten_graph import (
     Graph,
     Node,
     Unsupported,
     Val,
     base_of,
-    call,
-    each_val,
     is_view,
     meta_of,
     normalise,
@@ -43,10 +39,6 @@ from magpy.aten_graph import (
 )
 
 aten = torch.ops.aten
-
-
-class NeedsAutograd(Exception):
-    """An output is differentiable: this is a program for AOTAutograd."""
 
 
 class NeedsPythonDispatcher(Exception):
@@ -349,89 +341,6 @@ def _functionalisation() -> Iterator[None]:
 # -- Tracing ----------------------------------------------------------------------------------------------------------
 
 
-class View:
-    """How an output is made from input number `source`: view operators, each with its arguments after the first and
-    the number of its result."""
-
-    def __init__(self, source: int, steps: list[tuple[Any, tuple, int]], hidden: bool):
-        self.source = source
-        self.steps = steps
-        self.hidden = hidden  # from autograd, which the program had switched off
-
-    def make(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        tensor: Any = inputs[self.source]
-        with torch.no_grad() if self.hidden else contextlib.nullcontext():
-            for target, args, position in self.steps:
-                tensor = call(target, (tensor, *args))
-                if isinstance(tensor, (tuple, list)):
-                    tensor = tensor[position]
-        return tensor
-
-    def data(self) -> list:
-        """As plain data (graph_form.py)."""
-        steps = [[graph_form.op_data(op), [*map(graph_form.arg_data, args)], k] for op, args, k in self.steps]
-        return [self.source, steps, self.hidden]
-
-    @classmethod
-    def of_data(cls, data: list) -> View:
-        source, steps, hidden = data
-        made = [(graph_form.op_of(op), tuple([graph_form.arg_of(a, []) for a in args]), k) for op, args, k in steps]
-        return cls(source, made, hidden)
-
-
-def _view_steps(val: Val, source: Val) -> list[tuple[Any, tuple, int]] | None:
-    """The view operators that lead from source to val, or None if there are others between."""
-    steps: list[tuple[Any, tuple, int]] = []
-    while val is not source:
-        target, args = val.node.target, val.node.args
-        if target is None or not is_view(target) or any(True for _ in each_val(args[1:])):
-            return None
-        steps.insert(0, (target, args[1:], val.position))
-        val = args[0]
-    return steps
-
-
-class Traced:
-    """A functional graph whose outputs are [new data of inputs[i] for i in mutated] + the wanted outputs.
-
-    views: wanted output number -> View, for outputs that show an input: version counter, base and autograd's eyes are
-    shared with it only if the operators themselves make them, so the caller does and the graph's output is None.
-    spent: wanted outputs whose history a backward pass of the program's has freed. counters: see counters_of."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        mutated: tuple[int, ...],
-        views: dict[int, View],
-        spent: list[int],
-        counters: list[list[list[int]]],
-    ):
-        self.graph = graph
-        self.mutated = mutated
-        self.views = views
-        self.spent = spent
-        self.counters = counters
-
-    def data(self) -> dict[str, Any]:
-        """As plain data (graph_form.py)."""
-        views = [[position, view.data()] for position, view in self.views.items()]
-        graph = graph_form.graph_data(self.graph)
-        return {
-            "kind": "inference",
-            "graph": graph,
-            "mutated": self.mutated,
-            "views": views,
-            "spent": self.spent,
-            "counters": self.counters,
-        }
-
-    @classmethod
-    def of_data(cls, data: dict[str, Any]) -> Traced:
-        views = {position: View.of_data(view) for position, view in data["views"]}
-        graph = graph_form.graph_of(data["graph"])
-        return cls(graph, tuple(data["mutated"]), views, data["spent"], data["counters"])
-
-
 class Session:
     """A trace in progress: inputs wrapped for functionalisation, and the graph that grows under `tracer`."""
 
@@ -541,24 +450,6 @@ def _own_modes() -> Iterator[None]:
         yield
 
 
-def trace(
-    fn: Callable[[list[torch.Tensor]], Sequence[Any]],
-    inputs: Sequence[torch.Tensor],
-    *,
-    python_dispatcher: bool = False,
-    own_gradients: bool = False,
-    layouts: bool = False,
-) -> Traced:
-    """Trace fn(list of tensors) -> sequence of tensors (or None, or an input's number: that very input).
-
-    Raises NeedsAutograd if an output other than a view of an input requires grad, Unsupported for what cannot be put
-    into a graph, and whatever fn raises on fake tensors. own_gradients: fn computes gradients itself. layouts: the
-    caller changes sizes and strides of inputs as fn does."""
-    with session(inputs, python_dispatcher) as new:
-        new.layouts = layouts
-        return _finish(new, new.run(fn), own_gradients)
-
-
 def _wrap(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     wrapper = torch._to_functional_tensor(fake)
     if real.requires_grad:
@@ -605,86 +496,6 @@ def counters_of(new: Session, outs: Sequence[Any]) -> list[list[list[int]]]:
                 group.sort(key=lambda row: (row[0] >= 0, not row[1].requires_grad))
             found.append([[k for k, _ in group] for group in groups])
     return found
-
-
-def _finish(new: Session, outs: list[Any], own_gradients: bool) -> Traced:
-    """Work out mutations and aliases, and set the graph's outputs."""
-    graph = new.graph
-    owner = {storage_of(w): i for i, w in enumerate(new.wrapped)}
-    mutated, values = new.mutations()
-    outputs: list[Val | None] = list(values)
-    views: dict[int, View] = {}
-    spent: list[int] = []
-    makers: dict[Node, int] = {}  # base node in the graph -> storage in the program
-    for position, out in enumerate(outs):
-        if out is None or isinstance(out, int):
-            outputs.append(None if out is None else new.placeholder(out))
-            continue
-        source = owner.get(storage_of(out))
-        val = new.value(out)
-        if source is None:
-            if out.requires_grad and not out.is_leaf:
-                if not own_gradients or not is_spent(new, out):
-                    raise NeedsAutograd
-                spent.append(position)
-            base = base_of(val).node
-            if base.target is None or makers.setdefault(base, storage_of(out)) != storage_of(out):
-                val = apart(graph, val)  # a decomposition gave an alias where the operator gives new memory
-            outputs.append(val)
-            continue
-        if source in mutated and not _lies_as(val, new.placeholder(source)):
-            raise Unsupported("an output is a view of an input that was changed in place")
-        if source in mutated and new.inputs[source].requires_grad:  # autograd knows which of the two came first
-            raise Unsupported("an output is a view, made without grad, of an input that was changed in place")
-        if out.requires_grad and out.grad_fn is not None and torch.is_grad_enabled():
-            raise NeedsAutograd
-        steps = None if source in mutated else _view_steps(val, new.placeholder(source))
-        if steps is None:  # new data of a changed input, or a view through operators that are none: by its geometry
-            if val.meta[0] != new.placeholder(source).meta[0]:
-                raise Unsupported("an output is an input's memory as another dtype")
-            steps = [(aten.as_strided.default, (*map(list, val.meta[2:4]), val.meta[4]), 0)]
-        elif not steps:  # another tensor than the input, with the input's memory
-            steps = [(aten.alias.default, (), 0)]
-        if not _follows(out, new.wrapped[source]) and all(target is not aten.detach.default for target, *_ in steps):
-            cut = (aten.detach.default, (), 0)  # what happens to the input later is nothing to it
-            steps = [cut, *steps] if out._is_view() else [*steps, cut]
-        views[position] = View(source, steps, new.inputs[source].requires_grad)
-        outputs.append(None)
-    graph.outputs = outputs
-    return Traced(graph, mutated, views, spent, counters_of(new, outs))
-
-
-def _follows(out: torch.Tensor, source: torch.Tensor) -> bool:
-    """Does autograd see `out` as a view of `source`, or of what source is a view of?"""
-    return source.is_inference() or (out._is_view() and out._base is (source._base if source._is_view() else source))
-
-
-def is_spent(new: Session, out: torch.Tensor) -> bool:
-    """Has a backward pass freed what this result would be differentiated by?"""
-    n = len(new.graph.nodes)
-    leaves = backward.sources([out], [], [], False)
-    if isinstance(leaves, str):
-        return False
-    leaves += [w for w in new.wrapped if w.requires_grad]
-    if not leaves:
-        return False
-    try:
-        torch.autograd.grad([out], leaves, [torch.ones_like(out)], retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "second time" not in str(error):
-            return False
-        if out.grad_fn is None or not out.grad_fn.metadata.get(backward.FREED):  # type: ignore[attr-defined]
-            raise Unsupported("a result of whose history a backward pass has freed a part") from error
-        return True
-    finally:
-        del new.graph.nodes[n:]
-    return False
-
-
-def _lies_as(val: Val, source: Val) -> bool:
-    """Has the new data of an input, which `val` shows, the input's own layout? Then offsets in it are the input's."""
-    base = base_of(val)
-    return base.meta[2:] == source.meta[2:]
 
 
 def _append(graph: Graph, target: Any, args: tuple, meta: tuple) -> Val:

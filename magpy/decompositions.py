@@ -235,7 +235,7 @@ OWN_DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
 
 @functools.cache
 def table() -> dict[Any, Callable[..., Any]]:
-    """OpOverload -> decomposition, as AOTAutograd's `decompositions` wants it. Do not change it: it is shared."""
+    """OpOverload -> decomposition. Do not change it: it is shared."""
     from torch._decomp import get_decompositions
 
     wanted = []

@@ -64,7 +64,7 @@ class Place:
             return
         try:
             if make is None:
-                raise Uncacheable("gradients through AOTAutograd, or a tensor whose .data is set")
+                raise Uncacheable("a tensor whose .data is set where gradients are computed")
             content = json.dumps({**make(), "choices": made}, separators=(",", ":")).encode()
             kept = _C.keep_graph(self.key, content)
         except Uncacheable as error:

@@ -15,20 +15,12 @@ from typing import Any
 
 import torch
 
-from magpy import aten_passes, backward, graph_form
+from magpy import aliases, aten_passes, backward, graph_form
+from magpy.aliases import Alias, Aliases, Inexpressible, by_memory, made_without_grad
 from magpy.aten_graph import Graph, Node, Unsupported, Val, base_of, each_val, is_impure, is_random, is_view, map_vals
-from magpy.aten_trace import Session, apart, clone, counters_of, resumed, session, share_counter, storage_of
+from magpy.aten_trace import Session, apart, clone, resumed, session, share_counter, storage_of
 
 aten = torch.ops.aten
-
-
-class NeedsWrappers(Exception):
-    """Aliases among differentiable outputs and inputs: AOTAutograd's wrappers rebuild them, this path does not.
-
-    counters: aten_trace.counters_of its outputs. views: are there views with a history among them?"""
-
-    counters: list[list[list[int]]] = []
-    views = False
 
 
 class Joint:
@@ -36,8 +28,8 @@ class Joint:
 
     forward: inputs -> new data of inputs[i] for i in mutated, results, values only kept;
     backward: kept values, kept inputs, tangents -> gradients of inputs (None where there is none);
-    wanted: for each wanted output ("input", i), ("result", k), ("view", v) or ("none", 0);
-    views: ("input" or "result", its number, sizes, strides, offset from its own);
+    wanted: for each wanted output ("input", i), ("result", k), ("alias", a) or ("none", 0);
+    aliases: outputs that are made of inputs and results (aliases.py);
     leaves: numbers of the results that are leaves made by the program: further inputs of the autograd function;
     differentiable: numbers of the results that have a tangent, in order; kept_inputs, grad_inputs: input numbers;
     groups: these numbers by what a backward pass lets go in eager, see _groups.
@@ -48,7 +40,7 @@ class Joint:
         self.forward, self.backward = Graph(), Graph()
         self.mutated: tuple[int, ...] = ()
         self.wanted: list[tuple[str, int]] = []
-        self.views: list[tuple] = []
+        self.aliases: list[Alias] = []
         self.n_results = 0
         self.leaves: list[int] = []
         self.differentiable: list[int] = []
@@ -103,7 +95,7 @@ def _tupled(rows: list) -> list[tuple]:
 _PLAIN: dict[str, Callable[[Any], Any]] = {
     "mutated": tuple,
     "wanted": _tupled,
-    "views": _tupled,
+    "aliases": aliases.of_data,
     "n_results": int,
     "leaves": list,
     "differentiable": list,
@@ -127,8 +119,8 @@ def trace_joint(
     reset: dict[int, torch.Tensor] | None = None,
     layouts: bool = False,
 ) -> Joint:
-    """Trace fn, as aten_trace.trace does, with its gradients. reset: filled by fn, inputs whose .data it sets and what
-    they then stand for. layouts: as there. Raises NeedsWrappers, Unsupported, and what fn raises."""
+    """Trace fn, as inference.trace does, with its gradients. reset: filled by fn, inputs whose .data it sets and what
+    they then stand for. layouts: as there. Raises Unsupported, and what fn raises."""
     joint = Joint()
     with session(inputs, python_dispatcher) as new, torch.autograd.set_multithreading_enabled(False):
         new.layouts = layouts
@@ -137,12 +129,7 @@ def trace_joint(
         joint.mutated, values = new.mutations()
         if any(new.wrapped[i].requires_grad and not new.inputs[i].requires_grad for i in joint.mutated):
             raise Unsupported("an input becomes differentiable by an in-place change")
-        try:
-            results = _results(new, joint, outs)
-        except NeedsWrappers as error:
-            error.counters = counters_of(new, outs)
-            error.views = any(isinstance(t, torch.Tensor) and t.grad_fn is not None and t._is_view() for t in outs)
-            raise
+        results = _results(new, joint, outs)
         differentiable = [results[k] for k in joint.differentiable]
         backward.refuse_later_gradients(differentiable, [*new.wrapped, *(results[k] for k in joint.leaves)])
         values += [_fresh(new, t) for t in results]
@@ -210,40 +197,43 @@ class _Reverse:
 
 
 def _results(new: Session, joint: Joint, outs: list[Any]) -> list[torch.Tensor]:
-    """The distinct computed outputs; what several of them show is computed once, and they are views of it.
+    """The distinct computed outputs; what several of them show is computed once, and they are made of it.
 
-    Raises NeedsWrappers if an output shares memory in a way that a plain view does not describe."""
+    Raises Unsupported if an output shares memory in a way that no Alias describes."""
     results: list[torch.Tensor] = []
-    owner = {storage_of(w): ("input", i) for i, w in enumerate(new.wrapped)}
-    number: dict[int, int] = {}  # id of an output or a base -> its number among the results
-    shared = _storages_of_several(outs)
+    owner = {storage_of(w): i for i, w in enumerate(new.wrapped)}
+    shared = Aliases(new)
+
+    def saved() -> list[torch.Tensor]:
+        return _saved_by([t for t in outs if isinstance(t, torch.Tensor) and t.grad_fn is not None])
+
+    for storage, members in by_memory(outs).items():
+        try:
+            if storage in owner:
+                i = owner[storage]
+                if i in joint.mutated:
+                    raise Unsupported("an output shares memory with an input that is changed in place")
+                root, place = new.wrapped[i], ("input", i)
+            else:
+                root, place = shared.root(members, saved), ("result", len(results))
+                results.append(root)
+            for out in members:
+                if out is not root and out.requires_grad and out.is_leaf and not made_without_grad(out):
+                    raise Unsupported("a leaf that requires grad, over memory of another result or input")
+                if out is not root and getattr(out, "_backward_hooks", None):  # its own gradient goes another way
+                    raise Unsupported("a hook of a result that shares memory with another result or an input")
+            shared.add(members, root, place)
+        except Inexpressible as error:
+            raise Unsupported(f"results that share memory: {error}") from error
     for out in outs:
         if out is None or isinstance(out, int):
             joint.wanted.append(("none", 0) if out is None else ("input", out))
-            continue
-        storage = storage_of(out)
-        if storage not in owner:
-            root = out._base if storage in shared and out._is_view() else out
-            owner[storage] = "result", len(results)
-            number[id(root)] = len(results)
-            results.append(root)
-        if id(out) in number:
-            joint.wanted.append(("result", number[id(out)]))
-            continue
-        kind, k = owner[storage]
-        if out.requires_grad and out.is_leaf:
-            raise Unsupported("a leaf that requires grad, over memory of another result or input")
-        if kind == "input" and k in joint.mutated:
-            raise NeedsWrappers("an output shares memory with an input that is changed in place")
-        if getattr(out, "_backward_hooks", None):  # its own gradient goes another way
-            raise Unsupported("a hook of a result that shares memory with another result or an input")
-        joint.wanted.append(("view", len(joint.views)))
-        joint.views.append((kind, k, *_plain_view(new, out, results[k] if kind == "result" else new.wrapped[k])))
+        else:
+            joint.wanted.append(shared.places[id(out)])
+    joint.aliases = shared.rows
     joint.n_results = len(results)
     joint.leaves = [k for k, t in enumerate(results) if t.requires_grad and t.is_leaf]
     joint.differentiable = [k for k, t in enumerate(results) if t.requires_grad and not t.is_leaf]
-    if not joint.differentiable and not joint.leaves:
-        raise NeedsWrappers("no computed output is differentiable")
     return results
 
 
@@ -292,57 +282,22 @@ def _saving_nodes(root: Any) -> set[Any]:
     return saving
 
 
+def _saved_by(differentiable: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What autograd has saved for the backward pass of these."""
+    found: list[torch.Tensor] = []
+    for node in set().union(*[_saving_nodes(t.grad_fn) for t in differentiable]):
+        for name in dir(node):
+            if name.startswith("_raw_saved_"):
+                saved = getattr(node, name.replace("_raw", "", 1), None)
+                found += [t for t in (saved if isinstance(saved, (tuple, list)) else (saved,)) if torch.is_tensor(t)]
+    return found
+
+
 def _counted(results: list[torch.Tensor], differentiable: list[torch.Tensor]) -> set[int]:
     """Results that have a version counter in common with what autograd has saved of them, which x.data has not."""
     storages = {storage_of(t): k for k, t in enumerate(results)}
-    counted: set[int] = set()
-    for node in set().union(*[_saving_nodes(t.grad_fn) for t in differentiable]):
-        for name in dir(node):
-            if not name.startswith("_raw_saved_"):
-                continue
-            saved = getattr(node, name.replace("_raw", "", 1), None)
-            for tensor in saved if isinstance(saved, (tuple, list)) else (saved,):
-                if isinstance(tensor, torch.Tensor):
-                    k = storages.get(storage_of(tensor))
-                    if k is not None and share_counter(results[k], tensor):
-                        counted.add(k)
-    return counted
-
-
-def _storages_of_several(outs: list[Any]) -> set[int]:
-    """Storages that more than one different output lies in."""
-    users: dict[int, set[int]] = {}
-    for out in outs:
-        if isinstance(out, torch.Tensor):
-            users.setdefault(storage_of(out), set()).add(id(out))
-    return {storage for storage, ids in users.items() if len(ids) > 1}
-
-
-def _plain_view(new: Session, out: torch.Tensor, root: torch.Tensor) -> tuple:
-    """(sizes, strides, offset from root's) that make `out` of `root`, for autograd too. Raises NeedsWrappers."""
-    plain = out._is_view() and out._base is root and out.requires_grad == root.requires_grad and out.dtype == root.dtype
-    plain = plain and not (out.is_complex() or out.is_conj() or out.is_neg())
-    for tensor in (out, root):  # the operators behind them must have left the layout that the program saw
-        torch._sync(tensor)
-        meta = new.value(tensor).meta
-        plain = plain and meta[2:] == (tuple(tensor.shape), tuple(tensor.stride()), tensor.storage_offset())
-    if plain and out.requires_grad:
-        origin, node = root.grad_fn, out.grad_fn
-        for _ in range(100):
-            if node is None or node is origin or getattr(node, "variable", None) is root:
-                break
-            if isinstance(node, torch.autograd.function.BackwardCFunction):  # AOTAutograd would lose its gradient
-                raise Unsupported("an output of an autograd.Function that is a view")
-            if len(node.next_functions) != 1:
-                plain = False
-                break
-            node = node.next_functions[0][0]
-        else:
-            plain = False
-        plain = plain and node is not None
-    if not plain:
-        raise NeedsWrappers("an output shares memory")
-    return tuple(out.shape), tuple(out.stride()), out.storage_offset() - root.storage_offset()
+    places = [(storages.get(storage_of(tensor)), tensor) for tensor in _saved_by(differentiable)]
+    return {k for k, tensor in places if k is not None and share_counter(results[k], tensor)}
 
 
 def _fresh(new: Session, tensor: torch.Tensor) -> Val:

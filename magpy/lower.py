@@ -2,9 +2,9 @@
 
     recorded operators -> a callable that replays them -> functional ATen graph(s) -> _C.compile_graph -> runner
 
-Inference is traced directly (aten_trace.py) and its runner is the bare plan. What autograd must see goes through
-AOTAutograd, whose wrapper is then the runner. Replaying calls the recorded functions themselves: nothing is printed
-to source and read back.
+Inference (inference.py) gives one graph, whose plan is the runner; what autograd must see gives two (joint.py), behind
+an autograd function (training.py). Replaying calls the recorded functions themselves: nothing is printed to source and
+read back.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from magpy import (
     choices,
     graph_cache,
     hooks,
+    inference,
     interrupts,
     products,
     results,
@@ -60,7 +61,7 @@ class Lowered:
     runner: a _C.Plan or a callable, list of input tensors -> sequence of tensors: first the new data of inputs[i] for i
         in `mutated`, which the caller copies when it commits, then the wanted outputs. It writes to no input.
     mutated: numbers of inputs that the program changes in place.
-    info: kind ("inference", "training", "wrapped": by AOTAutograd), fx, aten, backward_aten (str() prints them), plans,
+    info: kind ("inference", "training"), fx, aten, backward_aten (str() prints them), plans,
         seconds_lowering, seconds_compiling, random (draws random numbers), uncompiled (why a graph runs operator by
         operator, or None), kept (what became of it in the cache of lowered graphs), counters (note_counters).
     data: gives what the cache of lowered graphs keeps of it, or None where it keeps nothing.
@@ -483,7 +484,7 @@ def _found(place: graph_cache.Place, program: Program, inputs: Sequence[torch.Te
 
             lowered = training.lower_found(program, list(inputs), data, log)
         else:
-            traced = aten_trace.Traced.of_data(data)
+            traced = inference.Traced.of_data(data)
             lowered = _inference(program, inputs, log, traced, plan_graph(traced.graph, log))
     except Exception as error:
         interrupts.pass_on(error)
@@ -514,7 +515,7 @@ def lower_program(
             program.ops = [op for op in program.ops if op[0] is not hooks.retain]  # those passes give what is kept
             hooks.refuse(program.ops)
         if own_gradients or not program.wants_grad(inputs):
-            with contextlib.suppress(aten_trace.NeedsAutograd):
+            with contextlib.suppress(inference.NeedsAutograd):
                 frozen = () if own_gradients else frozen
                 return _checked(_lower_inference(program, inputs, log, own_gradients, frozen), inputs)
             if own_gradients and retains:
@@ -555,9 +556,9 @@ def _lower_inference(
     layouts = changes_layouts(program)
     with _recurrent_for_gradients(program, own_gradients):
         try:
-            traced = aten_trace.trace(program.run, inputs, own_gradients=own_gradients, layouts=layouts)
+            traced = inference.trace(program.run, inputs, own_gradients=own_gradients, layouts=layouts)
         except aten_trace.NeedsPythonDispatcher:
-            traced = aten_trace.trace(
+            traced = inference.trace(
                 program.run, inputs, python_dispatcher=True, own_gradients=own_gradients, layouts=layouts
             )
     frozen = [i for i in frozen if i not in traced.mutated]
@@ -576,18 +577,17 @@ def changes_layouts(program: Any) -> bool:
 
 
 def _inference(
-    program: Any, inputs: Sequence[torch.Tensor], log: _Log, traced: aten_trace.Traced, runner: Runner
+    program: Any, inputs: Sequence[torch.Tensor], log: _Log, traced: inference.Traced, runner: Runner
 ) -> Lowered:
     """The lowered program around the runner of its graph."""
     told = getattr(program, "outputs", ())
-    for k, view in traced.views.items():
-        if k < len(told) and told[k].inference != inputs[view.source].is_inference():  # from_numpy of an input's array
+    for position, source, detached in traced.shown():
+        inference = inputs[source].is_inference()
+        if position < len(told) and told[position].inference != inference:  # from_numpy of an input's array
             raise Unsupported("a result that shows an input's memory, of another inference mode")
-        detached = any(target is torch.ops.aten.detach.default for target, *_ in view.steps)
-        if detached and inputs[view.source].is_inference() and not torch.is_inference_mode_enabled():
+        if detached and inference and not torch.is_inference_mode_enabled():
             raise Unsupported("an inference tensor, detached outside of inference mode: it counts its changes")
-    if traced.views:
-        runner = _with_views(runner, traced)
+    runner = traced.with_shared_memory(runner)
     lowered = Lowered(runner, traced.mutated, log.info("inference", program), traced.data)
     lowered.info["spent"] = [len(traced.mutated) + position for position in traced.spent]
     lowered.note_counters(traced.counters)
@@ -599,16 +599,3 @@ def _recurrent_for_gradients(program: Any, own_gradients: bool) -> contextlib.Ab
     if not own_gradients or not program.is_recurrent():
         return contextlib.nullcontext()
     return torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)
-
-
-def _with_views(runner: Callable, traced: aten_trace.Traced) -> Callable[[Sequence[torch.Tensor]], list[Any]]:
-    """Outputs that show an input are made by the view operators themselves."""
-    views = [(len(traced.mutated) + position, view) for position, view in traced.views.items()]
-
-    def run(inputs: Sequence[torch.Tensor]) -> list[Any]:
-        outs = list(runner(inputs))
-        for position, view in views:
-            outs[position] = view.make(inputs)
-        return outs
-
-    return run

@@ -1,8 +1,4 @@
-"""Training programs: a forward and a backward plan behind one autograd function.
-
-Programs whose differentiable outputs share memory in other ways than as plain views go to AOTAutograd (aot.py), whose
-wrappers rebuild such aliases.
-"""
+"""Training programs: a forward and a backward plan behind one autograd function."""
 
 from __future__ import annotations
 
@@ -13,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from magpy import aten_trace, choices, graph_form, hooks, interrupts
+from magpy import aliases, aten_trace, choices, graph_form, hooks, interrupts
 from magpy.aten_graph import Graph, Unsupported, each_val
 from magpy.graph_cache import Place
-from magpy.joint import Joint, NeedsWrappers, Retraced, trace_joint
+from magpy.joint import Joint, Retraced, trace_joint
 from magpy.lower import Lowered, Runner, _Log, changes_layouts, plan_graph, rewrite
 from magpy.results import made_leaf
 
@@ -27,22 +23,7 @@ def lower_training(program: Any, inputs: list[torch.Tensor], log: _Log) -> Lower
     """Lower a program some of whose outputs are differentiable. Raises LoweringError, and what the program raises."""
     if any(op[0] in _FORWARD_LEVELS for op in getattr(program, "ops", ())):  # torch does not survive it on fakes
         raise Unsupported("forward-mode gradients that are differentiated")
-    reset = getattr(program, "reset", None)
-    try:
-        joint = _traced(program, inputs)
-    except NeedsWrappers as error:
-        if error.views and not torch.is_grad_enabled():  # the wrappers make views in the mode of the call
-            raise Unsupported("views among the results, with gradients on where the call has them off") from error
-        from magpy import aot
-
-        counters = error.counters
-        hooks.refuse(getattr(program, "ops", ()))
-        if reset:
-            raise Unsupported("results that share memory, and a tensor whose .data is set") from None
-        with _recurrent_without_mkldnn(program):
-            lowered = aot.lower_with_wrappers(program, inputs, log)
-        lowered.note_counters(counters)
-        return lowered
+    joint = _traced(program, inputs)
     if torch.is_inference_mode_enabled():
         raise Unsupported("gradients that are switched on inside a call in inference mode")
     rewrite(joint.forward)
@@ -67,6 +48,8 @@ def _traced(program: Any, inputs: list[torch.Tensor]) -> Joint:
             joint = trace_joint(program.run, inputs, reset=reset, layouts=layouts)
         except aten_trace.NeedsPythonDispatcher:
             joint = trace_joint(program.run, inputs, python_dispatcher=True, reset=reset, layouts=layouts)
+    if reset and any(alias.apart for alias in joint.aliases):
+        raise Unsupported("results that share memory, and a tensor whose .data is set")
     joint.set_mark()
     return joint
 
@@ -141,7 +124,9 @@ class Compiled:
         self.leaf_classes = leaf_classes
         self.viewed = frozenset(joint.viewed_inputs)
         # Does the autograd function see all that it depends on among its inputs, in the grad mode that it needs?
-        self.alone = differentiable_inputs and not joint.leaves and torch.is_grad_enabled()
+        self.alone = (
+            bool(joint.differentiable) and differentiable_inputs and not joint.leaves and torch.is_grad_enabled()
+        )
         self.tangents = [(first + k, meta) for k, meta in zip(joint.differentiable, joint.tangents, strict=True)]
         self.groups = [({first + k for k in numbers}, saves) for numbers, saves in joint.groups]
         self.groups = self.groups or [(set(), True)]
@@ -211,18 +196,16 @@ class Compiled:
             return outs
         n = len(self.joint.mutated)
         wanted: list[Any] = []
-        with torch.enable_grad():  # for views: as it was in the program, whatever the call's mode is
-            for kind, i in self.joint.wanted:
-                if kind == "result":
-                    wanted.append(outs[n + i])
-                elif kind == "input":
-                    wanted.append(inputs[i])
-                elif kind == "view":
-                    source, k, sizes, strides, offset = self.joint.views[i]
-                    root = inputs[k] if source == "input" else outs[n + k]
-                    wanted.append(root.as_strided(sizes, strides, root.storage_offset() + offset))
-                else:
-                    wanted.append(None)
+        made = aliases.make(self.joint.aliases, inputs, outs[n:])
+        for kind, i in self.joint.wanted:
+            if kind == "result":
+                wanted.append(outs[n + i])
+            elif kind == "input":
+                wanted.append(inputs[i])
+            elif kind == "alias":
+                wanted.append(made[i])
+            else:
+                wanted.append(None)
         return [*outs[:n], *wanted]
 
     def _with_leaves(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
