@@ -24,6 +24,7 @@ import numpy
 import torch
 
 ADDRESS = re.compile(r"0x[0-9a-f]*")
+VIEW = re.compile(r"^Output \d+ of \w+ is a view")  # its function: which one autograd names is nothing that is kept
 Part = Callable[["Picture", Any], list[Any]]
 
 
@@ -88,7 +89,7 @@ class Picture:
 
 
 def text(value: Any) -> Any:
-    return ("str", ADDRESS.sub("0x", value) if "0x" in value else value)
+    return ("str", VIEW.sub("Output is a view", ADDRESS.sub("0x", value) if "0x" in value else value))
 
 
 SCALARS: dict[type, Callable[[Any], Any]] = {
@@ -172,7 +173,7 @@ def tensor(picture: Picture, value: torch.Tensor) -> list[Any]:
     try:
         leaf: Any = value.is_leaf
     except RuntimeError as error:  # a view whose base was changed under another grad mode
-        leaf = str(error)
+        leaf = text(str(error))
     facts = (str(data.layout), str(data.dtype), tuple(data.shape), value.requires_grad, leaf, value.is_inference())
     memory: Any = None
     if data.layout == torch.strided:

@@ -301,13 +301,13 @@ class Managed:
 
 
 class Mortal:
-    """Says that it died. A commit lets go what it replaced after all of its writes: deaths have a list of their own."""
+    """Says when it died."""
 
     def __init__(self, name):
         self.name = name
 
     def __del__(self):
-        deaths.append(self.name)
+        deaths.append((self.name, len(log)))
 
 
 class Problem(ValueError):

@@ -452,4 +452,7 @@ STATEMENTS: list[str] = [
     "p, q = a.tensor_split(2, -1) if a.dim() else (a, a); acc.append((p, q))",
     "acc.append(torch.meshgrid(torch.arange(2), torch.arange(2), indexing='ij')[0])",
     "a = torch.triu(a) if a.dim() == 2 else a",
+    "a = F.conv1d(a.float().reshape(1, 1, -1), torch.ones(1, 1, 1)) if a.numel() else a",
+    "s.mortal = Mortal(s.count); log.append(s.count)",
+    "c = a.detach(); acc.append((a, c, c[:1] if c.dim() else c))",
 ]
