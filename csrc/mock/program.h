@@ -124,7 +124,7 @@ struct mp_mock_run {
     mp_mock_program *prog;                     /* counted in its refs */
     PyObject *const *objects, *const *outputs; /* the caller's, while building */
     PyObject *result;                          /* owned */
-    PyObject **made;                           /* [n_made] owned while building */
+    PyObject **made;                           /* [n_made] owned until the commit */
     mp_pending_store stores[];
 };
 

@@ -390,12 +390,9 @@ mp_mock_run *mp_mock_build(mp_mock_program *prog, PyObject *const *objects, PyOb
         run->stores[i].value = new_reference(run, store->value);
     }
     run->result = Py_NewRef(get(run, prog->result));
-    for (uint32_t i = 0; i < prog->n_made; i++) Py_CLEAR(run->made[i]); /* held by the result and the stores */
     return run;
-failed:;
-    mp_kept kept = mp_keep();
-    end_run(run);
-    mp_restore(kept);
+failed:
+    mp_mock_discard(run);
     return NULL;
 }
 
@@ -426,6 +423,8 @@ void mp_mock_discard(mp_mock_run *run)
 {
     if (!run) return;
     mp_kept kept = mp_keep();
+    for (uint32_t i = 0; i < run->prog->n_made; i++) /* to the program they never were */
+        if (run->made[i]) mp_never_finalize(run->made[i]);
     end_run(run);
     mp_restore(kept);
 }
@@ -640,6 +639,7 @@ PyObject *mp_mock_commit(mp_mock_run *run)
 {
     PyObject *result = run->result; /* ours now */
     run->result = NULL;
+    for (uint32_t i = 0; i < run->prog->n_made; i++) Py_CLEAR(run->made[i]); /* held by the result and the stores */
     uint32_t n = run->prog->n_stores;
     int failed = 0;
     if (n) {

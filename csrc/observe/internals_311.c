@@ -4,6 +4,7 @@
 
 #include <internal/pycore_dict.h>
 #include <internal/pycore_frame.h>
+#include <internal/pycore_gc.h>
 #include <internal/pycore_object.h>
 
 /* -- Versions --------------------------------------------------------------------------------------------------------- */
@@ -219,4 +220,13 @@ bool mp_generator_suspended(PyObject *object)
 {
     if (!PyGen_CheckExact(object) && !PyCoro_CheckExact(object) && !PyAsyncGen_CheckExact(object)) return false;
     return ((PyGenObject *)object)->gi_frame_state == FRAME_SUSPENDED;
+}
+
+void mp_never_finalize(PyObject *object)
+{
+    if (!Py_TYPE(object)->tp_finalize) return;
+    if (PyObject_IS_GC(object))
+        _PyGC_SET_FINALIZED(object);
+    else
+        Py_INCREF(object); /* nothing tells the interpreter that it has been done: it is never let go */
 }

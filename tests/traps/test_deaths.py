@@ -186,3 +186,42 @@ def test_what_lives_on_or_has_no_finalizer_is_let_go_by_the_commit() -> None:
             fast(box, X)
         assert step < 3 or (counted.hits == 1 and not counted.fallbacks)
     assert not box.log
+
+
+class Bare:
+    """Its instances are no objects of the collector's."""
+
+    __slots__ = ()
+
+    def __del__(self):
+        GONE.append("bare")
+
+
+class Rich:
+    def __del__(self):
+        GONE.append("rich")
+
+
+GONE: list[str] = []
+
+
+@pytest.mark.parametrize("options", [{}, {"verify": True}], ids=["committed", "verified"])
+def test_what_a_run_made_and_threw_away_has_never_lived(options):
+    def scenario(wrap):
+        GONE.clear()
+        box = Box()
+
+        def program(x, box):
+            made = Bare(), Rich()
+            box.child = made
+            return x * 2, made
+
+        fast = wrap(program)
+        for step in range(6):
+            if step == 4:
+                box.child = Mortal(box, "dying")
+            result = fast(X, box)
+            yield result[0], list(GONE), box.log
+            del result
+
+    same_as_eager(scenario, **options)
