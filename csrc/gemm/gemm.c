@@ -4,13 +4,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define GROUP 4                /* tiles whose results are put down together */
-#define PACKED_BYTES (1 << 18) /* of a block of lanes, so that it stays in the second level cache */
-#define DEPTH 1024      /* k at a time: what the numbers of a group and a panel need must stay in that cache, too */
+#define GROUP 4    /* tiles whose results are put down together */
+#define DEPTH 1024 /* k at a time: what the numbers of a group and a panel need must stay in the second level cache */
 #define GRAIN (1 << 19) /* multiplications worth a thread */
 #define MAX_LANES 16
-#define MAX_NUMBERS 12
 #define MAX_WIDE 8
 #define DIRECT 12 /* numbers */
 
@@ -21,6 +20,17 @@ static int cpu_bits(void)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 256;
 #endif
     return 128;
+}
+
+/* Bytes of a block of lanes that is walked over again and again: a part of the second level cache. */
+static int64_t block_bytes(void)
+{
+    static int64_t bytes; /* every thread finds the same */
+    if (!bytes) {
+        int64_t cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+        bytes = cache >= 1 << 19 ? cache / 4 : 1 << 18;
+    }
+    return bytes;
 }
 
 static const mp_gemm_tiles *tiles_of(int bits)
@@ -90,8 +100,8 @@ static mp_gemm_form form_of(const mp_gemm *g, int lanes)
     bool dots = g->a_col == 1 && g->b_row == 1;
     if (dots && g->m * 4 <= 3 * lanes && g->k >= 2 * lanes) return MP_GEMM_DOTS;
     if (g->b_row != 1 || g->b_col == 1) return MP_GEMM_COLUMNS; /* B is in lanes as it lies */
-    /* what is copied and turned: A and C, or B */
-    return g->m * (g->k + g->n) <= g->n * g->k ? MP_GEMM_ROWS : MP_GEMM_COLUMNS;
+    /* what is copied and turned: A and C (which is turned in pieces), or B */
+    return g->m * (g->k + 2 * g->n) <= g->n * g->k ? MP_GEMM_ROWS : MP_GEMM_COLUMNS;
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -156,7 +166,7 @@ int mp_gemm_prepare(mp_gemm *g, int bits)
         sides s = sides_of(g);
         int64_t width = 2 * tiles->lanes;
         g->depth = pieces(g->k, most(pieces(g->k, DEPTH), 1));
-        g->block = width * least(most(PACKED_BYTES / (most(g->k, 1) * width * 4), 1), 8);
+        g->block = width * least(most(block_bytes() / (most(g->depth, 1) * width * 4), 1), 8);
         if (is_direct(&s)) g->block = tiles->wide * tiles->lanes;
         g->block = least(g->block, rounded(s.n_lanes, width));
         g->blocks = g->block ? pieces(s.n_lanes, g->block) : 0;
@@ -219,7 +229,7 @@ static int64_t width_of(const mp_gemm_tiles *tiles, int tile)
 static void run_group(const block_state *b, int tile, int64_t first, int64_t lane, int64_t last, int64_t j, int64_t n,
                       int64_t k0, int64_t k)
 {
-    _Alignas(64) float out[GROUP * MAX_NUMBERS * 2 * MAX_LANES];
+    _Alignas(64) float out[GROUP * MP_GEMM_MOST_NUMBERS * 2 * MAX_LANES];
     _Static_assert(sizeof out >= sizeof(float) * DIRECT * MAX_WIDE * MAX_LANES, "room for wide tiles");
     const mp_gemm_tiles *tiles = b->tiles;
     int64_t width = width_of(tiles, tile), used = least(width, last - lane), x_step = width;
@@ -228,18 +238,21 @@ static void run_group(const block_state *b, int tile, int64_t first, int64_t lan
         x = b->x + lane + k0 * b->s.x_k;
         x_step = b->s.x_k;
     }
-    for (int64_t done = 0; done < n;) {
-        int64_t left = n - done;
-        int size = left >= tiles->numbers && tile != 2 ? 0 : left >= 3 ? 1 : 2;
-        const float *y = b->y + (j - b->from + done) * b->s.y_j + k0 * b->s.y_k;
-        int64_t numbers = size == 0 ? tiles->numbers : size == 1 ? 3 : 1;
-        const float *next = lane == first && j + done + numbers < b->s.n_numbers ? y + numbers * b->s.y_j : NULL;
-        tiles->tile[tile][size](k, x, x_step, y, b->s.y_j, b->s.y_k, next, out + done * width);
-        done += numbers;
-    }
-    bool rows = b->g->form == MP_GEMM_ROWS, add = k0 > 0;
+    bool rows = b->g->form == MP_GEMM_ROWS, add = k0 > 0, whole = !rows && used == width;
     float *c = b->c + (rows ? lane * b->g->c_row + j : (j - b->from) * b->g->c_row + lane);
     const float *bias = b->bias && !add ? b->bias + (rows ? j : lane) : NULL;
+    mp_gemm_tile t = {.k = k, .x = x, .x_step = x_step, .y_j = b->s.y_j, .y_k = b->s.y_k, .c = out, .c_row = width};
+    if (whole) t.bias = bias, t.add = add, t.c = c, t.c_row = b->g->c_row;
+    for (int64_t done = 0; done < n;) {
+        int64_t numbers = least(n - done, tiles->numbers);
+        while (!tiles->tile[tile][numbers]) numbers--;
+        t.y = b->y + (j - b->from + done) * b->s.y_j + k0 * b->s.y_k;
+        t.next = lane == first && j + done + numbers < b->s.n_numbers ? t.y + numbers * b->s.y_j : NULL;
+        tiles->tile[tile][numbers](&t);
+        t.c += numbers * t.c_row;
+        done += numbers;
+    }
+    if (whole) return;
     if (rows)
         tiles->put_turned(out, (int)width, used, n, c, b->g->c_row, bias, add);
     else

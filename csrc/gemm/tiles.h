@@ -3,15 +3,27 @@
 #define MP_GEMM_TILES_H
 #include "gemm/gemm.h"
 
-/* Tiles have MV vectors of lanes and NR numbers: MV is 1, 2 or `wide`; NR is `numbers` (but for wide ones), 3 or 1. */
+/* What a tile computes: c[j * c_row + lane] (+)= bias[lane] + sum over k of x[k * x_step + lane] * y[j * y_j + k * y_k]. */
+typedef struct {
+    int64_t k;
+    const float *x, *y;
+    int64_t x_step, y_j, y_k;
+    const float *next; /* the numbers that are wanted next, or NULL */
+    const float *bias; /* or NULL */
+    bool add;
+    float *c;
+    int64_t c_row;
+} mp_gemm_tile;
+
+#define MP_GEMM_MOST_NUMBERS 12
+
+/* Tiles have MV vectors of lanes and NR numbers: MV is 1, 2 or `wide`. */
 typedef struct {
     int lanes;   /* in a vector */
-    int numbers; /* of the largest tile; a multiple of 3, at most 12 */
+    int numbers; /* of the largest tile; at most MP_GEMM_MOST_NUMBERS */
     int wide;    /* at most 8 */
-    /* out[j][lane] (rows of mv * lanes) = sum over k of x[k * x_step + lane] * y[j * y_j + k * y_k]; `next` are the numbers that are wanted
-    ** next, or NULL */
-    void (*tile[3][3])(int64_t k, const float *x, int64_t x_step, const float *y, int64_t y_j, int64_t y_k,
-                       const float *next, float *out);
+    void (*tile[3][MP_GEMM_MOST_NUMBERS + 1])(
+        const mp_gemm_tile *tile); /* by NR; NULL where there is none, not for 1 */
     /* A panel [k][width] of `rows` rows (strides row, col), zeros in the lanes behind; width is 1 or 2 vectors */
     void (*pack)(int64_t rows, int64_t k, const float *from, int64_t row, int64_t col, float *to, int width);
     /* The same for `panels` whole panels of 2 vectors, [panel][k][width], of rows that are adjacent (row is 1) */

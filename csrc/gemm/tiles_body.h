@@ -22,10 +22,13 @@
 #define LINE 16
 #define AHEAD 64 /* vectors of lanes */
 #define TILE(name, MV, NR)                                                                                             \
-    static void name(int64_t k, const float *x, int64_t x_step, const float *y, int64_t y_j, int64_t y_k,              \
-                     const float *next, float *out)                                                                    \
+    static void name(const mp_gemm_tile *t)                                                                            \
     {                                                                                                                  \
+        const int64_t k = t->k, x_step = t->x_step, y_j = t->y_j, y_k = t->y_k;                                        \
+        const float *x = t->x, *y = t->y, *next = t->next;                                                             \
         VEC sum[NR][MV];                                                                                               \
+        UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++)                                        \
+            __builtin_prefetch(t->c + j * t->c_row + i * LANES, 1);                                                    \
         const float *p[(NR + 2) / 3];                                                                                  \
         UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++) sum[j][i] = SET1(0);                   \
         UNROLL for (int j = 0; j < (NR + 2) / 3; j++) p[j] = y + 3 * j * y_j;                                          \
@@ -45,18 +48,37 @@
                 UNROLL for (int j = 0; j < (NR + 2) / 3; j++) p[j] += y_k;                                             \
             }                                                                                                          \
         }                                                                                                              \
-        UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++)                                        \
-            STORE(out + (MV * j + i) * LANES, sum[j][i]);                                                              \
+        float *c = t->c;                                                                                               \
+        if (t->bias) UNROLL for (int i = 0; i < MV; i++)                                                               \
+            {                                                                                                          \
+                const VEC bias = LOAD(t->bias + i * LANES);                                                            \
+                UNROLL for (int j = 0; j < NR; j++) sum[j][i] = ADD(sum[j][i], bias);                                  \
+            }                                                                                                          \
+        if (t->add)                                                                                                    \
+            UNROLL for (int j = 0; j < NR; j++) UNROLL for (int i = 0; i < MV; i++) sum[j][i] =                        \
+                ADD(sum[j][i], LOAD(c + j * t->c_row + i * LANES));                                                    \
+        UNROLL for (int j = 0; j < NR; j++, c += t->c_row) UNROLL for (int i = 0; i < MV; i++)                         \
+            STORE(c + i * LANES, sum[j][i]);                                                                           \
     }
 
-TILE(tile_2_all, 2, NUMBERS)
-TILE(tile_2_3, 2, 3)
-TILE(tile_2_1, 2, 1)
-TILE(tile_1_all, 1, NUMBERS)
-TILE(tile_1_3, 1, 3)
-TILE(tile_1_1, 1, 1)
+#define TILES_OF(MV)                                                                                                   \
+    TILE(tile_##MV##_all, MV, NUMBERS)                                                                                 \
+    TILE(tile_##MV##_4, MV, 4)                                                                                         \
+    TILE(tile_##MV##_2, MV, 2)                                                                                         \
+    TILE(tile_##MV##_1, MV, 1)
+TILES_OF(1)
+TILES_OF(2)
+#if NUMBERS > 8
+TILE(tile_1_8, 1, 8)
+TILE(tile_2_8, 2, 8)
+#define EIGHT(MV) [8] = tile_##MV##_8,
+#else
+#define EIGHT(MV)
+#endif
 TILE(tile_wide_3, WIDE, 3)
+TILE(tile_wide_2, WIDE, 2)
 TILE(tile_wide_1, WIDE, 1)
+#define SIZES(MV) {[NUMBERS] = tile_##MV##_all, EIGHT(MV)[4] = tile_##MV##_4, [2] = tile_##MV##_2, [1] = tile_##MV##_1}
 
 /* -- Packing ---------------------------------------------------------------------------------------------------------- */
 
@@ -175,7 +197,7 @@ const mp_gemm_tiles TILES = {
     .lanes = LANES,
     .numbers = NUMBERS,
     .wide = WIDE,
-    .tile = {{tile_1_all, tile_1_3, tile_1_1}, {tile_2_all, tile_2_3, tile_2_1}, {NULL, tile_wide_3, tile_wide_1}},
+    .tile = {SIZES(1), SIZES(2), {[3] = tile_wide_3, [2] = tile_wide_2, [1] = tile_wide_1}},
     .pack = pack,
     .pack_adjacent = pack_adjacent,
     .put_turned = put_turned,
