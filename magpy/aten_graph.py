@@ -82,6 +82,7 @@ class Graph:
         self.constants: list[torch.Tensor] = []
         self.nodes: list[Node] = []
         self.outputs: list[Val | None] = []
+        self.packing: Any = None  # packing.Packing: of a frozen graph
 
     def add_placeholder(self, meta: tuple) -> Val:
         node = Node(None, ())

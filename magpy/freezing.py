@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from magpy import _C, aten_passes
+from magpy import _C, aten_passes, packing
 from magpy.aten_graph import Graph, Interpreter, Node, Val, base_of, each_val, is_impure, map_vals
 from magpy.aten_rewrites import Builder
 
@@ -196,8 +196,6 @@ def freeze(graph: Graph, frozen: Sequence[int], compile_rest: Callable[[Graph], 
     fold_affine(graph, set(numbers))
     aten_passes.simplify(graph)
     constants = _constants(graph, set(numbers))
-    if not constants:
-        return compile_rest(graph)
     makes = Graph()
     makes.nodes, makes.outputs = _makers(graph, list(constants), set()), list(constants)
     used = {v for node in makes.nodes for v in each_val(node.args)}
@@ -214,7 +212,14 @@ def freeze(graph: Graph, frozen: Sequence[int], compile_rest: Callable[[Graph], 
     make = Interpreter(_copied(makes))  # before the rest is changed in place
     for node in rest.nodes:
         node.args = map_vals(lambda v: new.get(v, v), node.args)
-    return Frozen(make, sources, [val.meta for val in constants], compile_rest(rest))
+    rest.packing = packing.Packing(rest, {*numbers, *new.values()})
+    runner = compile_rest(rest)
+    places = {node.val: i - first for i, node in enumerate(rest.placeholders)}
+    packs = [(places[pack.source], pack) for pack in rest.packing.packs]
+    if not constants and not packs:
+        return runner
+    made_of = [*(s for s in sources if isinstance(s, int)), *(i for i, pack in packs if pack.source in numbers)]
+    return Frozen(make, sources, [val.meta for val in constants], packs, list(dict.fromkeys(made_of)), runner)
 
 
 def _copied(graph: Graph) -> Graph:
@@ -272,11 +277,21 @@ class Frozen:
     """The runner of a frozen graph: list of inputs -> outputs.
 
     make: weights -> constants, of the metadata `metas`; sources: for each of make's inputs the number of an input, or a
-    tensor that is constant anyway; rest: inputs and constants -> outputs."""
+    tensor that is constant anyway; packs: what is packed besides, with the number of the input or, behind these, of the
+    constant that it is made of; numbers: the inputs that anything is made of; rest: inputs, constants and packs ->
+    outputs."""
 
-    def __init__(self, make: Callable, sources: Sequence[Any], metas: list[tuple], rest: Callable):
-        self._make, self._sources, self._metas, self._rest = make, sources, metas, rest
-        self._numbers = [s for s in sources if isinstance(s, int)]
+    def __init__(
+        self,
+        make: Callable,
+        sources: Sequence[Any],
+        metas: list[tuple],
+        packs: Sequence[tuple[int, packing.Pack]],
+        numbers: list[int],
+        rest: Callable,
+    ):
+        self._make, self._sources, self._metas, self._packs, self._rest = make, sources, metas, packs, rest
+        self._numbers = numbers
         self._state: _State | None = None
         _watch()
         _all.add(self)
@@ -301,6 +316,8 @@ class Frozen:
         with torch.inference_mode(False), torch.no_grad():
             made = self._make([inputs[s] if isinstance(s, int) else s for s in self._sources])
             constants = tuple([_laid_out(t, meta) for t, meta in zip(made, self._metas, strict=True)])
+            of = [*inputs, *constants]
+            constants += tuple([pack.of(of[i]) for i, pack in self._packs])
             if any(t.is_inference() for t in weights):  # without a version counter nothing can be kept
                 return _State(constants, [], self._gone)
             self._state = state = _State(constants, weights, self._gone)

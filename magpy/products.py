@@ -15,6 +15,7 @@ from magpy import _C, choices
 from magpy.aten_builder import Builder, meta_given
 from magpy.aten_graph import Graph, Node, Val, base_of, describe, each_val, map_vals, meta_of
 from magpy.aten_layouts import Users, is_pointwise, users_of
+from magpy.packing import PACKED, Pack, Packing
 
 aten = torch.ops.aten
 
@@ -298,13 +299,17 @@ class _Keep(Exception):
     """The operator stays as it is."""
 
 
-def _plan(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: list[int]) -> Callable[..., Any]:
-    """The own product of tensors like these, ready to run; with other operands than these if they are given."""
+def _plan(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, strides: list[int], packed: int = 0
+) -> Callable[..., Any]:
+    """The own product of tensors like these, ready to run; with other operands than these if they are given. packed:
+    how many columns there are packed in b."""
     graph = Graph()
     given = [t for t in (a, b, bias) if t is not None]
     vals = [graph.add_placeholder(meta_of(t)) for t in given]
-    node = Node(MATMUL, (vals[0], vals[1], vals[2] if bias is not None else None, strides))
-    sizes = (*a.shape[:-1], b.shape[-1])
+    arguments = (vals[0], vals[1], vals[2] if bias is not None else None, strides)
+    node = Node(PACKED, (*arguments, packed)) if packed else Node(MATMUL, arguments)
+    sizes = (*a.shape[:-1], packed or b.shape[-1])
     node.vals = [Val(node, 0, (a.dtype, a.device, sizes, tuple(strides), 0))]
     graph.nodes.append(node)
     graph.outputs.append(node.val)
@@ -440,9 +445,10 @@ class _Product:
         build.nodes.append(made)
         return made.val
 
-    def candidates(self, own: Node | None, chained: bool) -> dict[str, Callable[[], Any]]:
+    def candidates(self, own: Node | None, chained: bool, pack: Pack | None) -> dict[str, Callable[[], Any]]:
         """Calls on tensors like the operands. `own` is the own product's node, if there can be one; it comes first,
-        and stays without a clear loss, where the product is part of an attention (`chained`)."""
+        and stays without a clear loss, where the product is part of an attention (`chained`). pack: what it may have
+        packed."""
         sizes = _sample(self.node.val.meta[2])
         if own is not None and len(sizes) > 2:
             own_sizes = self._own_sample(own)
@@ -471,6 +477,10 @@ class _Product:
             else:
                 own_weights = _Turns(b, far)
                 calls["own"] = lambda: plan(a, own_weights.take())
+            if pack is not None:
+                packed = _Turns(_filled((_C._packed_size(*pack.sizes),), (1,)), far)
+                small = _plan(a, packed.take(), bias if own.args[2] is not None else None, own.args[3], pack.sizes[1])
+                calls["packed"] = lambda: small(a, packed.take())
         preferred = own is not None and (chained or self._needs_copy(own))
         return dict(sorted(calls.items(), key=lambda row: row[0] != "own")) if preferred else calls
 
@@ -487,7 +497,7 @@ class _Product:
         *batch, rows, columns = self._own_sample(own)
         return [([*batch, rows, self.k], own.args[0]), ([*batch, self.k, columns], own.args[1])]
 
-    def name(self, own: Node | None, chained: bool) -> str:
+    def name(self, own: Node | None, chained: bool, pack: Pack | None) -> str:
         """Names the choice."""
         many = self._own_sample(own) if own is not None else _sample(self.node.val.meta[2])
         text = f"{math.prod(many[:-2])}*{many[-2]}x{self.k}x{self.n}{' chained' if chained else ''}"
@@ -496,7 +506,8 @@ class _Product:
         if own is not None:
             text += " own " + " ".join(_text(*val.meta[2:4]) for val in own.args[:2]) + f" {own.args[3]}"
         far = " far" if base_of(self.w).node.target is None else ""
-        return f"product float32 {text}{' bias' if self.bias is not None else ''}{far}"
+        frozen = " frozen" if pack is not None else ""
+        return f"product float32 {text}{' bias' if self.bias is not None else ''}{far}{frozen}"
 
 
 LINEAR = torch.ops.mkldnn._linear_pointwise.default
@@ -525,7 +536,7 @@ def rewrite(graph: Graph) -> None:
             build = Builder()
             try:
                 if node.target in PRODUCTS:
-                    made = _choose(node, build, users, outputs, node in chained)
+                    made = _choose(node, build, users, outputs, node in chained, graph.packing)
                 else:
                     made = _choose_grouped(node, build), []
             except _Keep:
@@ -596,7 +607,7 @@ def _choose_grouped(node: Node, build: Builder) -> Val:
 
 
 def _choose(
-    node: Node, build: Builder, users: Users, outputs: set[Val], chained: bool
+    node: Node, build: Builder, users: Users, outputs: set[Val], chained: bool, packing: Packing | None
 ) -> tuple[Val, list[Node]] | None:
     product = _Product(node)
     own: tuple[Val, list[Node]] | None = None
@@ -606,8 +617,11 @@ def _choose(
     except _Keep:
         own = None
     made = next((n for n in trial.nodes if n.target is MATMUL), None)
-    name = choices.choose(product.name(made, chained), lambda: product.candidates(made, chained))
-    if name == "own" and own is not None:
+    pack = packing.of(made.args[1]) if packing is not None and made is not None else None
+    name = choices.choose(product.name(made, chained, pack), lambda: product.candidates(made, chained, pack))
+    if name in ("own", "packed") and own is not None:
+        if name == "packed" and packing is not None and made is not None and pack is not None:
+            packing.add(made, pack)
         build.nodes = trial.nodes
         return own
     if name == "onednn":

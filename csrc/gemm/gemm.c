@@ -97,6 +97,7 @@ static sides sides_of(const mp_gemm *g)
 
 static mp_gemm_form form_of(const mp_gemm *g, int lanes)
 {
+    if (g->packed) return MP_GEMM_COLUMNS;
     bool dots = g->a_col == 1 && g->b_row == 1;
     if (dots && g->m * 4 <= 3 * lanes && g->k >= 2 * lanes) return MP_GEMM_DOTS;
     if (g->b_row != 1 || g->b_col == 1) return MP_GEMM_COLUMNS; /* B is in lanes as it lies */
@@ -110,7 +111,8 @@ static int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 static int64_t rounded(int64_t n, int64_t to) { return pieces(n, to) * to; }
 
 /* Few numbers do not pay for packing lanes that lie side by side: they are read along memory as far as there are registers. */
-static bool is_direct(const sides *s) { return s->x_lane == 1 && s->n_numbers <= DIRECT; }
+static bool is_direct(const mp_gemm *g, const sides *s)
+{ return !g->packed && s->x_lane == 1 && s->n_numbers <= DIRECT; }
 
 /* Are sizes and strides covered? Sets bits and *batches. */
 static bool check(mp_gemm *g, int bits, int64_t *batches)
@@ -167,12 +169,12 @@ int mp_gemm_prepare(mp_gemm *g, int bits)
         int64_t width = 2 * tiles->lanes;
         g->depth = pieces(g->k, most(pieces(g->k, DEPTH), 1));
         g->block = width * least(most(block_bytes() / (most(g->depth, 1) * width * 4), 1), 8);
-        if (is_direct(&s)) g->block = tiles->wide * tiles->lanes;
+        if (is_direct(g, &s)) g->block = tiles->wide * tiles->lanes;
         g->block = least(g->block, rounded(s.n_lanes, width));
         g->blocks = g->block ? pieces(s.n_lanes, g->block) : 0;
         g->chunk = tiles->numbers;
         g->chunks = pieces(s.n_numbers, g->chunk);
-        g->scratch = (size_t)(g->block * g->k) * sizeof(float);
+        if (!g->packed) g->scratch = (size_t)(g->block * g->k) * sizeof(float);
         per_task = g->block * g->chunk * g->k;
     }
     if (__builtin_mul_overflow(batches, g->blocks * g->chunks, &g->extent)) return -1;
@@ -341,8 +343,8 @@ void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end)
     const mp_gemm *g = call->gemm;
     block_state b = {.g = g, .tiles = tiles_of(g->bits), .s = sides_of(g), .bias = call->bias};
     if (g->form != MP_GEMM_DOTS) {
-        b.direct = is_direct(&b.s);
-        b.packed = mp_gemm_scratch(0, g->scratch);
+        b.direct = is_direct(g, &b.s);
+        if (!g->packed) b.packed = mp_gemm_scratch(0, g->scratch);
     }
     int64_t batch = -1; /* that b is about */
     for (int64_t task = begin, n; task < end; task += n) {
@@ -352,6 +354,9 @@ void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end)
         if (block / g->blocks != batch) go_to_batch(&b, call, batch = block / g->blocks);
         if (g->form == MP_GEMM_DOTS) {
             run_dots(&b, start, least(stop, g->n));
+        } else if (g->packed) {
+            b.packed = (float *)b.x + block % g->blocks * g->block * g->k; /* only read */
+            run_block(&b, block % g->blocks, start, least(stop, b.s.n_numbers));
         } else if (!b.packed) {
             run_slowly(&b, block % g->blocks, start, least(stop, b.s.n_numbers));
         } else {
@@ -361,6 +366,9 @@ void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end)
         }
     }
 }
+
+int64_t mp_gemm_packed_size(int64_t k, int64_t n, int bits)
+{ return k * rounded(n, 2 * tiles_of(bits && bits < cpu_bits() ? bits : cpu_bits())->lanes); }
 
 void mp_gemm_pack(const mp_gemm_call *call, int64_t batch, float *packed)
 {

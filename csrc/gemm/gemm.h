@@ -2,8 +2,8 @@
 **
 ** A register tile multiplies a panel of vectors by broadcast numbers. Either the rows of A lie in the lanes (form ROWS: A is copied
 ** into panels, B is read where it lies, whatever its strides) or the columns of B do (form COLUMNS: the reverse); few rows of A against
-** rows that are adjacent in memory are dot products (form DOTS). Weights are never copied as a whole. The sum over k is taken in the
-** same order for every element, however the work is divided: results do not depend on the number of threads.
+** rows that are adjacent in memory are dot products (form DOTS). No matrix is copied as a whole, but the caller may give B packed. The
+** sum over k is taken in the same order for every element, however the work is divided: results do not depend on the number of threads.
 **
 ** Pure C on memory: nothing here knows torch or Python. The code exists for vectors of 512, 256 and 128 bits; the CPU decides at run time.
 */
@@ -22,6 +22,7 @@ typedef struct {
     int64_t m, n, k;
     int64_t a_row, a_col; /* A [m, k] */
     int64_t b_row, b_col; /* B [k, n] */
+    bool packed;          /* B, of all batches, is as mp_gemm_pack leaves it; its strides do not count */
     int64_t c_row;        /* C [m, n]: elements do not overlap */
     int n_batch;
     int64_t batch[MP_GEMM_MAX_BATCH], a_batch[MP_GEMM_MAX_BATCH], b_batch[MP_GEMM_MAX_BATCH],
@@ -54,7 +55,10 @@ void mp_gemm_run(const mp_gemm_call *call, int64_t begin, int64_t end);
 /* Prepare for the two functions below: form COLUMNS, `scratch` is the bytes of a packed B. Returns as mp_gemm_prepare. */
 int mp_gemm_prepare_packed(mp_gemm *gemm, int bits);
 
-/* Copy B of matrix number `batch` into `packed`. */
+/* Floats of a packed B [k, n]. */
+int64_t mp_gemm_packed_size(int64_t k, int64_t n, int bits);
+
+/* Copy B of matrix number `batch` into `packed`: panels of as many columns as two vectors have lanes, or one at the end, [k][columns] each. */
 void mp_gemm_pack(const mp_gemm_call *call, int64_t batch, float *packed);
 
 /* Rows [row, row + rows) of C of matrix `batch`, from its packed B. `a` and `c` are where these rows of A and C begin, or NULL for their

@@ -38,29 +38,34 @@ int mp_gemm_from_grouped(mp_gemm *g, int64_t *groups, int64_t *step, const mp_gr
 
 int mp_gemm_from_node(mp_gemm *g, const mp_graph *graph, const mp_gnode *node)
 {
-    if (strcmp(node->op, "magpy.matmul.default") != 0) return -1;
+    bool packed = strcmp(node->op, "magpy.packed_matmul.default") == 0;
+    if (!packed && strcmp(node->op, "magpy.matmul.default") != 0) return -1;
     if (node->n_args < 3 || node->n_values != 1 || !is_float(graph, &node->args[0]) || !is_float(graph, &node->args[1]))
         return -1;
     const mp_meta *a = &graph->metas[node->args[0].value], *b = &graph->metas[node->args[1].value];
     const mp_meta *c = &graph->metas[node->first];
     int n = a->ndim - 2;
-    if (n < 0 || n > MP_GEMM_MAX_BATCH || b->ndim != n + 2 || c->ndim != n + 2 || c->dtype != MP_F32 || c->device)
+    if (n < 0 || n > MP_GEMM_MAX_BATCH || b->ndim != (packed ? 1 : n + 2) || c->ndim != n + 2 || c->dtype != MP_F32 ||
+        c->device)
         return -1;
-    int64_t m = a->size[n], k = a->size[n + 1], columns = b->size[n + 1];
-    if (b->size[n] != k || c->size[n] != m || c->size[n + 1] != columns || !m || !columns) return -1;
+    int64_t m = a->size[n], k = a->size[n + 1], columns = c->size[n + 1];
+    if (c->size[n] != m || !m || !columns) return -1;
+    if (packed ? b->size[0] != mp_gemm_packed_size(k, columns, mp_gemm_bits) || stride_of(b, 0) > 1
+               : b->size[n] != k || b->size[n + 1] != columns)
+        return -1;
     if (columns > 1 && c->stride[n + 1] != 1) return -1;
-    *g = (mp_gemm){.m = m, .n = columns, .k = k, .n_batch = n};
+    *g = (mp_gemm){.m = m, .n = columns, .k = k, .packed = packed, .n_batch = n};
     g->a_row = stride_of(a, n);
     g->a_col = k > 1 ? a->stride[n + 1] : 1;
-    g->b_row = k > 1 ? b->stride[n] : 1;
-    g->b_col = stride_of(b, n + 1);
+    g->b_row = packed || k <= 1 ? 1 : b->stride[n];
+    g->b_col = packed ? 1 : stride_of(b, n + 1);
     g->c_row = stride_of(c, n);
     if (columns == 1 && g->b_row != 1) g->b_col = 1;
     for (int i = 0; i < n; i++) {
-        if (a->size[i] != c->size[i] || b->size[i] != c->size[i] || !c->size[i]) return -1;
+        if (a->size[i] != c->size[i] || (!packed && b->size[i] != c->size[i]) || !c->size[i]) return -1;
         g->batch[i] = c->size[i];
         g->a_batch[i] = stride_of(a, i);
-        g->b_batch[i] = stride_of(b, i);
+        g->b_batch[i] = packed ? 0 : stride_of(b, i);
         g->c_batch[i] = stride_of(c, i);
     }
     if (node->args[2].kind != MP_ARG_NONE) {

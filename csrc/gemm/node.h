@@ -3,6 +3,9 @@
 ** a [*batch, m, k] times b [*batch, k, n] plus bias [n], for float operands of any strides; the result has the strides that are given.
 ** magpy/products.py puts such nodes into graphs.
 **
+** magpy::packed_matmul(Tensor a, Tensor b, Tensor? bias, int[] strides, int n) -> Tensor: the same with one b for all batches, [k, n], packed
+** (mp_gemm_pack) into a tensor of one dimension.
+**
 ** magpy::grouped(Tensor a, Tensor b, Tensor ends) -> Tensor: rows ends[g - 1] to ends[g] of a [m, k] times b[g] [k, n], for int32 `ends` [groups];
 ** the result is contiguous.
 */

@@ -144,8 +144,8 @@ static PyObject *describe(const mp_plan *plan, const mp_insn *insn)
         const mp_product *product = &plan->products[insn->index];
         const mp_gemm *gemm = &product->gemm;
         return Py_BuildValue("(ssN)", "kernel", product->node->op,
-                             PyUnicode_FromFormat("%s, %lldx%lldx%lld", forms[gemm->form], (long long)gemm->m,
-                                                  (long long)gemm->k, (long long)gemm->n));
+                             PyUnicode_FromFormat("%s, %lldx%lldx%lld", gemm->packed ? "packed" : forms[gemm->form],
+                                                  (long long)gemm->m, (long long)gemm->k, (long long)gemm->n));
     }
     static const char *const names[] = {
         [MP_INSN_ALLOC] = "alloc", [MP_INSN_VIEW] = "view", [MP_INSN_RELEASE] = "release"};

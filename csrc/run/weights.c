@@ -3,6 +3,7 @@
 ** The version counter does not count every write (batch norm's statistics, fused optimizers), so that small tensors are compared by content.
 */
 #include "run/weights.h"
+#include "gemm/node.h"
 #include "run/torch_abi.h"
 
 #include <string.h>
@@ -106,7 +107,33 @@ static PyObject *weights_hold(PyObject *module, PyObject *args)
     Py_RETURN_TRUE;
 }
 
+static PyObject *packed_size(PyObject *module, PyObject *args)
+{
+    long long k, n;
+    if (!PyArg_ParseTuple(args, "LL:_packed_size", &k, &n)) return NULL;
+    if (k < 0 || n < 0 || k > INT32_MAX || n > INT32_MAX) return PyErr_Format(PyExc_ValueError, "k or n");
+    return PyLong_FromLongLong(mp_gemm_packed_size(k, n, mp_gemm_bits));
+}
+
+static PyObject *pack_weight(PyObject *module, PyObject *args)
+{
+    unsigned long long from, to;
+    long long k, n, row, col;
+    if (!PyArg_ParseTuple(args, "K(LL)(LL)K:_pack_weight", &from, &k, &n, &row, &col, &to)) return NULL;
+    mp_gemm gemm = {.m = 1, .n = n, .k = k, .a_row = k, .a_col = 1, .b_row = row, .b_col = col, .c_row = n};
+    if (mp_gemm_prepare_packed(&gemm, mp_gemm_bits) < 0) return PyErr_Format(PyExc_ValueError, "sizes or strides");
+    mp_gemm_call call = {.gemm = &gemm, .b = (const float *)(uintptr_t)from};
+    Py_BEGIN_ALLOW_THREADS;
+    mp_gemm_pack(&call, 0, (float *)(uintptr_t)to);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"_packed_size", packed_size, METH_VARARGS, "_packed_size(k, n) -> int: floats of a packed matrix [k, n]."},
+    {"_pack_weight", pack_weight, METH_VARARGS,
+     "_pack_weight(address, (k, n), (row, col), to): copy a matrix of float32 of these sizes and strides to `to`, "
+     "where there is room for _packed_size(k, n)."},
     {"_weight_marks", weight_marks, METH_VARARGS,
      "_weight_marks(tensors, gone) -> tuple of (weak reference, version, address, content or None), one for each. "
      "gone(ref) is called when "
