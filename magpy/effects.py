@@ -158,6 +158,13 @@ def keeper(function: Any, first: Any) -> Any:
     return None
 
 
+def reordered(shuffle: Any, generator: Any, items: tuple[Any, ...]) -> list[Any]:
+    """The draw that shuffle(generator, list) is: the list shuffled."""
+    values = list(items)
+    shuffle(generator, values)
+    return values
+
+
 def number_tensor(number: int | float) -> Any:
     """The number as an input of a graph: a tensor without dimensions, of double or int64."""
     import torch

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import math
+import operator
 import struct
 import threading
 import time
@@ -100,6 +101,26 @@ def _check(leaves: list[torch.Tensor], source: str, seen: str, value: bool) -> N
 
 def _check_meta(leaves: list[torch.Tensor], source: str, seen: str, value: bool) -> None:
     return None
+
+
+# -- Text and moments -------------------------------------------------------------------------------------------------
+
+#: What makes text of its operands, by the kinds of csrc/trace/texts.c.
+TEXTS = (format, repr, lambda *parts: "".join(parts), operator.mod, str.format)
+
+
+def answer(tree: tuple[Any, ...], *leaves: Any) -> Any:
+    """What Python makes of numbers that are data, by a tree of calls that the recorder has written."""
+    kind, what = tree[:2]
+    if kind == "constant":
+        return what
+    if kind == "drawn":
+        return leaves[what]
+    if kind == "leaf":
+        number = leaves[what].item()
+        return number if tree[2] is None else tree[2](number)
+    parts = [answer(part, *leaves) for part in what[1:]]
+    return what[0](*parts) if kind == "call" else tuple(parts)
 
 
 # -- Sizes that are data ----------------------------------------------------------------------------------------------

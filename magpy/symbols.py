@@ -8,6 +8,7 @@ the operator computes in: the rules here do the same with the tensor.
 from __future__ import annotations
 
 import collections
+import datetime
 import inspect
 import math
 from collections.abc import Callable
@@ -298,12 +299,23 @@ for _name in dir(torch._C):
     if _name.startswith("_has_torch_function"):
         CARRIERS[getattr(torch._C, _name)] = None
 
+#: C functions that look at nothing but the values of their arguments, where those are of plain types, beside those that
+#: the table of effects calls pure: what a run has drawn goes through them again.
+STEPS: dict[Any, None] = dict.fromkeys(
+    (
+        *(len, format, repr, str, int, float, bytes, bool, complex, str.format, bytes.fromhex, float.fromhex),
+        *(datetime.date.strftime, datetime.date.__format__, datetime.time.strftime, datetime.time.__format__),
+        *(datetime.datetime.timestamp, datetime.datetime.astimezone),
+        *(datetime.datetime.fromtimestamp, datetime.date.fromtimestamp),
+    )
+)
+
 
 def register() -> None:
     """Tell the recorder. Numbers read from tensors stay open from then on."""
     from magpy import steps
 
-    _C._number_tables(FUNCTIONS, CARRIERS, _PLACES, steps.evaluate, steps.compute, steps.check, steps.sized)
+    _C._number_tables(FUNCTIONS, CARRIERS, STEPS, _PLACES, steps.evaluate, steps.compute, steps.check, steps.sized)
 
 
 register()

@@ -248,6 +248,7 @@ PyObject *mp_callable_call(mp_callable *self, const mp_call *call)
     self->calls++;
     PyObject *result = NULL;
     Py_INCREF(self); /* the call may drop the last reference to us */
+    PyObject *outer = mp_draws_begin();
     if (!try_traces(self, call, &result)) {
         self->misses++;
         mp_stats.misses++;
@@ -258,6 +259,7 @@ PyObject *mp_callable_call(mp_callable *self, const mp_call *call)
         else
             result = mp_miss_observe(self, call);
     }
+    mp_draws_end(outer);
     Py_DECREF(self);
     return mp_error_resume(result);
 }

@@ -36,9 +36,12 @@ typedef struct {        /* a call that every run makes before the graph, as in m
     PyObject *args;     /* tuple */
     PyObject *kwargs;   /* dict */
     PyObject *keeper;   /* (get, set), a random.Random, or None */
-    PyObject *result;   /* must be given again; NULL: it is a graph input, a number of `type` */
-    PyTypeObject *type; /* borrowed: float or int */
+    PyObject *result;   /* must be given again; NULL: it is anything of `type` */
+    PyTypeObject *type; /* borrowed: a static one */
     PyObject *meta;     /* owned: a numpy array of this meta, or NULL */
+    bool input;         /* it is a graph input */
+    bool steps;         /* there are _C.Drawn among its arguments */
+    bool again;         /* as in mp_draw */
 } mp_trace_draw;
 
 /* One trace. Shared by its callable and the runs in progress (`refs`). */
@@ -63,6 +66,7 @@ typedef struct {
     uint32_t *mutated;    /* owned [n_mutated]: input numbers */
     bool *uncounted;      /* owned [n_mutated]: as x.data.copy_, of which x's version counter does not know */
     PyObject **kept;      /* owned [n_outputs] tensors answering instead of a run (option dry_run), or NULL */
+    bool decides;         /* some step over what was drawn must give the same again */
     bool values;          /* some check is of a float or a list (mp_answer_is_value), or of an operator's sizes */
     PyObject
         *marks;  /* owned tuple of (input number, bool): inputs whose requires_grad the call changes, before it runs */
@@ -100,17 +104,24 @@ typedef struct mp_saved mp_saved;
 typedef struct {             /* the draws of one run */
     PyObject *const *inputs; /* of the graph: the bound ones, then what was drawn */
     PyObject **made;         /* owned array of them, or NULL: nothing was drawn */
+    PyObject **given;        /* owned [n_given]: what each draw gave, or NULL: nothing was drawn */
     mp_saved *saved;         /* owned: states of generators as they were */
-    uint32_t n_bound, n_made, n_saved;
+    uint32_t n_bound, n_made, n_saved, n_given;
 } mp_drawn;
 
 /* Make the draws of a run. 1 done; 0 a result is not the recorded one; 2 nor is it one of few; -1 an exception. mp_drawn_end is due in each case, after mp_drawn_undo if the
 ** run is thrown away. */
 int mp_draw_all(const mp_trace *trace, PyObject *const *bound, mp_drawn *drawn);
+/* The run is thrown away for what was drawn or computed: the call's next one gets what this one was given. */
+void mp_drawn_keep(const mp_trace *trace, const mp_drawn *drawn);
 void mp_drawn_undo(mp_drawn *drawn); /* put all states back; keeps a pending exception */
 void mp_drawn_end(mp_drawn *drawn);
 /* A drawn number, or array of this meta (else NULL), as a tensor: owned, or NULL with an exception; None for an array of another. */
 PyObject *mp_draw_tensor(PyObject *drawn, PyObject *meta);
+/* Is it one of very many that a draw may give: no bool, int or None? */
+bool mp_draw_is_value(PyObject *result);
+/* Is there a _C.Drawn in a draw's arguments? kwargs may be NULL. */
+bool mp_draw_steps(PyObject *args, PyObject *kwargs);
 void mp_draws_free(mp_trace *trace);
 
 /* -- Fallbacks and statistics (stats.c) --------------------------------------------------------------------------- */

@@ -107,6 +107,14 @@ static int save_state(mp_drawn *drawn, PyObject *keeper)
     return save(&drawn->saved[drawn->n_saved++]);
 }
 
+void mp_drawn_keep(const mp_trace *trace, const mp_drawn *drawn)
+{
+    for (uint32_t i = 0; i < drawn->n_given; i++) {
+        const mp_trace_draw *draw = &trace->draws[i];
+        if (draw->again) mp_draws_keep(draw->func, draw->args, draw->kwargs, drawn->given[i]);
+    }
+}
+
 void mp_drawn_undo(mp_drawn *drawn)
 {
     PyObject *type, *value, *traceback;
@@ -128,6 +136,8 @@ void mp_drawn_end(mp_drawn *drawn)
         PyMem_Free(drawn->saved[i].words);
     }
     for (uint32_t i = 0; i < drawn->n_made; i++) Py_XDECREF(drawn->made[drawn->n_bound + i]);
+    for (uint32_t i = 0; i < drawn->n_given; i++) Py_XDECREF(drawn->given[i]);
+    PyMem_Free(drawn->given);
     PyMem_Free(drawn->saved);
     PyMem_Free(drawn->made);
     *drawn = (mp_drawn){0};
@@ -155,18 +165,71 @@ PyObject *mp_draw_tensor(PyObject *drawn, PyObject *meta)
     return PyObject_CallOneArg(make, drawn);
 }
 
+bool mp_draw_is_value(PyObject *result) { return result != Py_None && !PyLong_Check(result); } /* bools are ints */
+
+/* `template` with what earlier draws gave. Owned, or NULL with an exception. */
+static PyObject *filled(const mp_drawn *drawn, PyObject *template)
+{
+    uint32_t number = mp_drawn_number(template);
+    if (number != MP_NO_DRAW) return Py_NewRef(drawn->given[number]);
+    if (!PyTuple_CheckExact(template)) return Py_NewRef(template);
+    PyObject *copy = PyTuple_New(PyTuple_GET_SIZE(template));
+    for (Py_ssize_t i = 0; copy && i < PyTuple_GET_SIZE(template); i++) {
+        PyObject *item = filled(drawn, PyTuple_GET_ITEM(template, i));
+        if (item)
+            PyTuple_SET_ITEM(copy, i, item);
+        else
+            Py_CLEAR(copy);
+    }
+    return copy;
+}
+
+bool mp_draw_steps(PyObject *args, PyObject *kwargs)
+{
+    PyObject *key, *value;
+    bool any = false;
+    for (Py_ssize_t i = 0; PyTuple_CheckExact(args) && i < PyTuple_GET_SIZE(args); i++)
+        any = any || mp_draw_steps(PyTuple_GET_ITEM(args, i), NULL);
+    for (Py_ssize_t at = 0; kwargs && PyDict_Next(kwargs, &at, &key, &value);) any = any || mp_draw_steps(value, NULL);
+    return any || mp_drawn_number(args) != MP_NO_DRAW;
+}
+
+/* Owned, or NULL with an exception. */
+static PyObject *call_again(const mp_trace_draw *draw, const mp_drawn *drawn)
+{
+    if (!draw->steps) return PyObject_Call(draw->func, draw->args, draw->kwargs);
+    PyObject *args = filled(drawn, draw->args), *kwargs = args ? PyDict_Copy(draw->kwargs) : NULL, *key, *value;
+    PyObject *result = NULL;
+    bool good = kwargs != NULL;
+    for (Py_ssize_t at = 0; good && PyDict_Next(draw->kwargs, &at, &key, &value);) {
+        PyObject *item = filled(drawn, value);
+        good = item && PyDict_SetItem(kwargs, key, item) == 0;
+        Py_XDECREF(item);
+    }
+    if (good) result = PyObject_Call(draw->func, args, kwargs);
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    return result;
+}
+
 /* 1 done, 0 another result, 2 another of very many, -1 an exception. */
 static int draw_one(const mp_trace_draw *draw, mp_drawn *drawn)
 {
     if (save_state(drawn, draw->keeper) < 0) return -1;
-    PyObject *result = PyObject_Call(draw->func, draw->args, draw->kwargs);
+    PyObject *result = draw->again ? mp_draws_take(draw->func, draw->args, draw->kwargs) : NULL;
+    if (!result) result = call_again(draw, drawn);
+    if (!result && draw->steps && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* for what was drawn: the program is to see that of the same */
+        return 2;
+    }
     if (!result) return -1;
+    drawn->given[drawn->n_given++] = result;
     int same = 1;
     if (draw->result)
-        same = mp_scalar_same(draw->result, result) ? 1 : mp_answer_is_value(draw->result) ? 2 : 0;
+        same = mp_scalar_same(draw->result, result) ? 1 : mp_draw_is_value(draw->result) ? 2 : 0;
     else if (!draw->meta && !Py_IS_TYPE(result, draw->type))
         same = 0;
-    else {
+    else if (draw->input) {
         PyObject *tensor = mp_draw_tensor(result, draw->meta);
         if (!tensor)
             same = -1;
@@ -176,7 +239,6 @@ static int draw_one(const mp_trace_draw *draw, mp_drawn *drawn)
         } else
             drawn->made[drawn->n_bound + drawn->n_made++] = tensor;
     }
-    Py_DECREF(result);
     return same;
 }
 
@@ -186,7 +248,8 @@ int mp_draw_all(const mp_trace *trace, PyObject *const *bound, mp_drawn *drawn)
     if (!trace->n_draws) return 1;
     drawn->made = PyMem_Calloc(trace->n_inputs + trace->n_drawn + 1, sizeof *drawn->made);
     drawn->saved = PyMem_Calloc(trace->n_draws, sizeof *drawn->saved);
-    if (!drawn->made || !drawn->saved) {
+    drawn->given = PyMem_Calloc(trace->n_draws, sizeof *drawn->given);
+    if (!drawn->made || !drawn->saved || !drawn->given) {
         PyErr_NoMemory();
         return -1;
     }

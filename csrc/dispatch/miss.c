@@ -347,17 +347,21 @@ static int draws(const mp_recording *recording, mp_trace *trace)
     }
     for (uint32_t i = 0; i < recording->n_draws; i++) {
         const mp_draw *from = &recording->draws[i];
-        bool number = from->value != MP_NO_VALUE;
+        bool number = from->value != MP_NO_VALUE, any = number || from->open;
         trace->draws[i] = (mp_trace_draw){Py_NewRef(from->func),
                                           Py_NewRef(from->args),
                                           Py_NewRef(from->kwargs),
                                           Py_NewRef(from->keeper),
-                                          number ? NULL : Py_NewRef(from->result),
-                                          PyFloat_CheckExact(from->result) ? &PyFloat_Type : &PyLong_Type,
-                                          Py_XNewRef(from->meta)};
+                                          any ? NULL : Py_NewRef(from->result),
+                                          Py_TYPE(from->result),
+                                          Py_XNewRef(from->meta),
+                                          number,
+                                          mp_draw_steps(from->args, from->kwargs),
+                                          from->again};
         trace->n_draws = i + 1;
         trace->n_drawn += number;
-        trace->values = trace->values || (!number && from->result != Py_None && !PyBool_Check(from->result));
+        trace->values = trace->values || (!any && mp_draw_is_value(from->result));
+        trace->decides = trace->decides || (!any && trace->draws[i].steps);
     }
     return 0;
 }
@@ -645,7 +649,7 @@ static void drop_traces(mp_callable *self, bool any)
     uint32_t kept = 0, n_dropped = 0;
     for (uint32_t i = 0; i < self->n_traces; i++) {
         mp_trace *trace = self->traces[i];
-        if (trace->values || (any && trace->n_checks))
+        if (trace->values || (any && (trace->n_checks || trace->decides)))
             dropped[n_dropped++] = trace;
         else
             self->traces[kept++] = trace;

@@ -194,13 +194,17 @@ static mp_run_end other_data(void)
 /* -- Checks on data ---------------------------------------------------------------------------------------------- */
 
 /* 1 the data is as the program saw it, 0 it is not, -1 an exception. */
-static int check_holds(const mp_trace_check *check, PyObject *const *outputs)
+static int check_holds(const mp_trace_check *check, PyObject *const *outputs, const mp_drawn *drawn)
 {
     Py_ssize_t n = PyTuple_GET_SIZE(check->args);
     PyObject *args = PyTuple_New(n);
     for (Py_ssize_t i = 0; args && i < n; i++) {
-        PyObject *item =
-            check->outputs[i] == MP_NO_VALUE ? PyTuple_GET_ITEM(check->args, i) : outputs[check->outputs[i]];
+        PyObject *item = PyTuple_GET_ITEM(check->args, i);
+        uint32_t draw = mp_drawn_number(item);
+        if (check->outputs[i] != MP_NO_VALUE)
+            item = outputs[check->outputs[i]];
+        else if (draw != MP_NO_DRAW)
+            item = drawn->given[draw];
         PyTuple_SET_ITEM(args, i, Py_NewRef(item ? item : Py_None));
     }
     PyObject *result = args ? PyObject_Call(check->func, args, check->kwargs) : NULL;
@@ -212,11 +216,11 @@ static int check_holds(const mp_trace_check *check, PyObject *const *outputs)
 }
 
 /* DONE: all hold; OTHER, OTHER_VALUE, or FAILED with an exception. early: those of what was drawn, with `outputs` the drawn inputs. */
-static mp_run_end checks_hold(const mp_trace *trace, PyObject *const *outputs, bool early)
+static mp_run_end checks_hold(const mp_trace *trace, PyObject *const *outputs, const mp_drawn *drawn, bool early)
 {
     for (uint32_t i = 0; i < trace->n_checks; i++) {
         if (trace->checks[i].in_graph || trace->checks[i].early != early) continue;
-        int holds = check_holds(&trace->checks[i], outputs);
+        int holds = check_holds(&trace->checks[i], outputs, drawn);
         if (holds < 0) return MP_RUN_FAILED;
         if (!holds) return mp_answer_is_value(trace->checks[i].result) ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
     }
@@ -228,12 +232,12 @@ static mp_run_end draw_and_compute(mp_trace *trace, PyObject *const *bound, mp_d
 {
     int drew = mp_draw_all(trace, bound, drawn);
     if (drew != 1) return drew < 0 ? MP_RUN_FAILED : drew ? MP_RUN_OTHER_VALUE : MP_RUN_OTHER;
-    mp_run_end end = trace->n_drawn ? checks_hold(trace, drawn->inputs + trace->n_inputs, true) : MP_RUN_DONE;
+    mp_run_end end = trace->n_drawn ? checks_hold(trace, drawn->inputs + trace->n_inputs, drawn, true) : MP_RUN_DONE;
     if (end != MP_RUN_DONE) return end;
     if (compute(trace, drawn->inputs, outputs) < 0) return other_data();
     if (trace->counters && !trace->kept && mp_counters_arrange(trace->counters, drawn->inputs, outputs) < 0)
         return MP_RUN_FAILED;
-    return checks_hold(trace, outputs, false);
+    return checks_hold(trace, outputs, drawn, false);
 }
 
 /* -- Commit of tensors -------------------------------------------------------------------------------------------- */
@@ -388,7 +392,8 @@ static mp_run_end run_with(mp_trace *trace, PyObject *const *bound, PyObject **r
     if (end == MP_RUN_FAILED) {
         end = failed();
     } else if (end == MP_RUN_DONE) {
-        mp_mock_run *run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
+        mp_mock_run *run =
+            mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated, drawn.given);
         uint32_t copied = 0;
         if (!run) {
             end = failed();
@@ -409,6 +414,7 @@ static mp_run_end run_with(mp_trace *trace, PyObject *const *bound, PyObject **r
         unmark_inputs(trace, bound);
         if (random) random_restore(random);
         mp_drawn_undo(&drawn);
+        if (end != MP_RUN_FAILED) mp_drawn_keep(trace, &drawn);
     }
     mp_drawn_end(&drawn);
     Py_XDECREF(random);
@@ -446,13 +452,14 @@ static mp_run_end verify_with(mp_trace *trace, PyObject *const *bound, const mp_
     mp_drawn drawn = {0};
     if (random && mark_inputs(trace, bound, false)) end = draw_and_compute(trace, bound, &drawn, outputs);
     if (end == MP_RUN_DONE && (pairs = mutated_pairs(trace, bound, outputs)))
-        run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated);
+        run = mp_mock_build(trace->mocks, bound + trace->n_inputs, outputs + trace->n_mutated, drawn.given);
     mp_state_busy--;
     if (run && (stores = mp_mock_stores(run))) compiled = Py_XNewRef(mp_mock_result(run));
     mp_mock_discard(run);
     unmark_inputs(trace, bound);
     if (random) random_restore(random);
     mp_drawn_undo(&drawn);
+    if (end == MP_RUN_OTHER || end == MP_RUN_OTHER_VALUE) mp_drawn_keep(trace, &drawn);
     mp_drawn_end(&drawn);
     if (end == MP_RUN_OTHER || end == MP_RUN_OTHER_VALUE) goto done;
     end = MP_RUN_RAISED;

@@ -169,6 +169,9 @@ mp_value_id mock_number_value(const walker *w, PyObject *object, PyObject **make
 PyObject *mock_text_template(const walker *w, PyObject *object)
 { return w->source->find_text ? w->source->find_text(w->source->context, object) : NULL; }
 
+uint32_t mock_drawn(const walker *w, PyObject *object)
+{ return w->source->find_drawn ? w->source->find_drawn(w->source->context, object) : MP_NO_DRAW; }
+
 /* Is there such a number, or a text of one, in a tuple or slice? Other constants cannot hold one: their parts have been looked at. */
 bool mock_holds_number(const walker *w, PyObject *object)
 {
@@ -181,7 +184,8 @@ bool mock_holds_number(const walker *w, PyObject *object)
         if (mock_holds_number(w, PyTuple_GET_ITEM(object, i))) return true;
     if (PyTuple_CheckExact(object)) return false;
     PyObject *made_by = NULL;
-    return mock_text_template(w, object) || mock_number_value(w, object, &made_by) != MP_NO_VALUE;
+    return mock_drawn(w, object) != MP_NO_DRAW || mock_text_template(w, object) ||
+           mock_number_value(w, object, &made_by) != MP_NO_VALUE;
 }
 
 /* -- Values -------------------------------------------------------------------------------------------------------------------- */
@@ -270,10 +274,17 @@ static mp_operand number(walker *w, PyObject *object, mp_value_id id, PyObject *
     return value == MP_NO_OPERAND ? value : mock_make(w, MP_MOCK_NUMBER, &value, 1, made_by, NULL);
 }
 
-static mp_operand text(walker *w, PyObject *template)
+static mp_operand drawn(walker *w, uint32_t draw)
+{
+    mp_operand made = mock_make(w, MP_MOCK_DRAWN, NULL, 0, NULL, NULL);
+    if (made != MP_NO_OPERAND) w->prog->steps[w->prog->n_steps - 1].tag = draw;
+    return made;
+}
+
+static mp_operand text(walker *w, PyObject *object, PyObject *template)
 {
     PyObject *operands = mock_hold(w, PyTuple_GetSlice(template, 1, PyTuple_GET_SIZE(template)));
-    return mock_make_of_items(w, MP_MOCK_TEXT, operands, PyTuple_GET_ITEM(template, 0), NULL);
+    return mock_make_of_items(w, MP_MOCK_TEXT, operands, PyTuple_GET_ITEM(template, 0), Py_TYPE(object));
 }
 
 static mp_operand array(walker *w, PyObject *object)
@@ -323,13 +334,16 @@ mp_operand mock_value_of(walker *w, PyObject *object)
     mp_operand operand;
     mp_obj_id id;
     mp_value_id value;
+    uint32_t draw;
     PyObject *made_by = NULL, *template; /* borrowed */
     if (++w->depth > MAX_DEPTH)
         operand = mock_unrebuildable(w, object, "a structure nested too deep: ");
+    else if ((draw = mock_drawn(w, object)) != MP_NO_DRAW)
+        operand = drawn(w, draw);
     else if ((value = mock_number_value(w, object, &made_by)) != MP_NO_VALUE)
         operand = number(w, object, value, made_by);
     else if ((template = mock_text_template(w, object)))
-        operand = text(w, template);
+        operand = text(w, object, template);
     else if (mp_is_scalar(object) && !(PySlice_Check(object) && mock_holds_number(w, object)))
         operand = mock_constant(w, object);
     else if (is_fixed(object))
@@ -394,6 +408,9 @@ static int compile_all(walker *w)
     if ((w->prog->result = mock_value_of(w, w->source->result)) == MP_NO_OPERAND) return -1;
     for (uint32_t i = 0; i < w->source->n_writes; i++)
         if (compile_write(w, &w->source->writes[i]) < 0) return -1;
+    PyObject *must = w->source->must_make ? w->source->must_make(w->source->context, 0) : NULL;
+    for (uint32_t i = 0; must; must = w->source->must_make(w->source->context, ++i))
+        if (must != Py_None && mock_value_of(w, must) == MP_NO_OPERAND) return -1;
     for (uint32_t i = 0; i < w->n_todos; i++) { /* filling finds more to fill */
         todo next = w->todos[i];
         if (next.fill(w, next.object, next.target) < 0) return -1;
@@ -433,6 +450,8 @@ static mp_obj_id recorded_object(void *context, PyObject *object) { return mp_re
 static mp_value_id recorded_value(void *context, PyObject *tensor) { return mp_recording_find_value(context, tensor); }
 static mp_value_id recorded_number(void *context, PyObject *object, PyObject **make)
 { return mp_recording_find_number(context, object, make); }
+static uint32_t recorded_drawn(void *context, PyObject *object) { return mp_recording_find_drawn(context, object); }
+static PyObject *recorded_must(void *context, uint32_t i) { return mp_recording_must_make(context, i); }
 static PyObject *recorded_text(void *context, PyObject *object) { return mp_recording_find_text(context, object); }
 static mp_value_id recorded_array(void *context, PyObject *array, bool *owns, mp_reason *why)
 { return mp_recording_find_array(context, array, owns, why); }
@@ -446,6 +465,8 @@ mp_mock_program *mp_mock_compile(const mp_recording *recording, mp_reason *why)
                              .find_value = recorded_value,
                              .find_number = recorded_number,
                              .find_text = recorded_text,
+                             .find_drawn = recorded_drawn,
+                             .must_make = recorded_must,
                              .find_array = recorded_array,
                              .is_internal = recorded_internal,
                              .path = recorded_path,

@@ -52,7 +52,7 @@ static mp_mock_run *build(mock_object *self, PyObject *args)
                      self->prog->n_values);
         return NULL;
     }
-    return mp_mock_build(self->prog, ((PyTupleObject *)objects)->ob_item, ((PyTupleObject *)outputs)->ob_item);
+    return mp_mock_build(self->prog, ((PyTupleObject *)objects)->ob_item, ((PyTupleObject *)outputs)->ob_item, NULL);
 }
 
 static PyObject *mock_rebuild(mock_object *self, PyObject *args)

@@ -20,10 +20,11 @@ size_t mp_mock_values(const mp_mock_program *prog, const mp_value_id **values);
 ** tensor without; is it an inference tensor; the class of a leaf of autograd's or a parameter, else None; does it require grad). NULL where there are no values. */
 PyObject *mp_mock_looks(const mp_mock_program *prog);
 
-/* Rebuild: objects[i] current external objects, outputs[i] tensors, in the orders above (all borrowed). Builds the result and all values to be
+/* Rebuild: objects[i] current external objects, outputs[i] tensors, in the orders above, drawn[i] what draw number i gave (all borrowed). Builds the result and all values to be
 ** written; changes nothing outside. Owned state for commit, or NULL with an exception. */
 typedef struct mp_mock_run mp_mock_run;
-mp_mock_run *mp_mock_build(mp_mock_program *prog, PyObject *const *objects, PyObject *const *outputs);
+mp_mock_run *mp_mock_build(mp_mock_program *prog, PyObject *const *objects, PyObject *const *outputs,
+                           PyObject *const *drawn);
 
 /* Store everything in order and return the result (owned). Plain stores first, deferred effects last. `run` is consumed. NULL with
 ** an exception only if a deferred effect raised as it would have in eager. */

@@ -20,6 +20,7 @@ typedef struct mp_step mp_step;
 /* Columns: name, what the arguments are. `data` and `base` are explained with the operation in run.c. */
 #define MP_MOCK_OPS(X)                                                                                                 \
     X(NUMBER)        /* graph output: the int or float that is its only element, or what is made of that */            \
+    X(DRAWN)         /* none: what draw number `tag` gave */                                                           \
     X(TEXT)          /* operands of a text's template */                                                               \
     X(TENSOR)        /* graph output, as a target for its attributes */                                                \
     X(ARRAY)         /* graph output: a numpy array over its memory, or with memory of its own */                      \
@@ -66,7 +67,7 @@ struct mp_step {
     uint32_t out;   /* index among the made: what this step makes, or fills */
     uint32_t n;     /* arguments; LIST_NEW: places */
     uint32_t first; /* index of the first argument in the program's `args` */
-    uint32_t tag;   /* ATTRS: the type's version when compiled */
+    uint32_t tag;   /* ATTRS: the type's version when compiled; DRAWN: the draw */
     PyObject *data; /* owned or NULL */
     void *base;     /* C type or method definition; static storage of its extension module */
 };
@@ -107,6 +108,8 @@ typedef struct {
     mp_value_id (*find_number)(void *context, PyObject *object, PyObject **make);
     /* (how, operands...) of a text of such numbers (borrowed), or NULL */
     PyObject *(*find_text)(void *context, PyObject *object);
+    uint32_t (*find_drawn)(void *context, PyObject *object); /* the draw that gave it, or MP_NO_DRAW */
+    PyObject *(*must_make)(void *context, uint32_t i);       /* as mp_recording_must_make */
     mp_value_id (*find_array)(void *context, PyObject *array, bool *owns, mp_reason *why); /* NULL: there are none */
     bool (*is_internal)(void *context, PyObject *object); /* a function or class made by the call */
     PyObject *(*path)(void *context, mp_obj_id object);   /* owned str, or NULL with an exception */
@@ -121,10 +124,10 @@ typedef struct {
 } mp_pending_store;
 
 struct mp_mock_run {
-    mp_mock_program *prog;                     /* counted in its refs */
-    PyObject *const *objects, *const *outputs; /* the caller's, while building */
-    PyObject *result;                          /* owned */
-    PyObject **made;                           /* [n_made] owned until the commit */
+    mp_mock_program *prog;                                    /* counted in its refs */
+    PyObject *const *objects, *const *outputs, *const *drawn; /* the caller's, while building */
+    PyObject *result;                                         /* owned */
+    PyObject **made;                                          /* [n_made] owned until the commit */
     mp_pending_store stores[];
 };
 

@@ -58,13 +58,20 @@ static PyObject *make_TUPLE(const mp_mock_run *run, const mp_step *step, const m
     return tuple;
 }
 
-/* data: how. */
+static PyObject *make_DRAWN(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{ return Py_NewRef(run->drawn[step->tag]); }
+
+/* data: how; base: the type of what comes out, a static one. */
 static PyObject *make_TEXT(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 {
     PyObject *operands = make_TUPLE(run, step, args), *text = NULL;
     if (operands)
         text = mp_text_make((int)PyLong_AsLong(step->data), ((PyTupleObject *)operands)->ob_item, (Py_ssize_t)step->n);
     Py_XDECREF(operands);
+    if (text && !Py_IS_TYPE(text, (PyTypeObject *)step->base)) {
+        PyErr_SetString(PyExc_RuntimeError, "data of another type"); /* the run is thrown away */
+        Py_CLEAR(text);
+    }
     return text;
 }
 
@@ -310,10 +317,11 @@ static int fill_ITERATOR_FILL(const mp_mock_run *run, const mp_step *step, const
 
 static const maker makers[MP_MOCK_OP_COUNT] = {
 #define MAKES(op) [MP_MOCK_##op] = make_##op
-    MAKES(TEXT),      MAKES(TENSOR),   MAKES(ARRAY),     MAKES(NUMBER),   MAKES(TUPLE),   MAKES(TUPLE_LIKE),
-    MAKES(LIST),      MAKES(LIST_NEW), MAKES(DICT),      MAKES(DICT_NEW), MAKES(SET_NEW), MAKES(FROZENSET),
-    MAKES(DEQUE_NEW), MAKES(SLICE),    MAKES(BYTEARRAY), MAKES(CELL),     MAKES(METHOD),  MAKES(CFUNCTION),
-    MAKES(PARTIAL),   MAKES(FUNCTION), MAKES(VIEW),      MAKES(NEW),      MAKES(NEW_OF),  MAKES(ITERATOR),
+    MAKES(DRAWN),     MAKES(TEXT),       MAKES(TENSOR),    MAKES(ARRAY),     MAKES(NUMBER),
+    MAKES(TUPLE),     MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW),  MAKES(DICT),
+    MAKES(DICT_NEW),  MAKES(SET_NEW),    MAKES(FROZENSET), MAKES(DEQUE_NEW), MAKES(SLICE),
+    MAKES(BYTEARRAY), MAKES(CELL),       MAKES(METHOD),    MAKES(CFUNCTION), MAKES(PARTIAL),
+    MAKES(FUNCTION),  MAKES(VIEW),       MAKES(NEW),       MAKES(NEW_OF),    MAKES(ITERATOR),
 };
 static const filler fillers[MP_MOCK_OP_COUNT] = {
 #define FILLS(op) [MP_MOCK_##op] = fill_##op
@@ -370,12 +378,14 @@ static void end_run(mp_mock_run *run)
 static PyObject *new_reference(const mp_mock_run *run, mp_operand operand)
 { return operand == MP_NO_OPERAND ? NULL : Py_NewRef(get(run, operand)); }
 
-mp_mock_run *mp_mock_build(mp_mock_program *prog, PyObject *const *objects, PyObject *const *outputs)
+mp_mock_run *mp_mock_build(mp_mock_program *prog, PyObject *const *objects, PyObject *const *outputs,
+                           PyObject *const *drawn)
 {
     mp_mock_run *run = new_run(prog);
     if (!run) return NULL;
     run->objects = objects;
     run->outputs = outputs;
+    run->drawn = drawn;
     for (uint32_t i = 0; i < prog->n_steps; i++) {
         const mp_step *step = &prog->steps[i];
         const mp_operand *args = prog->args + step->first;

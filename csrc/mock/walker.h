@@ -61,6 +61,8 @@ bool mock_is_tensor(const walker *w, PyObject *object);
 mp_value_id mock_number_value(const walker *w, PyObject *object, PyObject **make);
 /* The template of a text of such numbers, borrowed, or NULL. */
 PyObject *mock_text_template(const walker *w, PyObject *object);
+/* The draw that gave an object that is open, or MP_NO_DRAW. */
+uint32_t mock_drawn(const walker *w, PyObject *object);
 /* Is there such a number, or a text of one, in a tuple or slice? Other constants cannot hold one: their parts have been looked at. */
 bool mock_holds_number(const walker *w, PyObject *object);
 

@@ -394,6 +394,14 @@ static PyObject *copy_exception(copier *c, PyObject *object)
     return made;
 }
 
+/* An object of the standard library's class for identifiers, which nobody can change. */
+static bool is_uuid(PyObject *object)
+{
+    PyObject *module = PyDict_GetItemString(PyImport_GetModuleDict(), "uuid");
+    PyObject *type = module && PyModule_Check(module) ? PyDict_GetItemString(PyModule_GetDict(module), "UUID") : NULL;
+    return type && (PyObject *)Py_TYPE(object) == type;
+}
+
 /* The argument as the commit is to find it. Owned, or NULL after abandoning or with an exception. */
 static PyObject *copy(copier *c, PyObject *object, int depth)
 {
@@ -416,6 +424,7 @@ static PyObject *copy(copier *c, PyObject *object, int depth)
     c->plain = false;
     if (PyType_Check(object) || PyModule_Check(object) || PyFunction_Check(object) || PyCFunction_Check(object))
         return Py_NewRef(object);
+    if (is_uuid(object)) return Py_NewRef(object);
     PyObject *exception = outside || !c->text ? NULL : copy_exception(c, object);
     if (exception) return exception;
     if (!outside)

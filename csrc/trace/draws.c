@@ -1,11 +1,11 @@
 /* Draws: calls that give another result each time (random numbers, the time), which every run makes again before its graph.
 **
-** What a draw gave is open: an int or float becomes an input of the graph and a number that is data (numbers.h), so that only what the program
-** learns of it is checked; other constants must be given again. Arguments are constants or the very objects of the recording. A
+** What a draw gave is open: an int or float becomes an input of the graph and a number that is data (numbers.h), text and the like a value
+** that was drawn (drawn.h), so that only what the program learns of it is checked. Arguments are constants or the very objects of the recording. A
 ** generator whose state a draw moves is named, so that a run that is thrown away puts it back.
 */
 #include "trace/arrays.h"
-#include "trace/effects.h"
+#include "trace/drawn.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
@@ -16,6 +16,8 @@
 ** after abandoning. */
 static PyObject *again(mp_call *call, PyObject *object)
 {
+    uint32_t draw = mp_number_drawn(call->rec, object);
+    if (draw != MP_NO_DRAW) return mp_drawn_new(draw);
     if (mp_key_plain(object)) return Py_NewRef(object);
     bool several = PyList_CheckExact(object) || PyTuple_CheckExact(object) || mp_is_array(object);
     if (several && !mp_has_tensor(object)) {
@@ -81,14 +83,15 @@ static PyObject *packed(mp_call *call)
 
 /* -- Results ------------------------------------------------------------------------------------------------------------ */
 
-/* Append a draw, whose result (borrowed) is graph input `value`, or is to be given again. meta: stolen, an array's or NULL. */
-static void append(mp_recorder *rec, PyObject *data, PyObject *result, mp_value_id value, PyObject *meta)
+/* Append a draw, whose result (borrowed) is graph input `value`, or is to be given again. meta: stolen, an array's or NULL. NULL after
+** abandoning. */
+static mp_draw *append(mp_recorder *rec, PyObject *data, PyObject *result, mp_value_id value, PyObject *meta)
 {
     mp_recording *recording = rec->recording;
     mp_draw *draw = mp_rec_grow(rec, &recording->draws, &recording->n_draws, sizeof *draw);
     if (!draw) {
         Py_XDECREF(meta);
-        return;
+        return NULL;
     }
     *draw = (mp_draw){.func = Py_NewRef(PyTuple_GET_ITEM(data, 0)),
                       .args = Py_NewRef(PyTuple_GET_ITEM(data, 1)),
@@ -98,6 +101,15 @@ static void append(mp_recorder *rec, PyObject *data, PyObject *result, mp_value_
                       .meta = meta,
                       .value = value,
                       .site = mp_rec_site(rec)};
+    return draw;
+}
+
+uint32_t mp_draw_append(mp_recorder *rec, PyObject *data, PyObject *result, bool open)
+{
+    mp_draw *draw = rec->recording ? append(rec, data, result, MP_NO_VALUE, NULL) : NULL;
+    if (!draw) return MP_NO_DRAW;
+    draw->open = open;
+    return rec->recording->n_draws - 1;
 }
 
 /* The draw has given `array`, or has set its elements anew (drawn NULL). */
@@ -123,6 +135,8 @@ static void drawn_array(mp_recorder *rec, PyObject *data, PyObject *array, PyObj
     PyErr_Clear();
 }
 
+void mp_draw_array(mp_recorder *rec, PyObject *data, PyObject *array) { drawn_array(rec, data, array, array); }
+
 /* Fits into a tensor of the graph? */
 static bool is_number(PyObject *object)
 {
@@ -137,26 +151,33 @@ static void drawn(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = slot ? *slot : NULL;
     mp_recording *recording = rec->recording;
+    uint32_t draw = UINT32_MAX; /* its number, if it becomes one */
+    bool again = false;
     if (!result || rec->why.code || !recording) goto done;
     mp_call call = {.rec = rec, .callable = PyTuple_GET_ITEM(data, 0)};
+    const mp_effect *effect = mp_effect_of(call.callable);
+    again = PyTuple_GET_ITEM(data, 3) == Py_None && (!effect || effect->effect != MP_EFFECT_CLOCK);
+    PyObject *before =
+        again ? mp_draws_take(call.callable, PyTuple_GET_ITEM(data, 1), PyTuple_GET_ITEM(data, 2)) : NULL;
+    draw = recording->n_draws;
+    if (before) {
+        Py_SETREF(*slot, before);
+        result = before;
+    }
     bool number = is_number(result);
     if (mp_is_array(result)) {
         drawn_array(rec, data, result, result);
         goto done;
     }
-    if (!number && !mp_is_scalar(result)) {
-        mp_call_abandon(&call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another object each time, not a number");
-        goto done;
-    }
-    if (!number && result != Py_None && !PyBool_Check(result) && !rec->op_state->accept_values) {
-        mp_call_abandon(&call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another result at nearly every call");
-        goto done;
-    }
-    mp_value_id value = number ? mp_rec_new_value(rec, UINT32_MAX) : MP_NO_VALUE;
-    if (number && value == MP_NO_VALUE) goto done;
+    if (!number && !mp_drawn_given(rec, data, slot))
+        mp_call_abandon(&call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another object each time, not a number or text");
+    if (!number) goto done;
+    mp_value_id value = mp_rec_new_value(rec, UINT32_MAX);
+    if (value == MP_NO_VALUE) goto done;
     append(rec, data, result, value, NULL);
-    if (number) mp_number_read(rec, slot, value, NULL);
+    mp_number_read(rec, slot, value, NULL);
 done:
+    if (recording && recording->n_draws > draw) recording->draws[draw].again = again;
     Py_XDECREF(data);
 }
 
@@ -214,6 +235,98 @@ void mp_draw_call(mp_call *call)
     mp_restore(kept);
 }
 
+bool mp_draw_takes(mp_call *call, const mp_effect *effect)
+{
+    if (effect->handler == mp_handle_shuffle_list || effect->handler == mp_handle_shuffle) return true;
+    bool drawn = effect->effect == MP_EFFECT_OPAQUE && call->nkw == 0;
+    for (Py_ssize_t i = 0; drawn && i < call->nargs; i++) {
+        PyObject *arg = call->args[i];
+        drawn = mp_number_is(call->rec, arg) ? mp_number_is_drawn(call->rec, arg) : mp_is_scalar(arg);
+    }
+    return drawn && !mp_deferred_files(call->rec);
+}
+
+/* A population of which it does not matter which object it is: numbers, or characters. */
+static bool is_of_numbers(PyObject *population)
+{
+    if (PyRange_Check(population) || PyUnicode_CheckExact(population)) return true;
+    if (!PyList_CheckExact(population) && !PyTuple_CheckExact(population)) return false;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(population); i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(population, i);
+        if (!PyLong_CheckExact(item) && !PyFloat_CheckExact(item)) return false;
+    }
+    return true;
+}
+
+/* Random.sample(population, k), choices: of other things than numbers the frame shows which ones are drawn. */
+void mp_handle_sample(mp_call *call)
+{
+    if (call->nargs >= 2 && is_of_numbers(call->args[1])) mp_draw_call(call);
+}
+
+static bool is_of_random(PyTypeObject *type, const char *name)
+{
+    PyObject *module = PyDict_GetItemString(PyImport_GetModuleDict(), "random");
+    return module && PyModule_Check(module) && PyDict_GetItemString(PyModule_GetDict(module), name) == (PyObject *)type;
+}
+
+/* A generator without code of the program's. */
+static bool is_plain_generator(PyObject *generator)
+{
+    static const char *const names[] = {"Random", "SystemRandom"};
+    PyTypeObject *type = Py_TYPE(generator);
+    if (!strncmp(type->tp_name, "numpy.random.", 13)) return true;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(type->tp_name, names[i]) && is_of_random(type, names[i])) return true;
+    return false;
+}
+
+/* data: the draw, then the list, which has been shuffled. */
+static void list_shuffled(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    mp_kept kept = mp_keep();
+    if (slot && !mp_rec_abandoned(rec)) mp_drawn_order(rec, data, PyTuple_GET_ITEM(data, 4));
+    Py_DECREF(data);
+    mp_restore(kept);
+}
+
+/* generator.shuffle(list), by Python or numpy: every run shuffles the items, which are drawn from then on. Of a list of other things than constants and
+** drawn values the frame shows how they are moved, if there is one. */
+void mp_handle_shuffle_list(mp_call *call)
+{
+    mp_recorder *rec = call->rec;
+    PyObject *list = call->nargs == 2 && !call->nkw ? call->args[1] : NULL;
+    if (!list || !PyList_CheckExact(list) || !is_plain_generator(call->args[0]) || own_generator(call)) return;
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (!state || !state->accept_checks || state->muted || PyList_GET_SIZE(list) < 2) return;
+    bool drawn = false;
+    mp_kept kept = mp_keep();
+    PyObject *module = PyImport_ImportModule("magpy.effects"), *items = PyList_AsTuple(list), *keywords = PyDict_New();
+    PyObject *func = module ? PyObject_GetAttrString(module, "reordered") : NULL, *keeper = NULL, *args = NULL,
+             *data = NULL;
+    PyObject *templates = items ? mp_drawn_operand(rec, items, &drawn) : NULL;
+    PyObject *generator = templates ? again(call, call->args[0]) : NULL;
+    if (generator && func) keeper = PyObject_CallMethod(module, "keeper", "OO", call->callable, call->args[0]);
+    if (keeper) args = PyTuple_Pack(3, call->callable, generator, templates);
+    if (args && keywords) data = PyTuple_Pack(5, func, args, keywords, keeper, list);
+    if (data) {
+        mp_rec_own(rec, list);
+        if (PyFunction_Check(call->callable)) mp_function_code(rec, call->callable);
+        mp_rec_pend_must(rec, call->frame, list_shuffled, data);
+        mp_deferred_silent(rec, call->frame);
+    }
+    PyErr_Clear();
+    Py_XDECREF(module);
+    Py_XDECREF(items);
+    Py_XDECREF(keywords);
+    Py_XDECREF(func);
+    Py_XDECREF(keeper);
+    Py_XDECREF(args);
+    Py_XDECREF(templates);
+    Py_XDECREF(generator);
+    mp_restore(kept);
+}
+
 /* numpy.random.RandomState(seed), default_rng(seed): a generator of the call's own. */
 void mp_handle_numpy_generator(mp_call *call)
 {
@@ -240,6 +353,11 @@ void mp_handle_shuffle(mp_call *call)
     mp_recorder *rec = call->rec;
     mp_op_state *state = mp_rec_op_state(rec);
     PyObject *array = call->nargs == 2 && !call->nkw && mp_is_array(call->args[1]) ? call->args[1] : NULL;
+    if (call->nargs == 2 && PyList_CheckExact(call->args[1])) {
+        mp_handle_shuffle_list(call);
+        mp_rec_frame *entry = mp_rec_frame_of(rec, call->frame);
+        if (mp_rec_abandoned(rec) || (entry && entry->pending)) return;
+    }
     if (array && !mp_array_is_data(rec, array) && own_generator(call)) return; /* still a constant */
     if (!state || !state->accept_checks || state->muted || !array || mp_array_is_data(rec, array)) {
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "shuffles something else than an array of constants");
@@ -342,17 +460,18 @@ void mp_clock_call(mp_call *call)
         mp_draw_call(call);
 }
 
-/* data: (func, args, kwargs, keeper) of the draw that reads the clock, the clock's name, a number as it gives, what makes the moment of that. */
+/* data: (func, args, kwargs, None) of the call; the clock's name, and what makes the moment of what that gives in a graph. */
 static void moment_given(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = slot ? *slot : NULL;
     mp_kept kept = mp_keep();
     if (result && !mp_rec_abandoned(rec) && rec->recording) {
         const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(data, 4));
-        bool in_graph = clock_in_graph(rec);
-        mp_value_id value = in_graph && name ? clock_operator(rec, name) : mp_rec_new_value(rec, UINT32_MAX);
-        if (!in_graph && value != MP_NO_VALUE) append(rec, data, PyTuple_GET_ITEM(data, 5), value, NULL);
-        if (value != MP_NO_VALUE) mp_number_object(rec, result, value, PyTuple_GET_ITEM(data, 6));
+        mp_value_id value = name && clock_in_graph(rec) ? clock_operator(rec, name) : MP_NO_VALUE;
+        if (value != MP_NO_VALUE)
+            mp_number_object(rec, result, value, PyTuple_GET_ITEM(data, 5));
+        else if (!mp_rec_abandoned(rec))
+            mp_drawn_given(rec, data, slot);
     }
     Py_DECREF(data);
     mp_restore(kept);
@@ -371,20 +490,22 @@ void mp_handle_moment(mp_call *call)
     bool known = call->nargs + call->nkw <= 2 && type && PyType_Check(type) && state && state->accept_checks &&
                  !state->muted && mp_numbers_ready() && PyCFunction_Check(call->callable);
     mp_kept kept = mp_keep();
-    PyObject *module = known ? PyImport_ImportModule("magpy.moments") : NULL, *data = NULL;
+    PyObject *module = known ? PyImport_ImportModule("magpy.moments") : NULL, *way = NULL, *draw = NULL, *data = NULL;
     if (module)
-        data = PyObject_CallMethod(module, "draw_of", "sOO", ((PyCFunctionObject *)call->callable)->m_ml->ml_name, type,
-                                   zone);
-    if (zone != Py_None && data && data != Py_None) {
-        PyObject *same = again(call, zone); /* a zone that the call has made is not known to a run */
-        Py_XDECREF(same);
-    }
-    if (data && PyTuple_CheckExact(data) && PyTuple_GET_SIZE(data) == 7) {
-        mp_rec_pend_must(rec, call->frame, moment_given, Py_NewRef(data));
+        way = PyObject_CallMethod(module, "way_of", "sOO", ((PyCFunctionObject *)call->callable)->m_ml->ml_name, type,
+                                  zone);
+    bool made = way && PyTuple_CheckExact(way);
+    if (made) draw = packed(call); /* a zone that the call has made is not known to a run */
+    if (draw) data = PySequence_Concat(draw, way);
+    if (data) {
+        mp_rec_pend_must(rec, call->frame, moment_given, data);
         mp_deferred_begin(rec, call->frame, true);
-    } else
+    } else if (!made)
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives another object each time, not a number");
-    Py_XDECREF(data);
+    else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws"); /* unless there is a reason already */
+    Py_XDECREF(way);
+    Py_XDECREF(draw);
     Py_XDECREF(module);
     mp_restore(kept);
 }

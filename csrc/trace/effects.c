@@ -674,7 +674,7 @@ static bool is_deferred(const mp_effect *effect)
 
 void mp_effect_apply(mp_call *call, const mp_effect *effect)
 {
-    if (effect->effect != MP_EFFECT_TORCH && !is_deferred(effect) && mp_number_call(call)) return;
+    if (effect->effect != MP_EFFECT_TORCH && !is_deferred(effect) && mp_number_call(call, effect)) return;
     if (mp_array_call(call, false)) return;
     switch ((mp_effect_class)effect->effect) {
     case MP_EFFECT_SPECIAL: effect->handler(call); return;

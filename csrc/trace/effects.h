@@ -138,6 +138,8 @@ void mp_defer(mp_call *call, bool text, bool at_frames);
 void mp_defer_making(mp_call *call);
 /* The call gives another result each time: every run makes it again (draws.c). */
 void mp_draw_call(mp_call *call);
+/* Does it take drawn values among its arguments? */
+bool mp_draw_takes(mp_call *call, const mp_effect *effect);
 void mp_clock_call(mp_call *call);
 /* What the call gives follows from what lies on disk: every run asks magpy.effects.<witness>(*args), which must say the same again (draws.c).
 ** args: borrowed tuple of constants; NULL: no memory. */
@@ -148,7 +150,7 @@ bool mp_array_call(mp_call *call, bool numpy);
 /* Is it numpy's own code that runs inside the call, of constants, and none of the program's? */
 bool mp_array_call_is_plain(mp_call *call);
 /* What the call looks at of numbers that are data (numbers.c). True: it computes a number from numbers, and nothing is left to record. */
-bool mp_number_call(mp_call *call);
+bool mp_number_call(mp_call *call, const mp_effect *effect);
 
 /* User's classification; class_name as in `magpy.declare`. 0, or -1 with an exception. */
 int mp_effects_declare(PyObject *callable, const char *class_name);

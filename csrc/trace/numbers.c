@@ -17,7 +17,8 @@ typedef struct {
     PyObject *leaves;   /* owned dict: the values in `text`, name -> _C.Value, in order of first use */
     PyObject *make;     /* owned: makes the object of the number that `value` is; NULL: the object is that number */
     mp_value_id value;
-    bool settled;
+    bool settled, must; /* must: every run makes it, for that may raise */
+    uint32_t drawn;     /* the draw that gave it, or MP_NO_DRAW; `text` and so on only where the graph takes it */
     uint32_t read;      /* a number from outside: the read that found it, or MP_NO_READ */
     mp_obj_id argument; /* likewise: the argument that it is, or MP_NO_OBJ */
 } number;
@@ -78,23 +79,34 @@ static PyObject *fresh(PyObject *object)
     return (PyObject *)copy;
 }
 
-/* `own` (stolen, NULL without memory) is open, with this expression; `text` and `leaves` are stolen and may be NULL after a failure. The entry, or NULL
-** after abandoning. */
-static number *add_open(mp_recorder *rec, PyObject *own, PyObject *text, PyObject *leaves)
+/* `own` (stolen, NULL without memory) is open. The entry, or NULL after abandoning. */
+static number *add_entry(mp_recorder *rec, PyObject *own)
 {
     if (own && !rec->numbers) rec->numbers = PyMem_RawCalloc(1, sizeof *rec->numbers);
     number *entry = own && rec->numbers ? mp_rec_grow(rec, &rec->numbers->list, &rec->numbers->n, sizeof *entry) : NULL;
     if (!entry || mp_map_put(&rec->numbers->of, own, rec->numbers->n - 1) < 0) {
         if (entry) rec->numbers->n--;
         Py_XDECREF(own);
-        Py_XDECREF(text);
-        Py_XDECREF(leaves);
         mp_number_no_memory(rec);
         return NULL;
     }
     rec->numbers->open++;
-    *entry = (number){
-        .object = own, .text = text, .leaves = leaves, .value = MP_NO_VALUE, .read = MP_NO_READ, .argument = MP_NO_OBJ};
+    *entry =
+        (number){.object = own, .value = MP_NO_VALUE, .drawn = MP_NO_DRAW, .read = MP_NO_READ, .argument = MP_NO_OBJ};
+    return entry;
+}
+
+/* Likewise, with this expression; `text` and `leaves` are stolen and may be NULL after a failure. */
+static number *add_open(mp_recorder *rec, PyObject *own, PyObject *text, PyObject *leaves)
+{
+    number *entry = add_entry(rec, own);
+    if (entry) {
+        entry->text = text;
+        entry->leaves = leaves;
+    } else {
+        Py_XDECREF(text);
+        Py_XDECREF(leaves);
+    }
     return entry;
 }
 
@@ -107,18 +119,8 @@ void mp_number_add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject
 
 void mp_text_open(mp_recorder *rec, PyObject *object, PyObject *template)
 {
-    number *entry = mp_rec_grow(rec, &rec->numbers->list, &rec->numbers->n, sizeof *entry);
-    if (!entry || mp_map_put(&rec->numbers->of, object, rec->numbers->n - 1) < 0) {
-        if (entry) rec->numbers->n--;
-        mp_number_no_memory(rec);
-        return;
-    }
-    rec->numbers->open++;
-    *entry = (number){.object = Py_NewRef(object),
-                      .template = Py_NewRef(template),
-                      .value = MP_NO_VALUE,
-                      .read = MP_NO_READ,
-                      .argument = MP_NO_OBJ};
+    number *entry = add_entry(rec, Py_NewRef(object));
+    if (entry) entry->template = Py_NewRef(template);
 }
 
 PyObject *mp_text_template(mp_recorder *rec, PyObject *object)
@@ -160,10 +162,144 @@ static PyObject *leaf(mp_value_id id)
     return leaves;
 }
 
+static void no_longer_open(mp_recorder *rec, number *entry)
+{
+    mp_map_remove(&rec->numbers->of, entry->object);
+    entry->settled = true;
+    rec->numbers->open--;
+}
+
+/* -- What was drawn ------------------------------------------------------------------------------------------------ */
+
+/* An equal object that nothing else has, of a type that may be drawn. Owned, or NULL with an exception. */
+static PyObject *unshared(PyObject *object)
+{
+    if (mp_is_number(object)) return fresh(object);
+    if (PyUnicode_CheckExact(object)) {
+        Py_ssize_t n = PyUnicode_GET_LENGTH(object);
+        PyObject *copy = PyUnicode_New(n, PyUnicode_MAX_CHAR_VALUE(object));
+        if (copy && n && PyUnicode_CopyCharacters(copy, 0, object, 0, n) < 0) Py_CLEAR(copy);
+        return copy;
+    }
+    if (PyBytes_CheckExact(object)) {
+        PyObject *copy = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(object));
+        if (copy) memcpy(PyBytes_AS_STRING(copy), PyBytes_AS_STRING(object), (size_t)PyBytes_GET_SIZE(object));
+        return copy;
+    }
+    if (PyComplex_CheckExact(object)) return PyComplex_FromCComplex(PyComplex_AsCComplex(object));
+    if (!strcmp(Py_TYPE(object)->tp_name, "datetime.timedelta")) return PyNumber_Positive(object);
+    return PyObject_CallMethod(object, "replace", NULL); /* a date or time, with nothing replaced */
+}
+
+/* *object is open, replaced by an equal object where it is shared. The entry, or NULL after abandoning. */
+static number *add_object(mp_recorder *rec, PyObject **object)
+{
+    if (Py_REFCNT(*object) > 1 || PyLong_CheckExact(*object)) {
+        PyObject *own = unshared(*object);
+        if (!own) return mp_number_no_memory(rec), NULL;
+        Py_SETREF(*object, own);
+    }
+    return add_entry(rec, Py_NewRef(*object));
+}
+
+void mp_number_draw(mp_recorder *rec, PyObject **object, uint32_t draw)
+{
+    number *entry = add_object(rec, object);
+    if (entry) entry->drawn = draw;
+}
+
+void mp_number_late(mp_recorder *rec, PyObject **object, PyObject *template)
+{
+    number *entry = add_object(rec, object);
+    if (!entry) return;
+    entry->template = Py_NewRef(template);
+    entry->must = true;
+}
+
+bool mp_number_is_late(mp_recorder *rec, PyObject *object)
+{
+    const number *entry = find(rec, object);
+    return entry && (entry->make || entry->template);
+}
+
+PyObject *mp_number_maker(mp_recorder *rec, PyObject *object, mp_value_id *value)
+{
+    const number *entry = find(rec, object);
+    *value = entry ? entry->value : MP_NO_VALUE;
+    return entry ? entry->make : NULL;
+}
+
+PyObject *mp_number_must(mp_recorder *rec, uint32_t i)
+{
+    if (!rec->numbers || i >= rec->numbers->n) return NULL;
+    const number *entry = &rec->numbers->list[i];
+    return entry->must && !entry->settled ? entry->object : Py_None;
+}
+
+uint32_t mp_number_drawn(mp_recorder *rec, PyObject *object)
+{
+    const number *entry = find(rec, object);
+    if (!entry || entry->drawn != MP_NO_DRAW || !entry->text || PyDict_GET_SIZE(entry->leaves) != 1 || entry->make)
+        return entry ? entry->drawn : MP_NO_DRAW;
+    PyObject *leaf = PyDict_GetItemWithError(entry->leaves, entry->text);
+    for (uint32_t i = 0; leaf && i < rec->recording->n_draws; i++)
+        if (rec->recording->draws[i].value == mp_index_of(leaf)) return i;
+    return MP_NO_DRAW;
+}
+
+bool mp_number_is_drawn(mp_recorder *rec, PyObject *object)
+{
+    const number *entry = find(rec, object);
+    return entry && entry->drawn != MP_NO_DRAW && !entry->text;
+}
+
+/* What was drawn is looked at: every run must draw it again. */
+static void settle_drawn(mp_recorder *rec, number *entry)
+{
+    mp_draw *draw = &rec->recording->draws[entry->drawn];
+    if (!PyLong_CheckExact(entry->object) && !rec->op_state->accept_values) {
+        mp_rec_abandon(
+            rec, MP_REASON_DATA_READ,
+            "a %s, which is another one each time: what follows from its value (a condition, a key of a dict, an "
+            "argument of a function that is unknown) must not, for the call to be traced",
+            Py_TYPE(entry->object)->tp_name);
+        return;
+    }
+    no_longer_open(rec, entry);
+    draw->open = false;
+}
+
+/* The graph takes a number that was drawn. False: it does not fit, and is settled. */
+static bool give_to_graph(mp_recorder *rec, number *entry)
+{
+    int overflow = 0;
+    if (PyLong_CheckExact(entry->object)) (void)PyLong_AsLongLongAndOverflow(entry->object, &overflow);
+    if (overflow || !mp_is_number(entry->object)) {
+        settle_drawn(rec, entry);
+        return false;
+    }
+    mp_value_id value = mp_rec_new_value(rec, UINT32_MAX);
+    if (value == MP_NO_VALUE) return false;
+    entry->text = name_of_value(value);
+    entry->leaves = leaf(value);
+    entry->value = value;
+    rec->recording->draws[entry->drawn].value = value;
+    if (entry->text && entry->leaves) return true;
+    mp_number_no_memory(rec);
+    return false;
+}
+
+/* -- Text of expressions -------------------------------------------------------------------------------------------- */
+
 /* The text of an operand, whose values are added to `leaves`. Owned, or NULL with an exception. */
 PyObject *mp_number_text(mp_recorder *rec, PyObject *operand, PyObject *leaves)
 {
     number *entry = find(rec, operand);
+    if (entry && entry->drawn != MP_NO_DRAW && !entry->text && !give_to_graph(rec, entry)) entry = NULL;
+    if (entry && !entry->text) {
+        mp_number_settle(rec, operand);
+        entry = NULL;
+    }
     if (!entry) {
         if (PyFloat_CheckExact(operand) && !(PyFloat_AS_DOUBLE(operand) - PyFloat_AS_DOUBLE(operand) == 0))
             return PyUnicode_FromFormat("float('%R')", operand); /* an infinity or NaN */
@@ -220,13 +356,6 @@ void mp_number_learn(mp_recorder *rec, PyObject *text, PyObject *leaves, PyObjec
     Py_XDECREF(leaves);
 }
 
-static void no_longer_open(mp_recorder *rec, number *entry)
-{
-    mp_map_remove(&rec->numbers->of, entry->object);
-    entry->settled = true;
-    rec->numbers->open--;
-}
-
 /* A number from outside is guarded by value where it was found. */
 static void settle_outside(mp_recorder *rec, number *entry)
 {
@@ -256,6 +385,10 @@ void mp_number_settle(mp_recorder *rec, PyObject *object)
         mp_rec_abandon(rec, MP_REASON_DATA_READ, "a %s, which is another one each time", Py_TYPE(object)->tp_name);
         return;
     }
+    if (entry->drawn != MP_NO_DRAW && !entry->text) {
+        settle_drawn(rec, entry);
+        return;
+    }
     if (mp_answer_is_value(object) && !rec->op_state->accept_values) {
         mp_rec_abandon(rec, MP_REASON_DATA_READ, "the value of a float");
         return;
@@ -277,7 +410,10 @@ mp_value_id mp_number_value(mp_recorder *rec, PyObject *object)
 {
     number *entry = find(rec, object);
     if (entry && entry->make) mp_number_settle(rec, object); /* which ends the trace: it is no number */
+    if (entry && entry->template)
+        mp_number_settle(rec, object); /* what follows from data after the graph is none of it */
     if (!entry || entry->make || entry->template) return MP_NO_VALUE;
+    if (entry->drawn != MP_NO_DRAW && !entry->text && !give_to_graph(rec, entry)) return MP_NO_VALUE;
     if (entry->value != MP_NO_VALUE) return entry->value;
     PyObject *leaf = PyDict_GET_SIZE(entry->leaves) == 1 ? PyDict_GetItemWithError(entry->leaves, entry->text) : NULL;
     if (leaf && mp_recording_is_draw(rec->recording, mp_index_of(leaf))) /* an input of the type that it needs */
@@ -300,6 +436,8 @@ mp_value_id mp_number_at_end(mp_recorder *rec, PyObject *object, PyObject **make
 {
     const number *entry = find(rec, object);
     *make = entry ? entry->make : NULL;
+    if (entry && (entry->drawn != MP_NO_DRAW || entry->template))
+        return MP_NO_VALUE; /* the run has the object itself, or makes it */
     return *make ? entry->value : mp_number_value(rec, object);
 }
 
@@ -457,10 +595,11 @@ PyObject *const *mp_rec_changing(mp_recorder *rec, PyObject *names, PyObject *co
 
 static PyObject *set_tables(PyObject *module, PyObject *args)
 {
-    PyObject *functions, *carriers, *operators, *evaluate, *compute, *check_step, *sized;
-    if (!PyArg_ParseTuple(args, "O!O!O!OOOO", &PyDict_Type, &functions, &PyDict_Type, &carriers, &PyDict_Type,
-                          &operators, &evaluate, &compute, &check_step, &sized))
+    PyObject *functions, *carriers, *steps, *operators, *evaluate, *compute, *check_step, *sized;
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOO", &PyDict_Type, &functions, &PyDict_Type, &carriers, &PyDict_Type, &steps,
+                          &PyDict_Type, &operators, &evaluate, &compute, &check_step, &sized))
         return NULL;
+    Py_XSETREF(mp_number_tables.steps, Py_NewRef(steps));
     Py_XSETREF(mp_number_tables.functions, Py_NewRef(functions));
     Py_XSETREF(mp_number_tables.carriers, Py_NewRef(carriers));
     Py_XSETREF(mp_number_tables.operators, Py_NewRef(operators));
@@ -473,7 +612,8 @@ static PyObject *set_tables(PyObject *module, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"_number_tables", set_tables, METH_VARARGS,
-     "_number_tables(functions, carriers, operators, evaluate, compute, check, sized): what magpy.symbols knows."},
+     "_number_tables(functions, carriers, steps, operators, evaluate, compute, check, sized): what magpy.symbols "
+     "knows."},
     {NULL},
 };
 

@@ -12,8 +12,9 @@
 #define MP_TRACE_NUMBERS_H
 #include "trace/recorder_internal.h"
 
-/* Moments (datetime.now()) are open likewise: objects that a Python function makes of a number of the graph. They are only moved; whatever looks
-** at one ends the trace, for it is another one each time. All that is said of numbers here holds for them but where it says "number". */
+/* Moments (datetime.now()) are open likewise: objects that a Python function makes of a number of the graph. So is what was drawn before the
+** graph (drawn.h), and what is computed of all of these by functions that the graph knows nothing of (mp_number_late). Whatever looks at one of
+** them otherwise ends the trace, for it is another one each time. All that is said of numbers here holds for them but where it says "number". */
 
 /* Are there numbers that the program still has? */
 bool mp_numbers_any(mp_recorder *rec);
@@ -25,6 +26,21 @@ bool mp_number_read(mp_recorder *rec, PyObject **number, mp_value_id value, cons
 void mp_number_object(mp_recorder *rec, PyObject *object, mp_value_id value, PyObject *make);
 /* Is it such an object? */
 bool mp_number_is_object(mp_recorder *rec, PyObject *object);
+/* *object (owned, replaced by an equal object where that is shared) is what the template (how, operands...) of texts.h gives in each run, after
+** its graph. */
+void mp_number_late(mp_recorder *rec, PyObject **object, PyObject *template);
+/* Is it such an object, or a text or moment: known by its template or maker, and no value of the graph? */
+bool mp_number_is_late(mp_recorder *rec, PyObject *object);
+/* What makes the object of its value of the graph, a moment. Borrowed, or NULL. */
+PyObject *mp_number_maker(mp_recorder *rec, PyObject *object, mp_value_id *value);
+/* Number `i` of all objects that a run must make, whether it keeps them or not, for making them may raise. Borrowed; NULL: there are no more; None: it is none. */
+PyObject *mp_number_must(mp_recorder *rec, uint32_t i);
+/* *object (owned, replaced by an equal object where that is shared) is what the draw of this number gave, whatever it gives (drawn.h). */
+void mp_number_draw(mp_recorder *rec, PyObject **object, uint32_t draw);
+/* The draw of such an object, also of a number that is an input of the graph; MP_NO_DRAW: it is none. */
+uint32_t mp_number_drawn(mp_recorder *rec, PyObject *object);
+/* Is it one that the graph does not take yet: one that `mp_number_draw` was told of? */
+bool mp_number_is_drawn(mp_recorder *rec, PyObject *object);
 /* Can numbers be read at all (the tables of magpy.symbols are there)? */
 bool mp_numbers_ready(void);
 
@@ -45,8 +61,6 @@ void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, 
 /* Before a call of a C function: mp_number_call, in effects.h. */
 /* A Python frame ends or yields. */
 void mp_number_leaves(mp_recorder *rec, const mp_frame *frame, PyObject *value);
-/* The pending handler of a computation: it must be told also where the computation raised. */
-void mp_number_made(mp_recorder *rec, PyObject *data, PyObject **slot);
 /* Before a torch function: what it does not take as a value is settled. True: numbers are left among its arguments. */
 bool mp_number_arguments(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs);
 
@@ -64,6 +78,8 @@ PyObject *mp_number_sized(void);
 typedef struct {         /* from magpy.symbols, owned by the process; all NULL until that is imported */
     PyObject *functions; /* dict: C callable -> its name in expressions */
     PyObject *carriers;  /* dict: C callable -> number of its first argument that it looks at, or None */
+    PyObject
+        *steps; /* dict: C callables that only look at the values of what they are given, if that is of plain types */
     PyObject *operators; /* dict: torch function -> tuple of positions and names that may be numbers; True: in lists */
     PyObject *evaluate;  /* Python functions of magpy.steps: evaluate(source, *leaves), */
     PyObject *compute;   /* the same as an operator's result, */

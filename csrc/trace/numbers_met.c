@@ -1,5 +1,5 @@
 /* What the program does with numbers that are data: computes with them, moves them, or lets something look at them. See numbers.h. */
-#include "trace/effects.h"
+#include "trace/drawn.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
@@ -109,7 +109,7 @@ static bool may_raise(PyObject *data)
 }
 
 /* data: (format of the expression, operands...), where "%" stands for each operand in turn. */
-void mp_number_made(mp_recorder *rec, PyObject *data, PyObject **slot)
+static void number_made(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = slot ? *slot : NULL;
     Py_ssize_t n = PyTuple_GET_SIZE(data);
@@ -149,7 +149,7 @@ static void computes(mp_recorder *rec, const mp_frame *frame, const char *format
     }
     PyTuple_SET_ITEM(data, 0, text);
     for (Py_ssize_t i = 0; i < n; i++) PyTuple_SET_ITEM(data, i + 1, Py_NewRef(operands[i]));
-    mp_rec_pend(rec, frame, mp_number_made, data);
+    mp_rec_pend_told(rec, frame, number_made, data);
 }
 
 /* The program learns whether `left op right`. */
@@ -170,7 +170,8 @@ static void compared(mp_recorder *rec, PyObject *left, PyObject *right, int op)
 
 static void truth(mp_recorder *rec, PyObject *object)
 {
-    if (!mp_is_number(object) || !mp_number_is(rec, object))
+    if (!mp_is_number(object) || !mp_number_is(rec, object) || mp_number_is_drawn(rec, object) ||
+        mp_number_is_late(rec, object))
         return; /* a moment is always true, open texts are never empty */
     PyObject *leaves = PyDict_New();
     if (!leaves) {
@@ -213,6 +214,18 @@ static void binary(mp_recorder *rec, const mp_frame *frame, int op)
                 mp_number_settle(rec, operands[i]);
 }
 
+/* An instance of nothing but Python classes: C code does not look into it to compare it, its methods show what they do. */
+static bool compares_itself(PyObject *object)
+{
+    PyObject *mro = Py_TYPE(object)->tp_mro;
+    if (!mp_type_mutable(Py_TYPE(object))) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(mro); i++) {
+        PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(mro, i);
+        if (type != &PyBaseObject_Type && !mp_type_mutable(type)) return false;
+    }
+    return true;
+}
+
 static void compare(mp_recorder *rec, PyObject *left, PyObject *right, int op)
 {
     bool open = (mp_is_number(left) && mp_number_is(rec, left)) || (mp_is_number(right) && mp_number_is(rec, right));
@@ -221,8 +234,8 @@ static void compare(mp_recorder *rec, PyObject *left, PyObject *right, int op)
         compared(rec, left, right, op);
         return;
     }
-    mp_number_settle_inside(rec, left);
-    mp_number_settle_inside(rec, right);
+    if (!compares_itself(left)) mp_number_settle_inside(rec, left);
+    if (!compares_itself(right)) mp_number_settle_inside(rec, right);
 }
 
 /* Which object it is: that of any other int of the value, or text of one character. */
@@ -232,13 +245,44 @@ static void identity(mp_recorder *rec, PyObject **left, PyObject **right)
     PyObject **both[] = {left, right};
     for (int i = 0; i < 2; i++) {
         if (!mp_number_is(rec, *both[i])) continue;
-        PyObject *usual = mp_text_usual(rec, *both[i]);
+        PyObject *usual = mp_number_is_drawn(rec, *both[i]) ? mp_drawn_usual(*both[i]) : mp_text_usual(rec, *both[i]);
         mp_number_settle(rec, *both[i]);
         int overflow;
         long value = PyLong_CheckExact(*both[i]) ? PyLong_AsLongAndOverflow(*both[i], &overflow) : 0;
         if (PyLong_CheckExact(*both[i]) && !overflow) usual = PyLong_FromLong(value);
         if (usual) Py_SETREF(*both[i], usual); /* the stack's reference */
     }
+}
+
+/* Is the text of an object made by code of its own in Python, for str() and the like, or by what they ask instead? */
+static bool shows_itself(PyObject *object, const char *method)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    if (!mp_type_mutable(type)) return false;
+    if (mp_type_python(type, method)) return true;
+    PyObject *name = PyUnicode_FromString(method), *found = name ? mp_raw_type_lookup(type, name) : NULL;
+    PyObject *base = name ? PyDict_GetItemWithError(PyBaseObject_Type.tp_dict, name) : NULL;
+    Py_XDECREF(name);
+    PyErr_Clear();
+    if (!found || found != base) return false;
+    return strcmp(method, "__format__") == 0 ? shows_itself(object, "__str__")
+                                             : !strcmp(method, "__str__") && shows_itself(object, "__repr__");
+}
+
+/* str(object) of such an object, repr, format: C code that passes on what its methods give. */
+static bool shows(mp_call *call)
+{
+    if (call->nargs != 1 || call->nkw || !call->frame) return false;
+    PyObject *callable = call->callable;
+    if (callable == (PyObject *)&PyUnicode_Type) return shows_itself(call->args[0], "__str__");
+    PyTypeObject *type = Py_TYPE(call->args[0]);
+    if (callable == (PyObject *)&PyLong_Type) return mp_type_mutable(type) && mp_type_python(type, "__int__");
+    if (callable == (PyObject *)&PyFloat_Type) return mp_type_mutable(type) && mp_type_python(type, "__float__");
+    PyMethodDef *method = PyCFunction_Check(callable) ? ((PyCFunctionObject *)callable)->m_ml : NULL;
+    PyObject *self = method ? PyCFunction_GET_SELF(callable) : NULL;
+    if (!self || !PyModule_Check(self) || strcmp(PyModule_GetName(self), "builtins") != 0) return false;
+    if (!strcmp(method->ml_name, "repr")) return shows_itself(call->args[0], "__repr__");
+    return !strcmp(method->ml_name, "format") && shows_itself(call->args[0], "__format__");
 }
 
 /* Does storing this attribute only keep the object? */
@@ -256,7 +300,8 @@ static bool keeps_items(PyObject *container)
 
 void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg)
 {
-    if (!mp_numbers_any(rec) || mp_text_instruction(rec, frame, opcode, oparg)) return;
+    if (!mp_numbers_any(rec)) return;
+    if (mp_drawn_instruction(rec, frame, opcode, oparg) || mp_text_instruction(rec, frame, opcode, oparg)) return;
     switch (opcode) {
     case BINARY_OP: binary(rec, frame, oparg); return;
     case COMPARE_OP: compare(rec, TOP(2), TOP(1), oparg); return;
@@ -298,7 +343,16 @@ void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, 
         mp_number_settle_inside(rec, TOP(2));
         if (!PyDict_Check(TOP(1))) mp_number_settle_inside(rec, TOP(1)); /* its keys were looked at when they came in */
         return;
-    case FORMAT_VALUE: mp_number_settle_inside(rec, oparg & 4 ? TOP(2) : TOP(1)); return;
+    case FORMAT_VALUE: {
+        static const char *const names[] = {"__format__", "__str__", "__repr__", "__repr__"};
+        PyObject *value = oparg & 4 ? TOP(2) : TOP(1);
+        mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
+        if (!shows_itself(value, names[oparg & 3]) || !entry)
+            mp_number_settle_inside(rec, value);
+        else
+            entry->shows = !(oparg & 4) && (oparg & 3) != 3;
+        return;
+    }
     case SET_UPDATE: mp_number_settle_inside(rec, TOP(1)); return;
     case MATCH_CLASS:
         if (!PyTuple_CheckExact(TOP(1)) || PyTuple_GET_SIZE(TOP(1))) mp_number_settle(rec, TOP(3));
@@ -358,6 +412,7 @@ void mp_number_leaves(mp_recorder *rec, const mp_frame *frame, PyObject *value)
     mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
     if (!entry || entry <= rec->frames + 1) return; /* the target itself gives its result to the caller */
     const mp_rec_frame *caller = entry - 1;
+    if (caller->shows && (PyUnicode_CheckExact(value) || mp_is_number(value))) return;
     if (caller->in_c || !passes_on(caller->opcode) || is_asked_by_c(frame->code)) mp_number_settle_inside(rec, value);
 }
 
@@ -454,7 +509,7 @@ static bool computed(mp_call *call, PyObject *name)
     return true;
 }
 
-bool mp_number_call(mp_call *call)
+bool mp_number_call(mp_call *call, const mp_effect *effect)
 {
     if (!mp_number_tables.functions || call->rec->why.code) return false;
     mp_kept kept = mp_keep();
@@ -464,9 +519,12 @@ bool mp_number_call(mp_call *call)
     bool done = false;
     if (mp_numbers_any(call->rec)) {
         PyObject *name = look_up(mp_number_tables.functions, call->callable);
-        done = name && computed(call, name);
-        done = done || mp_text_call(call, looks);
-        if (!done && looks != Py_None)
+        done = mp_drawn_call(call, effect) || (name && computed(call, name)) || mp_text_call(call, looks);
+        bool text = !done && shows(call);
+        if (entry && text) entry->shows = true;
+        if (text || (!done && (mp_drawn_blind(call) || mp_draw_takes(call, effect))))
+            ; /* what is in it is only looked at by its own code, if at all */
+        else if (!done && looks != Py_None)
             settle_arguments(call, looks ? PyLong_AsSsize_t(looks) : 0);
         else if (!done)
             settle_object(call);

@@ -541,7 +541,7 @@ void mp_rec_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int
     mp_rec_frame *entry = rec->why.code ? NULL : mp_rec_frame_of(rec, frame);
     if (!entry || !handlers[opcode]) return;
     entry->offset = frame->offset;
-    entry->wrote = entry->in_c = false;
+    entry->wrote = entry->in_c = entry->shows = false;
     entry->opcode = opcode;
     rec->whole = NULL;
     mp_kept kept = mp_keep();
@@ -576,7 +576,7 @@ void mp_rec_result(mp_recorder *rec, const mp_frame *frame, PyObject **slot, boo
     if (raised && wrote) mp_rec_abandon(rec, MP_REASON_EXCEPTION, "%s", "a store to an outside object failed");
     if (raised && handler && entry->must)
         mp_rec_abandon(rec, MP_REASON_EXCEPTION, "a call that changes outside state raised");
-    if (raised && handler == mp_number_made && !rec->why.code)
+    if (raised && handler && entry->told && !rec->why.code)
         handler(rec, data, NULL);
     else if (!raised && handler && !rec->why.code)
         handler(rec, data, slot);
@@ -680,11 +680,12 @@ void mp_rec_frame_enter(mp_recorder *rec, const mp_frame *frame)
 /* What the frame gives, or that it was left by a computation with numbers that raised. */
 static void leave_numbers(mp_recorder *rec, const mp_frame *frame, mp_rec_frame *entry, PyObject *value)
 {
-    if (!value && entry->pending == mp_number_made) {
+    if (!value && entry->pending && entry->told) {
+        mp_pending handler = entry->pending;
         PyObject *data = entry->pending_data;
         entry->pending = NULL;
         entry->pending_data = NULL;
-        mp_number_made(rec, data, NULL);
+        handler(rec, data, NULL);
     }
     mp_number_leaves(rec, frame, value);
 }

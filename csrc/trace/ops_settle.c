@@ -1,6 +1,7 @@
 /* In what form a torch function is recorded: other spellings of the same, arrays as tensors, and tensors that are taken for numbers (places in
 ** an index, bounds of slices, sizes) as the numbers that they are, which the program has thereby looked at.
 */
+#include "trace/drawn.h"
 #include "trace/ops.h"
 
 #include "trace/arrays.h"
@@ -333,6 +334,7 @@ static bool takes_arrays(PyObject *func, bool *shared)
 static void settle_arrays(mp_recorder *rec, mp_running_op *op)
 {
     bool shared;
+    if (takes_arrays(op->func, &shared) && !shared) mp_drawn_lists(rec, &op->real_args);
     if (!mp_holds_array(op->real_args, 0) && !(op->kwargs && mp_holds_array(op->kwargs, 0))) return;
     if (!takes_arrays(op->func, &shared)) return; /* read as other arguments are */
     shared = shared && PyTuple_GET_SIZE(op->real_args) && mp_is_array(PyTuple_GET_ITEM(op->real_args, 0));

@@ -312,7 +312,7 @@ void mp_rec_pend(mp_recorder *rec, const mp_frame *frame, mp_pending handler, Py
     }
     Py_XSETREF(entry->pending_data, data);
     entry->pending = handler;
-    entry->must = false;
+    entry->must = entry->told = false;
 }
 
 void mp_rec_pend_must(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data)
@@ -320,6 +320,13 @@ void mp_rec_pend_must(mp_recorder *rec, const mp_frame *frame, mp_pending handle
     mp_rec_pend(rec, frame, handler, data);
     mp_rec_frame *entry = rec->why.code ? NULL : mp_rec_frame_of(rec, frame);
     if (entry) entry->must = true;
+}
+
+void mp_rec_pend_told(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data)
+{
+    mp_rec_pend(rec, frame, handler, data);
+    mp_rec_frame *entry = rec->why.code ? NULL : mp_rec_frame_of(rec, frame);
+    if (entry) entry->told = true;
 }
 
 bool mp_rec_wants_result(const mp_recorder *rec, const mp_frame *frame)

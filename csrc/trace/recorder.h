@@ -26,6 +26,16 @@ void mp_rec_refuse_values(mp_recorder *rec);
 ** replaced by equal objects: as given, or the recorder's own. */
 PyObject *const *mp_rec_changing(mp_recorder *rec, PyObject *names, PyObject *const *args, size_t n_args);
 
+/* -- What was drawn in vain (draws_kept.c) ---------------------------------------------------------------------------- */
+
+/* A call of the user's begins in this thread, and ends; `outer` is the owned memory of the call that it is part of. */
+PyObject *mp_draws_begin(void);
+void mp_draws_end(PyObject *outer); /* keeps a pending exception */
+/* A run that was thrown away was given this. Leaves no exception. */
+void mp_draws_keep(PyObject *func, PyObject *args, PyObject *kwargs, PyObject *result);
+/* The first of what such runs were given by this draw, which is forgotten. Owned; NULL without an exception: draw it. */
+PyObject *mp_draws_take(PyObject *func, PyObject *args, PyObject *kwargs);
+
 /* Give up: the recording will be thrown away. `site` is taken from the current frame. First reason wins. */
 void mp_rec_abandon(mp_recorder *rec, mp_reason_code code, const char *detail, ...)
     __attribute__((format(printf, 3, 4)));
@@ -156,6 +166,8 @@ typedef void (*mp_pending)(mp_recorder *rec, PyObject *data, PyObject **slot);
 void mp_rec_pend(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data);
 /* Likewise, for what has changed outside state that the recording says nothing of where it raises: then the trace ends. */
 void mp_rec_pend_must(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data);
+/* Likewise, and the handler is called with NULL where it raises. */
+void mp_rec_pend_told(mp_recorder *rec, const mp_frame *frame, mp_pending handler, PyObject *data);
 /* Does this frame's running instruction have a pending operation or store, so that mp_rec_result must be told of its end? */
 bool mp_rec_wants_result(const mp_recorder *rec, const mp_frame *frame);
 

@@ -19,11 +19,13 @@ typedef struct mp_rec_frame { /* one frame on the observed stack */
     uint32_t site;
     bool wrote;         /* the instruction now running writes to an outside location */
     bool in_c;          /* it calls a C function that may use what Python functions give it */
+    bool shows;         /* it asks the program's code for text, which it only passes on: str(object) */
     int opcode;         /* it, as far as instructions are shown to the recorder */
     PyObject *kwnames;  /* borrowed from the code's constants: names given by KW_NAMES for the CALL to come, or NULL */
     mp_pending pending; /* to be called when the instruction now running has completed, or NULL */
     PyObject *pending_data; /* owned, may be NULL */
     bool must;              /* it must complete: that it raises ends the trace */
+    bool told;              /* the handler is told, by NULL, that it raised */
 } mp_rec_frame;
 
 enum { /* bits of object_state */

@@ -75,6 +75,12 @@ mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *ob
     return rec && mp_number_is(rec, object) ? mp_number_at_end(rec, object, make) : MP_NO_VALUE;
 }
 
+uint32_t mp_recording_find_drawn(const mp_recording *recording, PyObject *object)
+{ return recording->recorder ? mp_number_drawn(recording->recorder, object) : MP_NO_DRAW; }
+
+PyObject *mp_recording_must_make(const mp_recording *recording, uint32_t i)
+{ return recording->recorder ? mp_number_must(recording->recorder, i) : NULL; }
+
 PyObject *mp_recording_find_text(const mp_recording *recording, PyObject *object)
 { return recording->recorder ? mp_text_template(recording->recorder, object) : NULL; }
 

@@ -14,6 +14,7 @@ typedef uint32_t mp_value_id; /* tensor of the graph: an input or an operator's 
 #define MP_NO_OBJ UINT32_MAX
 #define MP_NO_VALUE UINT32_MAX
 #define MP_NO_READ UINT32_MAX
+#define MP_NO_DRAW UINT32_MAX
 
 /* -- External objects -------------------------------------------------------------------------------------------- */
 
@@ -191,18 +192,24 @@ typedef struct {
     uint32_t site;
 } mp_check;
 
-/* A call that gives another result each time: func(*args, **kwargs) is made by every run, in order, before the graph. */
+/* A call that gives another result each time: func(*args, **kwargs) is made by every run, in order, before the graph. Or a step that computes
+** from what earlier ones gave, which are _C.Drawn objects in its arguments. */
 typedef struct {
-    PyObject *func;   /* owned */
-    PyObject *args;   /* owned tuple of constants and of the recording's own objects, whose identity is guarded */
-    PyObject *kwargs; /* owned dict of the same */
-    PyObject *keeper; /* owned: (get, set) of the state that it moves, a random.Random, or None */
-    PyObject *result; /* owned: what the program was given */
-    PyObject *meta;   /* owned: of a result that is a numpy array (mp_array_meta), or NULL */
-    mp_value_id
-        value; /* the graph input that the result is, without dimensions or that array; MP_NO_VALUE: `result` must be given again */
+    PyObject *func;    /* owned */
+    PyObject *args;    /* owned tuple of constants and of the recording's own objects, whose identity is guarded */
+    PyObject *kwargs;  /* owned dict of the same */
+    PyObject *keeper;  /* owned: (get, set) of the state that it moves, a random.Random, or None */
+    PyObject *result;  /* owned: what the program was given */
+    PyObject *meta;    /* owned: of a result that is a numpy array (mp_array_meta), or NULL */
+    mp_value_id value; /* the graph input that the result is, without dimensions or that array, or MP_NO_VALUE */
+    bool again;        /* where its run is thrown away, the next one of the same call gets what it gave */
+    bool open;         /* any result of that type will do; else, without a graph input, `result` must be given again */
     uint32_t site;
 } mp_draw;
+
+/* _C.Drawn, in arguments of draws: what the draw of that number gave. Owned, or NULL with an exception; MP_NO_DRAW for other objects. */
+PyObject *mp_drawn_new(uint32_t draw);
+uint32_t mp_drawn_number(PyObject *object);
 
 #define MP_ANSWER_DEPTH 64 /* of lists in lists: as many as a tensor has dimensions */
 /* Is what the function answers `now` what the program has `seen` (a check's result)? By type and bits, lists item by item. */
@@ -271,6 +278,11 @@ mp_value_id mp_recording_find_value(const mp_recording *recording, PyObject *ten
 mp_value_id mp_recording_find_number(const mp_recording *recording, PyObject *object, PyObject **make);
 /* (how, operands...) of a text of such numbers, as mp_text_make takes them. Borrowed, or NULL. */
 PyObject *mp_recording_find_text(const mp_recording *recording, PyObject *object);
+/* The draw that gave this object, or MP_NO_DRAW: it is none that is open. */
+uint32_t mp_recording_find_drawn(const mp_recording *recording, PyObject *object);
+/* Number `i` of the objects that every run must make, wanted or not, for making them may raise. Borrowed; None: it is none any more; NULL: there
+** are no more. */
+PyObject *mp_recording_must_make(const mp_recording *recording, uint32_t i);
 /* The graph value of a numpy array that is data, or that the result shares memory with, as it is at the end, which may add operators to the
 ** recording; MP_NO_VALUE with *why set: it cannot be made again. */
 mp_value_id mp_recording_find_array(const mp_recording *recording, PyObject *array, bool *owns, mp_reason *why);

@@ -171,8 +171,9 @@ void mp_rec_check(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *se
 /* -- Module parts ------------------------------------------------------------------------------------------------------- */
 
 int mp_ops_module_init(PyObject *module);
-int mp_values_module_init(PyObject *module); /* _C.Value, _C.Number */
+int mp_values_module_init(PyObject *module); /* indices.c: _C.Value, _C.Number, _C.Drawn */
 PyObject *mp_value_new(mp_value_id value);   /* owned _C.Value, or NULL with an exception */
+PyObject *mp_number_new(mp_value_id value);  /* likewise _C.Number */
 bool mp_value_check(PyObject *object);
 uint32_t mp_index_of(PyObject *value); /* of a _C.Value */
 

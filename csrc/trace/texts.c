@@ -38,6 +38,7 @@ PyObject *mp_text_make(int how, PyObject *const *operands, Py_ssize_t n)
     case REPR: return PyObject_Repr(operands[0]);
     case JOIN: return join(operands, n);
     case PERCENT: return PyUnicode_Format(operands[0], operands[1]);
+    case MP_TEXT_CALL: return PyObject_Vectorcall(operands[0], operands + 1, (size_t)n - 1, NULL);
     default: {
         PyObject *format = PyObject_GetAttrString((PyObject *)&PyUnicode_Type, "format"); /* of a type that is fixed */
         PyObject *text = format ? PyObject_Vectorcall(format, operands, (size_t)n, NULL) : NULL;
@@ -45,6 +46,19 @@ PyObject *mp_text_make(int how, PyObject *const *operands, Py_ssize_t n)
         return text;
     }
     }
+}
+
+PyObject *mp_text_function(PyObject *how)
+{
+    static PyObject *functions; /* owned by the process: magpy.steps.TEXTS, in the order of the kinds */
+    if (!functions) {
+        PyObject *steps = PyImport_ImportModule("magpy.steps");
+        functions = steps ? PyObject_GetAttrString(steps, "TEXTS") : NULL;
+        Py_XDECREF(steps);
+        PyErr_Clear();
+    }
+    long kind = PyLong_AsLong(how) & HOW;
+    return functions && kind < PyTuple_GET_SIZE(functions) ? PyTuple_GET_ITEM(functions, kind) : NULL;
 }
 
 /* Small texts are one object for the whole process: an equal one that nothing else has. Owned, or NULL with an exception. */
@@ -116,7 +130,8 @@ static bool are_open(mp_recorder *rec, PyObject *const *items, Py_ssize_t n)
         open = open || mp_number_is(rec, items[i]);
     }
     for (Py_ssize_t i = 0; open && i < n; i++)
-        if (PyLong_CheckExact(items[i])) mp_number_value(rec, items[i]);
+        if (PyLong_CheckExact(items[i]) && !mp_number_is_drawn(rec, items[i]) && !mp_number_is_late(rec, items[i]))
+            mp_number_value(rec, items[i]);
     return open && !rec->why.code;
 }
 
@@ -226,15 +241,13 @@ bool mp_text_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, in
     case GET_YIELD_FROM_ITER:
     case UNPACK_SEQUENCE:
     case UNPACK_EX:
-    case LIST_EXTEND:
-        if (PyUnicode_Check(TOP(1))) mp_number_settle(rec, TOP(1));
-        return true;
+    case LIST_EXTEND: mp_number_settle(rec, TOP(1)); return true;
     case BINARY_SUBSCR:
-        if (PyUnicode_Check(TOP(2))) mp_number_settle(rec, TOP(2));
+        if (!mp_is_number(TOP(2))) mp_number_settle(rec, TOP(2));
         return false;
     case CALL_FUNCTION_EX: { /* f(*text) */
         PyObject *args = TOP(oparg & 1 ? 2 : 1);
-        if (PyUnicode_Check(args)) mp_number_settle(rec, args);
+        mp_number_settle(rec, args);
         return true;
     }
     default: return false;
@@ -262,7 +275,7 @@ bool mp_text_binary(mp_recorder *rec, const mp_frame *frame, int op, PyObject *c
 /* A C callable that carries objects on may look into strings: the arguments before this one do not only move. */
 static Py_ssize_t looked_into(const mp_call *call)
 {
-    static const char *const none[] = {"append", "appendleft", "isinstance", "__instancecheck__", "callable"};
+    static const char *const none[] = {"append", "appendleft", "isinstance", "__instancecheck__", "callable", "type"};
     static const char *const last[] = {"setattr", "__setattr__"};
     PyObject *name = PyObject_GetAttrString(call->callable, "__name__"); /* by C code */
     const char *text = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
@@ -274,6 +287,12 @@ static Py_ssize_t looked_into(const mp_call *call)
     Py_XDECREF(name);
     PyErr_Clear();
     return n;
+}
+
+static bool is_looked_into(mp_recorder *rec, PyObject *object)
+{
+    bool open = mp_number_is_drawn(rec, object) || mp_text_template(rec, object);
+    return PyUnicode_Check(object) || (open && !mp_is_number(object));
 }
 
 /* Is it str.format, bound to a template or as it stands in str? The template is the first argument. */
@@ -292,9 +311,9 @@ bool mp_text_call(mp_call *call, PyObject *looks)
     if (looks) {
         Py_ssize_t n = looked_into(call);
         for (Py_ssize_t i = 0; i < n; i++)
-            if (PyUnicode_Check(call->args[i])) mp_number_settle(rec, call->args[i]);
+            if (is_looked_into(rec, call->args[i])) mp_number_settle(rec, call->args[i]);
         for (Py_ssize_t i = 0; i < call->nkw; i++)
-            if (PyUnicode_Check(call->kwvalues[i])) mp_number_settle(rec, call->kwvalues[i]);
+            if (is_looked_into(rec, call->kwvalues[i])) mp_number_settle(rec, call->kwvalues[i]);
         return false;
     }
     if (call->nkw || !call->nargs || !call->frame) return false;

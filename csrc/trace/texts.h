@@ -16,12 +16,18 @@ bool mp_text_binary(mp_recorder *rec, const mp_frame *frame, int op, PyObject *c
 /* looks: what mp_number_tables.carriers has for the callable, or NULL. */
 bool mp_text_call(mp_call *call, PyObject *looks);
 
+/* The function of Python that does what templates of this kind do with their operands, or NULL: it is the first of them. Borrowed. */
+PyObject *mp_text_function(PyObject *how);
+
 /* The template of an open text. Borrowed, or NULL. */
 PyObject *mp_text_template(mp_recorder *rec, PyObject *object);
 /* What eager has in place of this open text, where `is` tells the two from each other. Owned, or NULL: itself. */
 PyObject *mp_text_usual(mp_recorder *rec, PyObject *object);
 /* `object` (borrowed, one that nothing else has) is an open text from now on. */
 void mp_text_open(mp_recorder *rec, PyObject *object, PyObject *template);
+
+/* How of the templates that are no text: the first operand is called with the others. */
+enum { MP_TEXT_CALL = 5 };
 
 /* The text: operands are the template's with the numbers of a run, all of exact built-in types, so that no user code runs. Owned, or NULL
 ** with an exception. */

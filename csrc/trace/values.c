@@ -5,73 +5,8 @@
 #include "trace/tensors.h"
 
 #include "guard/guard.h"
-#include <structmember.h>
 
 enum { MAX_DEPTH = 64 };
-
-/* -- _C.Value ---------------------------------------------------------------------------------------------------- */
-
-typedef struct {
-    PyObject_HEAD unsigned int index;
-} index_object;
-
-static PyMemberDef index_members[] = {{"index", T_UINT, offsetof(index_object, index), READONLY, NULL}, {NULL}};
-
-static PyObject *index_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"index", NULL};
-    unsigned int index;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "I", names, &index)) return NULL;
-    index_object *self = (index_object *)type->tp_alloc(type, 0);
-    if (self) self->index = index;
-    return (PyObject *)self;
-}
-
-static PyObject *index_repr(PyObject *self)
-{
-    const char *name = strrchr(Py_TYPE(self)->tp_name, '.');
-    return PyUnicode_FromFormat("%s(%u)", name ? name + 1 : Py_TYPE(self)->tp_name, ((index_object *)self)->index);
-}
-
-static PyObject *index_compare(PyObject *a, PyObject *b, int op)
-{
-    if (Py_TYPE(a) != Py_TYPE(b) || (op != Py_EQ && op != Py_NE)) Py_RETURN_NOTIMPLEMENTED;
-    return PyBool_FromLong((((index_object *)a)->index == ((index_object *)b)->index) == (op == Py_EQ));
-}
-
-static Py_hash_t index_hash(PyObject *self) { return (Py_hash_t)((index_object *)self)->index; }
-
-#define INDEX_TYPE(name, doc)                                                                                          \
-    {                                                                                                                  \
-        PyVarObject_HEAD_INIT(NULL, 0).tp_name = "magpy._C." name,                                                     \
-        .tp_doc = doc,                                                                                                 \
-        .tp_basicsize = sizeof(index_object),                                                                          \
-        .tp_flags = Py_TPFLAGS_DEFAULT,                                                                                \
-        .tp_members = index_members,                                                                                   \
-        .tp_new = index_new,                                                                                           \
-        .tp_repr = index_repr,                                                                                         \
-        .tp_richcompare = index_compare,                                                                               \
-        .tp_hash = index_hash,                                                                                         \
-    }
-
-static PyTypeObject value_type = INDEX_TYPE(
-    "Value", "A tensor of a recorded graph, standing in templates of arguments and results; `index` is its number.");
-static PyTypeObject number_type = INDEX_TYPE(
-    "Number", "An int or float in arguments of a recorded operator: the only element of tensor number `index`.");
-
-static PyObject *index_make(PyTypeObject *type, uint32_t index)
-{
-    index_object *self = (index_object *)type->tp_alloc(type, 0);
-    if (self) self->index = index;
-    return (PyObject *)self;
-}
-
-PyObject *mp_value_new(mp_value_id value) { return index_make(&value_type, value); }
-bool mp_value_check(PyObject *object) { return Py_TYPE(object) == &value_type; }
-uint32_t mp_index_of(PyObject *object) { return ((index_object *)object)->index; }
-
-int mp_values_module_init(PyObject *module)
-{ return PyModule_AddType(module, &value_type) < 0 ? -1 : PyModule_AddType(module, &number_type); }
 
 /* -- Facts --------------------------------------------------------------------------------------------------------- */
 
@@ -778,7 +713,8 @@ static PyObject *make_template(mp_recorder *rec, PyObject *object, int depth)
     if (PySlice_Check(object)) return slice_template(rec, (PySliceObject *)object, depth);
     if (rec->numbers && mp_is_number(object) && mp_number_is(rec, object)) {
         mp_value_id id = mp_number_value(rec, object);
-        PyObject *number = id == MP_NO_VALUE ? NULL : index_make(&number_type, id);
+        if (id == MP_NO_VALUE && !mp_rec_abandoned(rec)) return Py_NewRef(object); /* it fits into no tensor: settled */
+        PyObject *number = id == MP_NO_VALUE ? NULL : mp_number_new(id);
         return number ? number : no_template(rec, NULL);
     }
     if (mp_is_scalar(object)) return Py_NewRef(object);

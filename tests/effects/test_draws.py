@@ -204,12 +204,12 @@ def test_gradients_flow_past_draws() -> None:
 
 
 def test_values_that_are_new_each_time_are_given_up() -> None:
-    fast = torch.compile(lambda x: x + len(os.urandom(4).hex()), backend="magpy")
+    fast = torch.compile(lambda x: x + len({os.urandom(4): 1}), backend="magpy")
     with Counted() as counted:
         for _ in range(20):
-            assert_same(fast(X), X + 8)
+            assert_same(fast(X), X + 1)
     assert counted.traces < 10 and find_callable(fast).n_traces == 0
-    assert "another result" in find_callable(fast).describe()["fallbacks"][-1]["text"]
+    assert "another one each time" in find_callable(fast).describe()["fallbacks"][-1]["text"]
 
 
 # -- The time ---------------------------------------------------------------------------------------------------------
