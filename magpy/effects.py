@@ -11,10 +11,12 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cmp_to_key, lru_cache, partial
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, TracebackType
 from typing import Any
+
+from magpy import _C
 
 KeyWrapper = type(cmp_to_key(lambda a, b: 0))  # has no name to import it by
 
@@ -39,6 +41,65 @@ def frames(rows: Sequence[tuple[CodeType, int, dict[str, Any]]]) -> tuple[Functi
         FunctionType(_code(code.co_filename, code.co_name, code.co_qualname, line), module)
         for code, line, module in rows
     )
+
+
+def handling(error: BaseException, outer: BaseException | None) -> Callable[..., Any] | str:
+    """A function (function, args, kwargs) -> function(*args, **kwargs) that makes this call while an exception like
+    `error` is handled, whose traceback has the same frames and lines; likewise those in whose context it was raised, up
+    to `outer`, which was handled when the program began. A text: why there is none."""
+    chain, at = [], error
+    while at is not None and at is not outer:
+        if at.__cause__ is not None and at.__cause__ is not at.__context__:
+            return "the traceback of an exception whose cause is another one than was handled there"
+        why = _not_remade(at)
+        if why:
+            return why
+        suppressed = at.__suppress_context__ and at.__cause__ is None
+        chain.append((type(at), at.args, _rows(at.__traceback__), at.__cause__ is not None, suppressed))
+        at = at.__context__  # type: ignore[assignment]
+
+    def handled(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], number: int = len(chain) - 1) -> Any:
+        kind, given, rows, caused, suppressed = chain[number]
+        again, traceback = kind(*given), None
+        for code, module, instruction, line in reversed(rows):
+            traceback = TracebackType(traceback, _C._frame(code, module), instruction, line)
+        try:
+            raise again
+        except BaseException:  # this one
+            again.__traceback__ = traceback
+            if caused:
+                again.__cause__ = again.__context__
+            if suppressed:
+                again.__suppress_context__ = True
+            return handled(function, args, kwargs, number - 1) if number else function(*args, **kwargs)
+        finally:
+            del again, traceback
+
+    return handled
+
+
+def _not_remade(error: BaseException) -> str | None:
+    kind = type(error)
+    own = [base for base in kind.__mro__ if base.__flags__ & _HEAPTYPE]
+    if error.__dict__ or any(name in vars(base) for base in own for name in _OF_EXCEPTIONS):
+        return f"the traceback of an exception of a class with code or attributes of its own: {kind.__name__}"
+    like = kind(*error.args)
+    if (repr(like), str(like), like.args) != (repr(error), str(error), error.args):
+        return f"the traceback of an exception that does not follow from its arguments: {kind.__name__}"
+    return None
+
+
+def _rows(traceback: TracebackType | None) -> list[tuple[CodeType, dict[str, Any], int, int]]:
+    rows = []
+    while traceback is not None:
+        frame = traceback.tb_frame
+        rows.append((frame.f_code, frame.f_globals, traceback.tb_lasti, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    return rows
+
+
+_HEAPTYPE = 1 << 9
+_OF_EXCEPTIONS = "__new__ __init__ __str__ __repr__ __getattribute__ __getattr__ __setattr__ __traceback__".split()
 
 
 def _matches(pattern: Any, text: str) -> bool:

@@ -441,7 +441,9 @@ static PyObject *copy_keywords(copier *c)
     mp_call *call = c->call;
     PyObject *made = PyDict_New();
     for (Py_ssize_t i = 0; made && i < call->nkw; i++) {
-        PyObject *value = copy(c, call->kwvalues[i], 0);
+        bool handled = PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(call->kwnames, i), "exc_info") == 0 &&
+                       PyExceptionInstance_Check(call->kwvalues[i]); /* it is the one that the commit handles */
+        PyObject *value = handled ? Py_NewRef(Py_True) : copy(c, call->kwvalues[i], 0);
         if (!value || PyDict_SetItem(made, PyTuple_GET_ITEM(call->kwnames, i), value) < 0) Py_CLEAR(made);
         Py_XDECREF(value);
     }
@@ -542,7 +544,8 @@ static PyObject *unbound(mp_call *call)
     return found;
 }
 
-static void defer(mp_call *call, bool text, bool at_frames, mp_pending finish)
+/* around: a function (function, args, kwargs) in which the whole is called, borrowed, or NULL. */
+static void defer(mp_call *call, bool text, bool at_frames, PyObject *around, mp_pending finish)
 {
     mp_recorder *rec = call->rec;
     if (into_own_buffer(call)) {
@@ -574,6 +577,11 @@ static void defer(mp_call *call, bool text, bool at_frames, mp_pending finish)
     }
     if (args) kwargs = copy_keywords(&c);
     if (kwargs) frames = at_frames ? calling_frames(rec) : PyTuple_New(0);
+    if (frames && around) {
+        PyObject *outermost = PyTuple_Pack(1, around);
+        Py_SETREF(frames, outermost ? PySequence_Concat(outermost, frames) : NULL);
+        Py_XDECREF(outermost);
+    }
     if (frames) packed = PyTuple_Pack(3, args, kwargs, frames);
     if (packed) name = mp_callable_name(call->callable);
     if (PyFunction_Check(call->callable)) mp_function_code(rec, call->callable);
@@ -595,11 +603,13 @@ static void defer(mp_call *call, bool text, bool at_frames, mp_pending finish)
     mp_restore(kept);
 }
 
-void mp_defer(mp_call *call, bool text, bool at_frames) { defer(call, text, at_frames, done); }
+void mp_defer(mp_call *call, bool text, bool at_frames) { defer(call, text, at_frames, NULL, done); }
+void mp_defer_handling(mp_call *call, PyObject *around)
+{ defer(call, true, true, around == Py_None ? NULL : around, done); }
 
 void mp_defer_making(mp_call *call)
 {
-    defer(call, false, false, made);
+    defer(call, false, false, NULL, made);
     if (call->rec->deferred) call->rec->deferred->files = true;
 }
 

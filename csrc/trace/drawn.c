@@ -30,6 +30,13 @@ static PyObject *function_of(const char *module_name, const char *name)
     return function;
 }
 
+/* Likewise of C, and NULL where the program has put something of its own in its place. */
+static PyObject *builtin(const char *module, const char *name)
+{
+    PyObject *function = function_of(module, name);
+    return function && PyCFunction_Check(function) ? function : NULL;
+}
+
 /* Columns: the instruction's argument, the function of _operator. */
 #define BINARY_FUNCTIONS(X)                                                                                            \
     X(NB_ADD, "add")                                                                                                   \
@@ -162,7 +169,7 @@ static bool may_be_drawn(PyObject *object)
 ** NULL after abandoning. */
 static PyObject *step_over(mp_recorder *rec, const char *module, const char *name, uint32_t draw, PyObject *further)
 {
-    PyObject *func = function_of(module, name), *whole = mp_drawn_new(draw), *keywords = PyDict_New();
+    PyObject *func = builtin(module, name), *whole = mp_drawn_new(draw), *keywords = PyDict_New();
     PyObject *args = whole ? further ? PyTuple_Pack(2, whole, further) : PyTuple_Pack(1, whole) : NULL, *data = NULL;
     if (func && args && keywords) data = PyTuple_Pack(5, func, args, keywords, Py_None, args);
     Py_XDECREF(whole);
@@ -437,14 +444,14 @@ static bool learns(mp_recorder *rec, PyObject *func, PyObject *const *args, Py_s
 static bool computes(mp_recorder *rec, const mp_frame *frame, const char *name, PyObject *const *operands, Py_ssize_t n)
 {
     if (!name || !any_for_steps(rec, operands, n)) return false;
-    PyObject *func = function_of("_operator", name);
+    PyObject *func = builtin("_operator", name);
     return func && makes(rec, frame, func, operands, n, NULL, NULL);
 }
 
 static bool decides(mp_recorder *rec, const char *name, PyObject *const *operands, Py_ssize_t n)
 {
     if (!any_for_steps(rec, operands, n)) return false;
-    PyObject *func = function_of("_operator", name);
+    PyObject *func = builtin("_operator", name);
     return func && learns(rec, func, operands, n);
 }
 
@@ -459,7 +466,7 @@ static bool attribute(mp_recorder *rec, const mp_frame *frame, PyObject *object,
         return true;
     bool read = Py_IS_TYPE(descr, &PyGetSetDescr_Type) || Py_IS_TYPE(descr, &PyMemberDescr_Type);
     PyObject *const args[] = {object, name};
-    PyObject *func = read && !method ? function_of("builtins", "getattr") : NULL;
+    PyObject *func = read && !method ? builtin("builtins", "getattr") : NULL;
     return func && makes(rec, frame, func, args, 2, NULL, NULL);
 }
 

@@ -327,6 +327,23 @@ void mp_handle_shuffle_list(mp_call *call)
     mp_restore(kept);
 }
 
+void mp_draw_within(mp_call *call, PyObject *around)
+{
+    mp_op_state *state = mp_rec_op_state(call->rec);
+    PyObject *nothing = PyTuple_New(0), *keywords = PyDict_New(), *args = NULL, *data = NULL;
+    if (nothing && keywords) args = PyTuple_Pack(3, call->callable, nothing, keywords);
+    if (args) data = PyTuple_Pack(4, around, args, keywords, Py_None);
+    if (data && state && state->accept_checks && !state->muted && mp_numbers_ready()) {
+        mp_rec_pend_must(call->rec, call->frame, drawn, Py_NewRef(data));
+        mp_deferred_silent(call->rec, call->frame);
+    } else
+        mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "gives text that follows from more than its arguments");
+    Py_XDECREF(nothing);
+    Py_XDECREF(keywords);
+    Py_XDECREF(args);
+    Py_XDECREF(data);
+}
+
 /* numpy.random.RandomState(seed), default_rng(seed): a generator of the call's own. */
 void mp_handle_numpy_generator(mp_call *call)
 {

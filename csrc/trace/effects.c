@@ -5,6 +5,8 @@
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
+#include <frameobject.h>
+
 /* -- Keys ------------------------------------------------------------------------------------------------------------ */
 
 /* What is keyed: the callable itself, a type being called, an instance of a type being called, a torch function shown by the mode,
@@ -755,7 +757,16 @@ static PyObject *effect_rows(PyObject *module, PyObject *unused)
     return Py_BuildValue("{sIsOsO}", "entries", table.n, "missing", table.missing, "clashes", table.clashes);
 }
 
+static PyObject *frame_of(PyObject *module, PyObject *args)
+{
+    PyObject *code, *globals;
+    if (!PyArg_ParseTuple(args, "O!O!:_frame", &PyCode_Type, &code, &PyDict_Type, &globals)) return NULL;
+    return (PyObject *)PyFrame_New(PyThreadState_Get(), (PyCodeObject *)code, globals, NULL);
+}
+
 static PyMethodDef effect_methods[] = {
+    {"_frame", frame_of, METH_VARARGS,
+     "_frame(code, globals): a frame of this code that does not run, for tracebacks."},
     {"declare", declare, METH_VARARGS, declare_doc},
     {"_effect_of", effect_of, METH_O, "The table's class of a C callable, or None (for tests)."},
     {"_effect_rows", effect_rows, METH_NOARGS, "How the table was resolved: entries, missing, clashes (for tests)."},

@@ -134,6 +134,8 @@ void mp_stand_in_for_bar(mp_call *call);
 /* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the
 ** frames of its callers. */
 void mp_defer(mp_call *call, bool text, bool at_frames);
+/* Likewise mp_defer(call, true, true), within a call of `around` (function, args, kwargs) or None. */
+void mp_defer_handling(mp_call *call, PyObject *around);
 /* Likewise, and its result is an object that only other effects use: a file that is written. */
 void mp_defer_making(mp_call *call);
 /* The call gives another result each time: every run makes it again (draws.c). */
@@ -141,6 +143,8 @@ void mp_draw_call(mp_call *call);
 /* Does it take drawn values among its arguments? */
 bool mp_draw_takes(mp_call *call, const mp_effect *effect);
 void mp_clock_call(mp_call *call);
+/* A call without arguments that every run makes within around(function, args, kwargs), and from which text is drawn (draws.c). */
+void mp_draw_within(mp_call *call, PyObject *around);
 /* What the call gives follows from what lies on disk: every run asks magpy.effects.<witness>(*args), which must say the same again (draws.c).
 ** args: borrowed tuple of constants; NULL: no memory. */
 void mp_draw_witness(mp_call *call, const char *witness, PyObject *args);

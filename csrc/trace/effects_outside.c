@@ -65,13 +65,89 @@ void mp_handle_lock_owned(mp_call *call)
 
 static bool is_false(PyObject *object) { return !object || object == Py_None || object == Py_False; }
 
-/* Methods of loggers, and the functions of the module logging. */
+/* May a run make the exception again, and those in whose context it was raised, as far as types and arguments go? */
+static bool is_remade(mp_recorder *rec, PyObject *error)
+{
+    PyObject *context = ((PyBaseExceptionObject *)error)->context;
+    if (context && context != rec->handled && !is_remade(rec, context)) return false;
+    PyObject *given = ((PyBaseExceptionObject *)error)->args;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(given); i++)
+        if (!mp_is_scalar(PyTuple_GET_ITEM(given, i)) || mp_number_is(rec, PyTuple_GET_ITEM(given, i))) return false;
+    return mp_rec_ensure(rec, (PyObject *)Py_TYPE(error)) != MP_NO_OBJ;
+}
+
+/* A function (function, args, kwargs) that calls what it is given while an exception like the one that the call is handling now is handled, with a
+** traceback of the same lines. Owned; None: it handles none of its own. NULL after abandoning. */
+static PyObject *handling(mp_call *call)
+{
+    mp_recorder *rec = call->rec;
+    PyObject *error = PyErr_GetHandledException();
+    if (!error || error == rec->handled) { /* a run finds that itself */
+        Py_XDECREF(error);
+        return Py_NewRef(Py_None);
+    }
+    PyObject *module = PyImport_ImportModule("magpy.effects"), *made = NULL;
+    if (!is_remade(rec, error))
+        mp_call_abandon(call, MP_REASON_EFFECT,
+                        "the traceback of an exception whose arguments are objects or new each time");
+    else if (module &&
+             !(made = PyObject_CallMethod(module, "handling", "OO", error, rec->handled ? rec->handled : Py_None)))
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "exceptions");
+    if (made && PyUnicode_Check(made)) { /* why not */
+        mp_call_abandon(call, MP_REASON_EFFECT, PyUnicode_AsUTF8(made));
+        Py_CLEAR(made);
+    }
+    PyErr_Clear();
+    Py_XDECREF(error);
+    Py_XDECREF(module);
+    return made;
+}
+
+static bool is_named(mp_call *call, const char *text)
+{
+    PyObject *name = PyFunction_Check(call->callable) ? ((PyFunctionObject *)call->callable)->func_name : NULL;
+    return name && PyUnicode_CompareWithASCIIString(name, text) == 0;
+}
+
+/* Methods of loggers, and the functions of the module logging; traceback.print_exc. Where they show the exception that is being handled, the commit
+** handles one like it. */
 void mp_handle_log(mp_call *call)
 {
-    if (!is_false(keyword(call, "exc_info")))
-        mp_call_abandon(call, MP_REASON_EFFECT, "an exception with its traceback, which a later call does not have");
-    else
+    PyObject *asked = keyword(call, "exc_info");
+    bool shows = is_named(call, "print_exc") || (!asked && is_named(call, "exception")) || !is_false(asked);
+    if (!shows) {
         mp_defer(call, true, true);
+        return;
+    }
+    mp_kept kept = mp_keep();
+    PyObject *error = PyErr_GetHandledException();
+    bool own = asked && asked == error; /* exc_info=error */
+    Py_XDECREF(error);
+    PyObject *around = NULL;
+    if (!own && asked && !PyBool_Check(asked) && !PyLong_CheckExact(asked))
+        mp_call_abandon(call, MP_REASON_EFFECT, "the traceback of another exception than the one being handled");
+    else
+        around = handling(call);
+    if (around == Py_None && own)
+        mp_call_abandon(call, MP_REASON_EFFECT, "the traceback of an exception from before the call");
+    else if (around)
+        mp_defer_handling(call, around);
+    Py_XDECREF(around);
+    mp_restore(kept);
+}
+
+/* traceback.format_exc(): text that every run makes again, of an exception like the one that is being handled. */
+void mp_handle_format_exception(mp_call *call)
+{
+    mp_kept kept = mp_keep();
+    PyObject *around = call->nargs || call->nkw ? NULL : handling(call);
+    if (around && around != Py_None)
+        mp_draw_within(call, around);
+    else
+        mp_call_abandon(call, MP_REASON_EFFECT,
+                        "the traceback of an exception from before the call, or of a chosen length");
+    Py_XDECREF(around);
+    mp_restore(kept);
 }
 
 /* The import machinery's frames, and those that take such a file name, are nobody's callers for warnings.warn. */

@@ -170,9 +170,13 @@ static void compared(mp_recorder *rec, PyObject *left, PyObject *right, int op)
 
 static void truth(mp_recorder *rec, PyObject *object)
 {
-    if (!mp_is_number(object) || !mp_number_is(rec, object) || mp_number_is_drawn(rec, object) ||
-        mp_number_is_late(rec, object))
-        return; /* a moment is always true, open texts are never empty */
+    if (!mp_number_is(rec, object)) return;
+    PyObject *template = mp_text_template(rec, object);
+    if (mp_number_is_drawn(rec, object) || (template && mp_text_function(PyTuple_GET_ITEM(template, 0)) == NULL)) {
+        mp_number_settle(rec, object);
+        return;
+    }
+    if (!mp_is_number(object)) return; /* a moment is always true, texts of numbers are never empty */
     PyObject *leaves = PyDict_New();
     if (!leaves) {
         mp_number_no_memory(rec);

@@ -466,6 +466,7 @@ mp_recorder *mp_rec_new(PyObject *target, PyObject *const *args, size_t nargs, P
     rec->started = now();
     rec->recording->recorder = rec;
     rec->target = Py_NewRef(target);
+    rec->handled = PyErr_GetHandledException();
     mp_rec_push_frame(rec, &(mp_frame){.id = rec});
     mp_rec_new_object(rec, target, MP_ROOT_TARGET, MP_NO_READ);
     size_t n_names = kwnames ? (size_t)PyTuple_GET_SIZE(kwnames) : 0;
@@ -523,6 +524,7 @@ void mp_rec_free(mp_recorder *rec)
         recording->recorder = NULL;
         mp_recording_free(recording);
     }
+    Py_XDECREF(rec->handled);
     for (uint32_t i = 0; i < rec->n_internals; i++) Py_DECREF(rec->internal_watch[i]);
     for (uint32_t i = 0; i < rec->n_bound; i++) Py_DECREF(rec->bound[i].watch);
     for (uint32_t i = 0; i < rec->n_locations; i++) Py_XDECREF(rec->locations[i].key);

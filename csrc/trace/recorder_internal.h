@@ -98,6 +98,7 @@ struct mp_recorder {
     uint32_t copied;   /* the first external object whose address the module copy asked for, its number + 1 */
     PyObject *running; /* owned tuple of the codes on the stack when abandoned, or NULL */
     PyObject *target;  /* owned */
+    PyObject *handled; /* owned: the exception that was being handled when the call began, or NULL */
     double started;
 
     struct mp_oracle *oracle; /* owned, NULL but in tests: see oracle.c */

@@ -508,17 +508,6 @@ def test_an_object_of_the_calls_own() -> None:
     assert refused(program, X) == "EFFECT"
 
 
-def test_an_exception_with_its_traceback() -> None:
-    def program(x: torch.Tensor) -> torch.Tensor:
-        try:
-            raise KeyError("inside")
-        except KeyError:
-            log.error("caught", exc_info=True)
-        return x + 1
-
-    assert refused(program, X) == "EFFECT"
-
-
 def test_output_while_streams_are_replaced() -> None:
     def program(x: torch.Tensor) -> torch.Tensor:
         with contextlib.redirect_stdout(None):
