@@ -230,12 +230,14 @@ def _forms(node: Node) -> list[str]:
 
 
 def _is_product(node: Node) -> bool:
-    """Is it a product with a matrix of weights, of so few rows that to copy them costs nothing, or are there groups of
-    channels, whose products the library does not have?"""
-    x, w, _, stride, padding, _, transposed, _, groups = node.args
-    one_by_one = math.prod(w.meta[2][2:]) == 1 and all(n == 1 for n in stride) and not any(padding)
-    if not one_by_one or transposed or x.meta[0] is not torch.float32:
+    """Is it a product with a matrix of weights, of patches that do not overlap or of so few rows that to copy them
+    costs nothing, or are there groups of channels, whose products the library does not have?"""
+    x, w, _, stride, padding, dilation, transposed, _, groups = node.args
+    taps = w.meta[2][2:]
+    if transposed or any(padding) or x.meta[0] is not torch.float32 or list(stride) != list(taps):
         return False
+    if math.prod(taps) > 1:  # patches
+        return groups == 1 and all(n == 1 for n in dilation) and _row_major(w.meta)
     if groups == 1:
         return math.prod(x.meta[2]) // x.meta[2][1] <= MAX_ROWS
     return groups < x.meta[2][1] and _row_major(w.meta)
@@ -289,18 +291,29 @@ def _in_form(build: Builder, node: Node, operands: Sequence[Val], form: str) -> 
 
 
 def _by_product(build: Builder, node: Node, operands: Sequence[Val], form: str) -> Val:
-    """The convolution of `operands` as [positions, channels in] @ [channels in, channels out], or for each image and
-    each group of channels as [channels out, channels in] @ [channels in, positions]."""
+    """The convolution of `operands` as [positions, channels in of a patch] @ [channels in of a patch, channels out], or
+    for each image and each group of channels as [channels out, channels in] @ [channels in, positions]."""
     x, w = operands
-    n, channels, *space = x.meta[2]
+    n, channels = x.meta[2][:2]
     if node.args[-1] > 1:
         return _by_products(build, node, operands)
-    dims = len(space)
-    rows = build(aten.permute.default, x, [0, *range(2, dims + 2), 1])
-    if math.prod(space) > 1:
+    taps, space = w.meta[2][2:], node.val.meta[2][2:]
+    dims, row = len(space), channels * math.prod(taps)
+    for d in range(dims):
+        if x.meta[2][d + 2] != space[d] * taps[d]:  # what is left beside the last patch
+            x = build(aten.slice.Tensor, x, d + 2, 0, space[d] * taps[d])
+    if math.prod(taps) > 1:
+        x = build(
+            aten.view.default, x, [n, channels, *(size for pair in zip(space, taps, strict=True) for size in pair)]
+        )
+        places = [*range(2, 2 * dims + 2, 2), 1, *range(3, 2 * dims + 2, 2)]
+    else:
+        places = [*range(2, dims + 2), 1]
+    rows = build(aten.permute.default, x, [0, *places])
+    if math.prod(space) > 1 or math.prod(taps) > 1:
         rows = build(aten.clone.default, rows, memory_format=torch.contiguous_format)
-    rows = build(aten.view.default, rows, [n * math.prod(space), channels])
-    weight = build(aten.permute.default, build(aten.view.default, w, [w.meta[2][0], channels]), [1, 0])
+    rows = build(aten.view.default, rows, [n * math.prod(space), row])
+    weight = build(aten.permute.default, build(aten.view.default, w, [w.meta[2][0], row]), [1, 0])
     bias = node.args[2]
     made = build(aten.mm.default, rows, weight) if bias is None else build(aten.addmm.default, bias, rows, weight)
     made = build(aten.view.default, made, [n, *space, w.meta[2][0]])

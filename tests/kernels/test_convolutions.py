@@ -439,6 +439,34 @@ def test_one_by_one_at_few_positions_is_a_product(size, bias, layout):
     assert [s for s in same(conv, many) if "convolution" in s[1] or "convolution" in s[2]]
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "part", "turned"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "size, taps",
+    [((12,), (4,)), ((8, 12), (4, 4)), ((9, 13), (2, 5)), ((4, 4), (4, 4)), ((5, 4, 6), (2, 2, 3))],
+    ids=str,
+)
+def test_patches_that_do_not_overlap_are_a_product(size, taps, bias, layout):
+    conv = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)[len(size) - 1](3, 5, taps, stride=taps, bias=bias)
+    x = torch.randn(2, 3, *size) if layout != "part" else torch.randn(2, 8, *size)[:, 1:4]
+    if layout == "channels last" and len(size) == 2:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "turned":
+        x = torch.randn(2, 3, *size[::-1]).permute(0, 1, *range(len(size) + 1, 1, -1))
+    steps = same(lambda x: conv(x).flatten(2).transpose(1, 2) + 1, x)
+    if len(size) < 3:
+        assert not [s for s in steps if "convolution" in s[1] or "convolution" in s[2]]
+    same(lambda x: conv(x).relu(), x)
+    same(conv, x)
+
+
+@pytest.mark.parametrize("kwargs", [{"padding": 1}, {"groups": 3}, {"dilation": 2}, {"stride": (2, 1)}], ids=str)
+def test_what_is_no_patch_is_no_product(kwargs):
+    conv = torch.nn.Conv2d(3, 6, 2, **{"stride": 2, **kwargs})
+    steps = same(lambda x: conv(x).relu(), torch.randn(2, 3, 8, 8))
+    assert [s for s in steps if "convolution" in s[1] or "convolution" in s[2]]
+
+
 def test_training_uses_the_kernels_in_its_forward_pass():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1))
