@@ -9,6 +9,7 @@ import torch
 
 from magpy import aten_trace
 from magpy.aten_graph import Unsupported
+from magpy.product_gradient import prod
 from magpy.random_ops import OPS
 
 
@@ -136,6 +137,8 @@ REPLAYED: dict[Any, Callable[..., Any]] = {
     torch._C._nn.one_hot: _one_hot,
     torch._shape_as_tensor: _shape_as_tensor,
     torch.Tensor._make_subclass: _make_leaf,
+    torch.prod: prod,
+    torch.Tensor.prod: prod,
     torch.tensor: _tensor,
     torch.as_tensor: _as_tensor,
     torch._nested_tensor_from_mask: _nested_from_mask,
