@@ -84,11 +84,17 @@ def merge(graph: Graph, forward: Container[Node] | None = None) -> dict[Val | No
     def current(val: Val) -> Val | None:
         return new.get(val, val)
 
+    def needed(copy: Node) -> bool:
+        """Do others see its memory, or may they change what it was copied from until the backward pass, for which eager
+        keeps the copy?"""
+        early = forward is not None and copy in forward
+        return copy in escaping or (early and base_of(copy.args[0]) in open_to_all)
+
     for node in graph.nodes:
         node.args = map_vals(current, node.args)
         out = node.val if len(node.vals) == 1 else None
         noop = NOOPS.get(node.target)
-        if noop is not None and out not in outputs and noop(node) and (is_view(node.target) or node not in escaping):
+        if noop is not None and out not in outputs and noop(node) and (is_view(node.target) or not needed(node)):
             if out not in shown or node.args[0].meta[4] == out.meta[4]:
                 new[out] = node.args[0]
                 continue

@@ -42,6 +42,14 @@ PROGRAMS: dict[str, Program] = {
     "amax": lambda x, w: x.amax(-1, keepdim=True) * w.amax(0),
     "std": lambda x, w: x.std(-1, keepdim=True) * w.var(),
     "cumprod": lambda x, w: x.cumprod(-1) * w.cumsum(0),
+    "copies": lambda x, w: (
+        (x * 1).sin() * w.clone().exp() + x.to(torch.float32, copy=True).cos() + w.repeat(1, 1).sin()
+    ),
+    "copies and themselves": lambda x, w: x.clone() * x + (w.clone() * w.clone()).view(-1)[2] / w,
+    "copies of results": lambda x, w: (x * w).clone().sin() * (y := x + w) * y.clone().cos(),
+    "prod": lambda x, w: x.prod() + torch.prod(w * 1),
+    "prod along": lambda x, w: x.prod(-1, keepdim=True) * w.prod(0) + torch.prod(x + 1, dim=1),
+    "prod of another type": lambda x, w: x.prod(dtype=torch.float64) + w.prod(1, dtype=torch.float64),
     "atan2": lambda x, w: torch.atan2(x, w),
     "gather": lambda x, w: x.gather(1, torch.tensor([[0, 2], [1, 1], [0, 0]])) * w[:, :2],
     "double": lambda x, w: x.double() * w.double(),
@@ -79,6 +87,41 @@ def test_data_changed_behind_the_counter(name: str, change: Callable[[torch.Tens
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert counted.hits == 1
+
+
+COPIES = {
+    "clone": lambda x: (x.clone(), x.clone().sin()),
+    "times one": lambda x: (x * 2, (x * 1).exp() * x.detach()),
+    "contiguous": lambda x: (x * 2, x.t().contiguous().t().contiguous().sin()),
+    "clone of a result": lambda x: (y := x * 2, y.clone().sin()),
+    "clone of a detached result": lambda x: (y := x.exp(), y.detach().clone() * y.sin()),
+    "clone of a view": lambda x: (y := x * 2, y[0].clone().sin().sum()),
+}
+
+
+@pytest.mark.parametrize("changed", ["input", "result"])
+@pytest.mark.parametrize("name", COPIES)
+def test_changes_of_what_was_copied(name: str, changed: str) -> None:
+    """They are nothing to the copy: with the counter moved, too."""
+
+    def run(call: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor | str | None:
+        x = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.5]], requires_grad=True)
+        first, second = call(x)
+        with torch.no_grad():
+            (x if changed == "input" else first).add_(1)
+        try:
+            second.sum().backward()
+        except RuntimeError as error:
+            return str(error)[:40]
+        return x.grad
+
+    fast = torch.compile(COPIES[name], backend="magpy")
+    expected = run(COPIES[name])
+    with Counted() as counted:
+        for _ in range(3):
+            torch.testing.assert_close(run(fast), expected) if isinstance(expected, torch.Tensor) else None
+            assert isinstance(expected, torch.Tensor) or run(fast) == expected
+    assert counted.hits >= 2
 
 
 class Returning(nn.Module):
