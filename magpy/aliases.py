@@ -141,8 +141,9 @@ class Aliases:
         if tensor.dtype != source.dtype or tensor.is_complex() or tensor.is_neg() or source.is_neg():
             raise Inexpressible("a view of another type")
         sizes, strides, offset = self._layout(tensor)
-        moved = (sizes, strides, offset) != self._layout(source)
-        return Alias(*at, way, moved, sizes, strides, offset - source.storage_offset())
+        # An input is found as it is before the commit, which may change its sizes and strides.
+        given = self.new.placeholder(at[1]).meta[2:] if at[0] == "input" else self._layout(source)
+        return Alias(*at, way, (sizes, strides, offset) != given, sizes, strides, offset - given[2])
 
     def _layout(self, tensor: torch.Tensor) -> tuple:
         """Sizes, strides, offset, which must be what the operators behind the tensor have left."""

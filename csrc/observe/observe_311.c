@@ -133,6 +133,7 @@ static void detach(observation *o)
         o->depth = 0;
         if (o->gc_held && --gc_holders == 0) PyGC_Enable();
         o->gc_held = false;
+        mp_rec_let_go(o->rec);
     }
     if (o->mode_pushed && !o->in_op && mp_mode_pop_if_top()) o->mode_pushed = false;
     mp_error_clear();

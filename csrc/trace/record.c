@@ -513,6 +513,23 @@ static void let_go(mp_recording *recording)
     }
 }
 
+/* No object is None, so nothing is found by it. */
+static void forget(PyObject **watch)
+{
+    if (*watch && !PyWeakref_CheckRef(*watch)) Py_SETREF(*watch, Py_NewRef(Py_None));
+}
+
+void mp_rec_let_go(mp_recorder *rec)
+{
+    mp_recording *recording = rec->recording;
+    if (!rec->why.code || !recording || rec->given_away) return;
+    for (uint32_t i = 0; i < recording->n_writes; i++) Py_CLEAR(recording->writes[i].value);
+    for (uint32_t i = 0; i < recording->n_reads; i++) Py_CLEAR(recording->reads[i].value);
+    for (uint32_t i = 0; i < recording->n_objects; i++) forget(&recording->objects[i].watch);
+    for (uint32_t i = 0; i < rec->n_internals; i++) forget(&rec->internal_watch[i]);
+    for (uint32_t i = 0; i < rec->n_bound; i++) forget(&rec->bound[i].watch);
+}
+
 void mp_rec_free(mp_recorder *rec)
 {
     if (!rec) return;

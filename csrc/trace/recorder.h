@@ -49,6 +49,9 @@ PyObject *mp_rec_running(
 ** mp_recording_find_*) until mp_rec_free. */
 mp_recording *mp_rec_finish(mp_recorder *rec, PyObject *result, mp_reason *why);
 void mp_rec_free(mp_recorder *rec);
+/* After it was abandoned: drop the objects that it holds, so that those that the program lets go from here on die where they would. May run
+** anyone's finalizers. Nothing else may be asked of the recorder afterwards but the reason. */
+void mp_rec_let_go(mp_recorder *rec);
 
 /* -- Events from observe ---------------------------------------------------------------------------------------------- */
 

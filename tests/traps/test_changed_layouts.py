@@ -39,14 +39,25 @@ CHANGES: list[tuple[str, Change, int]] = [
 ]
 
 
+SHOWN: dict[str, Change] = {
+    "computed": lambda x: x * 2,
+    "itself": lambda x: x,
+    "view": lambda x: x[0],
+    "whole view": lambda x: x.view(x.shape),
+    "detached": lambda x: x.detach(),
+    "part of the detached": lambda x: x.detach()[..., :1],
+    "data": lambda x: x.data,
+}
+
+
 @pytest.mark.parametrize(("change", "hits"), [row[1:] for row in CHANGES], ids=[row[0] for row in CHANGES])
-@pytest.mark.parametrize("result", ["computed", "itself", "view"])
+@pytest.mark.parametrize("result", SHOWN)
 def test_an_argument(change: Change, hits: int, result: str) -> None:
     def program(x: torch.Tensor) -> Any:
         before = x * 1
         change(x)
         shape = tuple(x.shape)
-        return before, {"computed": x * 2, "itself": x, "view": x[0]}[result], shape
+        return before, SHOWN[result](x), shape
 
     def scenario(wrap: Wrap) -> Iterator[Any]:
         function = wrap(program)

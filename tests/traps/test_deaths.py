@@ -225,3 +225,28 @@ def test_what_a_run_made_and_threw_away_has_never_lived(options):
             del result
 
     same_as_eager(scenario, **options)
+
+
+@pytest.mark.parametrize("depths", [(1, 2), (2, 0, 0, 0, 2), (0, 1, 0, 1, 0, 1, 1)], ids=str)
+def test_an_abandoned_observation_holds_nothing_that_the_program_lets_go(depths):
+    """What the call had stored before it was abandoned dies where the program replaces it."""
+
+    def scenario(wrap):
+        box = Box()
+
+        def program(x, depth):
+            def inner(left):
+                box.child = Mortal(box, (depth, left))
+                box.table["last"] = [Mortal(box, left)]
+                box.count += 1
+                return inner(left - 1) if left else 0
+
+            inner(depth)
+            box.count += 1
+            return x + 1
+
+        fast = wrap(program)
+        for depth in depths:
+            yield fast(X, depth), box.log
+
+    same_as_eager(scenario)
