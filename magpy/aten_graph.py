@@ -42,7 +42,7 @@ class Unsupported(Exception):
 
 
 class Val:
-    """One tensor of a graph. `meta` is (dtype, device, sizes, strides, offset)."""
+    """One tensor of a graph. `meta` is (dtype, device, sizes, strides, offset), or opaque_meta."""
 
     __slots__ = ("node", "position", "meta", "number")
 
@@ -123,7 +123,14 @@ def meta_of(tensor: torch.Tensor) -> tuple:
         raise Unsupported(f"a size that depends on data: {error}") from error
 
 
+def opaque_meta(device: torch.device) -> tuple:
+    """Of a sparse or quantised tensor, of which a graph knows no more (opaque_tensors.py)."""
+    return None, device, (), (), 0
+
+
 def meta_text(meta: tuple) -> str:
+    if meta[0] is None:
+        return "opaque"
     return f"{str(meta[0])[6:]}[{', '.join(map(str, meta[2]))}]"
 
 
@@ -269,10 +276,18 @@ def describe(graph: Graph) -> tuple[tuple, tuple]:
 
 
 _NO_META = (-1, 0, (), (), 0)  # a result that the operator leaves undefined
+_OPAQUE = -2
+_QUANTISED = frozenset(
+    {torch.qint8, torch.quint8, torch.qint32, getattr(torch, "quint4x2", None), getattr(torch, "quint2x4", None)}
+)
 
 
 def _meta_code(meta: tuple) -> tuple:
     dtype, device, sizes, strides, offset = meta
+    if dtype is None:
+        return _OPAQUE, DEVICE_CODES[device.type], (), (), 0
+    if dtype in _QUANTISED:
+        raise Unsupported(f"a tensor of {dtype} outside of the steps for such")
     if device.type not in ("cpu", "cuda") or dtype not in DTYPE_CODES:  # memory of others (meta) is not there to read
         raise Unsupported(f"a tensor of {dtype} on {device}")
     if len(sizes) > 16:

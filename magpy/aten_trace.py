@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import _C, decompositions, own_kernels, random_ops, steps
+from magpy import _C, decompositions, opaque_tensors, own_kernels, random_ops, steps
 from magpy.aten_graph import (
     Graph,
     Node,
@@ -35,6 +35,7 @@ from magpy.aten_graph import (
     is_view,
     meta_of,
     normalise,
+    opaque_meta,
     tensors_of,
 )
 
@@ -52,11 +53,12 @@ PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def fake_of(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
-    """A fake twin with the tensor's metadata. Raises Unsupported for subclasses and layouts other than strided."""
+    """A fake twin with the tensor's metadata; an opaque tensor gets one without elements. Raises Unsupported for
+    subclasses."""
     if type(tensor) not in PLAIN_TYPES and not isinstance(tensor, FakeTensor):  # a fake of another mode, from Dynamo
         raise Unsupported(f"an input of type {type(tensor).__name__}")
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        raise Unsupported(f"an input of layout {tensor.layout}, dtype {tensor.dtype}")
+    if opaque_tensors.is_opaque(tensor):
+        return opaque_tensors.twin(mode, tensor.device)
     if tensor.is_conj() or tensor.is_neg():
         return mode.from_tensor(tensor.detach())
     size, stride, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
@@ -74,7 +76,7 @@ def twins_of(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     twins = [fake_of(mode, t) for t in inputs]
     for twin, real in zip(twins, inputs, strict=True):
-        if real.requires_grad:
+        if real.requires_grad and not opaque_tensors.is_opaque(real):
             torch._mirror_autograd_meta_to(real, twin)  # type: ignore[attr-defined]
     return twins
 
@@ -202,13 +204,14 @@ class _Tracer(TorchDispatchMode):
             if tensor is None:
                 node.vals.append(None)
                 continue
-            val = Val(node, i, meta_of(tensor))
+            val = Val(node, i, opaque_meta(tensor.device) if func is _OPAQUE else meta_of(tensor))
             node.vals.append(val)
             self.bind(tensor, val)
         self.graph.nodes.append(node)
         return out
 
 
+_OPAQUE = torch.ops.magpy.opaque.default
 _IDENTITIES = frozenset({aten.lift_fresh.default, aten.lift.default})
 _HARMLESS_WRITES: frozenset = frozenset()
 _composites: dict[Any, bool] = {}
@@ -354,7 +357,8 @@ class Session:
         self.fakes = [fake_of(self.fake_mode, t) for t in inputs]
         self.wrapped = [_wrap(fake, real) for fake, real in zip(self.fakes, inputs, strict=True)]
         for fake in self.fakes:
-            self.tracer.bind(fake, self.graph.add_placeholder(meta_of(fake)))
+            meta = opaque_meta(fake.device) if opaque_tensors.is_opaque(fake) else meta_of(fake)
+            self.tracer.bind(fake, self.graph.add_placeholder(meta))
 
     @contextlib.contextmanager
     def modes(self) -> Iterator[None]:
@@ -452,7 +456,7 @@ def _own_modes() -> Iterator[None]:
 
 def _wrap(fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     wrapper = torch._to_functional_tensor(fake)
-    if real.requires_grad:
+    if real.requires_grad and not opaque_tensors.is_opaque(real):
         torch._mirror_autograd_meta_to(real, wrapper)  # type: ignore[attr-defined]
     return wrapper
 
@@ -552,7 +556,9 @@ def outside() -> Iterator[None]:
 def refuse_shared_memory(inputs: Sequence[torch.Tensor], mutated: list[int]) -> None:
     """A change of one input must not show in another: the graph treats them as apart."""
     users: dict[int, int] = {}
-    for t in inputs:
+    with outside():
+        parts = [part for t in inputs for part in opaque_tensors.parts_of(t)]
+    for t in parts:
         if t.numel():
             users[storage_of(t)] = users.get(storage_of(t), 0) + 1
     if any(users.get(storage_of(inputs[i]), 0) > 1 for i in mutated):

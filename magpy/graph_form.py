@@ -43,7 +43,7 @@ def _dense_meta(tensor: torch.Tensor) -> tuple:
 
 def meta_data(meta: tuple) -> list:
     dtype, device, sizes, strides, offset = meta
-    return [str(dtype).removeprefix("torch."), str(device), list(sizes), list(strides), offset]
+    return [dtype and str(dtype).removeprefix("torch."), str(device), list(sizes), list(strides), offset]
 
 
 def _node_data(node: Node) -> list:
@@ -108,7 +108,7 @@ def op_of(text: str) -> Any:
 
 def meta_of_data(data: list) -> tuple:
     dtype, device, sizes, strides, offset = data
-    return (_named(dtype), _device(device), tuple(sizes), tuple(strides), offset)
+    return (dtype and _named(dtype), _device(device), tuple(sizes), tuple(strides), offset)
 
 
 def _named(name: str) -> Any:

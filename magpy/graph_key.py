@@ -33,6 +33,7 @@ from torch._functorch import predispatch
 
 from magpy import _C
 from magpy.aten_graph import Unsupported
+from magpy.opaque_tensors import is_opaque
 
 MAX_CONSTANTS = 1 << 20  # bytes of constant tensors in one program
 
@@ -319,6 +320,9 @@ def _input_texts(inputs: Sequence[torch.Tensor]) -> Iterator[tuple]:
     storages: dict[int, int] = {}
     for number, t in enumerate(inputs):
         name = _class_name(type(t))
+        if is_opaque(t):
+            yield (name, "opaque", *map(str, (t.dtype, t.device, t.layout)), tuple(t.shape), t.requires_grad, t.is_leaf)
+            continue
         storage = t.untyped_storage()
         flags = (t.requires_grad, t.is_leaf, t.is_inference(), t.is_conj(), t.is_neg(), t.is_quantized)
         # which of the inputs share memory

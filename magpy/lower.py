@@ -29,6 +29,7 @@ from magpy import (
     hooks,
     inference,
     interrupts,
+    opaque_tensors,
     products,
     results,
     steps,
@@ -169,6 +170,8 @@ class Program:
         self.reset: dict[
             int, torch.Tensor
         ] = {}  # input number -> what it stands for after the last tensor.data = value
+        self.opaque: frozenset[int] = frozenset()  # numbers of inputs that are sparse or quantised
+        self.inference = torch.is_inference_mode_enabled()
         self._types = _value_types()
         for op in ops:
             name = name_of(op[0])
@@ -178,7 +181,15 @@ class Program:
                 raise LoweringError(f"TorchScript function {name} touches the memory of tensors", op[5])
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        outs: list[Any] = []
+        with opaque_tensors.watching(outs):
+            outs += self._run(inputs)
+        return [out.token if isinstance(out, opaque_tensors.Opaque) else out for out in outs]
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         env: dict[int, Any] = dict(zip(self.input_values, inputs, strict=True))
+        for i in self.opaque:
+            env[self.input_values[i]] = opaque_tensors.Opaque(inputs[i])
         own = {index: i for i, index in enumerate(self.input_values)}
         self.reset.clear()
         for func, op_args, kwargs, out, _state, site in self.ops:
@@ -198,7 +209,9 @@ class Program:
                     error.magpy_site = (name_of(func), site)  # type: ignore[attr-defined]
                 raise
         outs = [own[k] if k in own else env[k] for k in self.output_values]
-        for i, (out, (strides, _, leaf, _)) in enumerate(zip(outs, self.outputs, strict=False)):
+        for i, (out, (strides, in_inference, leaf, _)) in enumerate(zip(outs, self.outputs, strict=False)):
+            if isinstance(out, opaque_tensors.Opaque) and (in_inference != self.inference or leaf is not None):
+                raise Unsupported("a sparse or quantised leaf, or one that is made in another inference mode")
             if not isinstance(out, torch.Tensor) or strides is None:
                 continue
             if torch._is_functional_tensor(out):
@@ -456,7 +469,9 @@ def lower(
     state: which inputs are parameters and buffers of modules; marks: inputs whose requires_grad the program changes, to
     what. Raises LoweringError."""
     program = Program(ops, input_values, output_values, outputs or ())
+    program.opaque = frozenset(i for i, t in enumerate(inputs) if opaque_tensors.is_opaque(t))
     frozen = program.unset(state) if (options or {}).get("freezing") else ()
+    frozen = [i for i in frozen if i not in program.opaque]
     place = graph_cache.place_of(program, inputs, marks, options or {})
     with Unwarned():  # of what the observed call has been warned of already
         lowered = _found(place, program, inputs)
@@ -506,6 +521,8 @@ def lower_program(
     log = _Log(place)
     inputs = list(inputs)
     try:
+        if any(map(opaque_tensors.is_opaque, inputs)) and not getattr(program, "opaque", ()):
+            raise Unsupported("an input that is sparse or quantised")
         if marks:
             program.refuse_marks_after_use(marks)
         own_gradients = getattr(program, "computes_gradients", False)

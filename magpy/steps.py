@@ -25,13 +25,20 @@ from magpy.aten_graph import Unsupported, tensors_of
 from magpy.moments import now_ns
 
 _library = torch.library.Library("magpy", "FRAGMENT")
-_library.define("number(Tensor[] leaves, str source, bool is_float) -> Tensor")
-_library.define("clock(str name) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))  # stays in its place
-_library.define("check(Tensor[] leaves, str source, str seen, bool value) -> ()")
-_library.define("sized(Tensor[] tensors, str source, str metas) -> Tensor[]")
+
+
+def define(schema: str, run: Callable[..., Any], meta: Callable[..., Any], tags: Sequence[torch.Tag] = ()) -> None:
+    """A step as an operator; meta: the same on tensors without data."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=tags)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"magpy::{name}", meta, lib=_library)
+    if not tags:
+        torch.fx.node.has_side_effect(getattr(torch.ops.magpy, name).default)
+
 
 # As they were when magpy was imported: what a program puts in their place later is no part of an expression.
-_NAMES = {
+NAMES: dict[str, Any] = {
     "__builtins__": {},
     "math": types.SimpleNamespace(**{name: getattr(math, name) for name in dir(math)}),
     "aten": torch.ops.aten,
@@ -41,9 +48,9 @@ _NAMES = {
 
 
 @functools.lru_cache(maxsize=4096)
-def _function(source: str) -> Callable[..., Any]:
+def function_of(source: str) -> Callable[..., Any]:
     """The function of an expression that the recorder has written."""
-    return eval(source, _NAMES)
+    return eval(source, NAMES)
 
 
 # -- Numbers ----------------------------------------------------------------------------------------------------------
@@ -51,7 +58,7 @@ def _function(source: str) -> Callable[..., Any]:
 
 def evaluate(source: str, *leaves: torch.Tensor) -> Any:
     """What Python computes: `source` is a lambda over the numbers that are the only elements of `leaves`."""
-    return _function(source)(*[leaf.item() for leaf in leaves])
+    return function_of(source)(*[leaf.item() for leaf in leaves])
 
 
 def compute(source: str, is_float: bool, *leaves: torch.Tensor) -> torch.Tensor:
@@ -81,7 +88,7 @@ def number_input(number: float) -> torch.Tensor:
 # -- Checks -----------------------------------------------------------------------------------------------------------
 
 
-def _text(answer: float) -> str:
+def text_of(answer: float) -> str:
     """A bool, int or float as text that is the same for the same type and bits."""
     if isinstance(answer, float):
         return struct.pack("<d", answer).hex()
@@ -91,11 +98,11 @@ def _text(answer: float) -> str:
 def check(seen: float, value: bool, args: Sequence[Any]) -> None:
     """The recorded check that evaluate(*args) is `seen`. value: it is one of very many that there may be."""
     source, *leaves = args
-    torch.ops.magpy.check(leaves, source, _text(seen), value)
+    torch.ops.magpy.check(leaves, source, text_of(seen), value)
 
 
 def _check(leaves: list[torch.Tensor], source: str, seen: str, value: bool) -> None:
-    if _text(evaluate(source, *leaves)) != seen:
+    if text_of(evaluate(source, *leaves)) != seen:
         raise _C.OtherData(value)
 
 
@@ -161,7 +168,7 @@ def sized(func: Any, metas: Sequence[Meta], args: Sequence[Any], kwargs: dict[st
 
 def _one_hot(metas: Sequence[Meta], tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
     sizes, _ = metas[0]
-    torch.ops.magpy.check([tensor.max().detach()], "lambda v: v + 1", _text(sizes[-1]), False)
+    torch.ops.magpy.check([tensor.max().detach()], "lambda v: v + 1", text_of(sizes[-1]), False)
     return torch.zeros(sizes, dtype=torch.int64).scatter(-1, tensor.unsqueeze(-1), 1)
 
 
@@ -187,6 +194,12 @@ def as_step(function: str, args: Sequence[Any], kwargs: dict[str, Any], metas: S
     """A step that calls the operator of this name, whose results must have these sizes and get these strides and
     dtypes: (sizes, strides, dtype) of each."""
     tensors: list[torch.Tensor] = []
+    given = arguments_text(tensors, args, kwargs, function)
+    return torch.ops.magpy.sized(tensors, f"lambda t: {function}({given})", repr([*metas]))
+
+
+def arguments_text(tensors: list[torch.Tensor], args: Sequence[Any], kwargs: dict[str, Any], function: str) -> str:
+    """Source of a call's arguments, in which t[i] stands for tensors[i]; they are added there."""
 
     def text(arg: Any) -> str:
         if isinstance(arg, torch.Tensor):
@@ -194,15 +207,18 @@ def as_step(function: str, args: Sequence[Any], kwargs: dict[str, Any], metas: S
             return f"t[{len(tensors) - 1}]"
         if isinstance(arg, (list, tuple)):
             return f"[{', '.join(map(text, arg))}]"
-        if arg is None or isinstance(arg, (bool, int, float)):
+        if type(arg) is float and not math.isfinite(arg):
+            return f"float('{arg}')"
+        if arg is None or type(arg) in (bool, int, float, torch.dtype, torch.layout):
             return repr(arg)
+        if isinstance(arg, torch.device):
+            return f"torch.device({str(arg)!r})"
         raise Unsupported(f"an argument of {function}")
 
-    parts = [*map(text, args), *[f"{name}={text(arg)}" for name, arg in kwargs.items()]]
-    return torch.ops.magpy.sized(tensors, f"lambda t: {function}({', '.join(parts)})", repr([*metas]))
+    return ", ".join([*map(text, args), *[f"{name}={text(arg)}" for name, arg in kwargs.items()]])
 
 
-def _dense(sizes: Sequence[int]) -> Meta:
+def dense_meta(sizes: Sequence[int]) -> Meta:
     strides, n = [], 1
     for size in reversed(sizes):
         strides.append(n)
@@ -225,10 +241,10 @@ def _metas_of(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[
         return [(*_replayed.metas[0], x.dtype)]
     if name == "bincount":
         weights = args[1] if len(args) > 1 else kwargs.get("weights")
-        return [(*_dense(first), long if weights is None else torch.result_type(weights, 1.0))]
+        return [(*dense_meta(first), long if weights is None else torch.result_type(weights, 1.0))]
     if name == "repeat_interleave":
         given = _replayed.args[2:3] or [_replayed.kwargs.get("dim")]
-        return [(*_dense(first[given[0] or 0 : (given[0] or 0) + 1 or None]), long)]
+        return [(*dense_meta(first[given[0] or 0 : (given[0] or 0) + 1 or None]), long)]
     if name in ("_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "_unique"):
         return _metas_of_unique(target, name, [*args], kwargs, first)
     raise Unsupported(f"{target}: a size that depends on data")
@@ -240,22 +256,22 @@ def _metas_of_unique(target: Any, name: str, args: list[Any], kwargs: dict[str, 
     given.update(kwargs)
     x, dim = given["self"], given.get("dim")
     n = first[0] if dim is None else first[dim]
-    metas = [(*_dense(first), x.dtype)]
+    metas = [(*dense_meta(first), x.dtype)]
     whole = x.shape if dim is None else (x.shape[dim],)
-    metas.append((*_dense(whole if given["return_inverse"] else (0,)), torch.int64))
+    metas.append((*dense_meta(whole if given["return_inverse"] else (0,)), torch.int64))
     if len(target._schema.returns) == 3:
-        metas.append((*_dense((n,) if given["return_counts"] else (0,)), torch.int64))
+        metas.append((*dense_meta((n,) if given["return_counts"] else (0,)), torch.int64))
     return metas
 
 
 @functools.lru_cache(maxsize=4096)
-def _parsed(metas: str) -> list[tuple]:
-    return eval(metas, _NAMES)
+def parsed(metas: str) -> list[tuple]:
+    return eval(metas, NAMES)
 
 
 def _sized(tensors: list[torch.Tensor], source: str, metas: str) -> list[torch.Tensor]:
     results: list[torch.Tensor] = []
-    for out, (sizes, strides, dtype) in zip(tensors_of(_function(source)(tensors)), _parsed(metas), strict=True):
+    for out, (sizes, strides, dtype) in zip(tensors_of(function_of(source)(tensors)), parsed(metas), strict=True):
         if sizes == (0,) and results:  # nobody asked for it
             results.append(torch.empty(0, dtype=dtype))
             continue
@@ -269,7 +285,7 @@ def _sized(tensors: list[torch.Tensor], source: str, metas: str) -> list[torch.T
 
 def _sized_meta(tensors: list[torch.Tensor], source: str, metas: str) -> list[torch.Tensor]:
     device = tensors[0].device
-    return [torch.empty_strided(sizes, strides, dtype=dtype, device=device) for sizes, strides, dtype in _parsed(metas)]
+    return [torch.empty_strided(sizes, strides, dtype=dtype, device=device) for sizes, strides, dtype in parsed(metas)]
 
 
 # -- The time ---------------------------------------------------------------------------------------------------------
@@ -295,11 +311,7 @@ def _clock_type(name: str) -> torch.dtype:
 
 # -- Registration -----------------------------------------------------------------------------------------------------
 
-for _name, _run, _meta in (
-    ("number", _number, _number_meta), ("check", _check, _check_meta), ("sized", _sized, _sized_meta),
-    ("clock", _clock, _clock_meta),
-):  # fmt: skip
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"magpy::{_name}", _meta, lib=_library)
-for _op in (torch.ops.magpy.check, torch.ops.magpy.number, torch.ops.magpy.sized):
-    torch.fx.node.has_side_effect(_op.default)
+define("number(Tensor[] leaves, str source, bool is_float) -> Tensor", _number, _number_meta)
+define("check(Tensor[] leaves, str source, str seen, bool value) -> ()", _check, _check_meta)
+define("sized(Tensor[] tensors, str source, str metas) -> Tensor[]", _sized, _sized_meta)
+define("clock(str name) -> Tensor", _clock, _clock_meta, (torch.Tag.nondeterministic_seeded,))  # stays in its place

@@ -57,6 +57,18 @@ def inference() -> Any:
 
 
 @program
+def sparse() -> Any:
+    places, a = torch.arange(4).expand(2, 4), torch.eye(4).to_sparse()
+
+    def call(a: torch.Tensor, x: torch.Tensor) -> Any:
+        made = torch.sparse_coo_tensor(places, x.exp(), (4, 4)).coalesce()
+        return made @ x, a @ x, a * 2, torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)
+
+    fast = compiled(call)
+    return lambda: fast(a, X), [a, X, places]
+
+
+@program
 def state_and_structures() -> Any:
     net = Net()
     fast = compiled(net)

@@ -197,7 +197,8 @@ static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
     const mp_tensor_meta *meta = NULL;
     for (uint32_t i = 0; i < recording->n_reads && !meta; i++)
         if (recording->reads[i].meta && recording->reads[i].owner == id) meta = recording->reads[i].meta;
-    if (!meta) return tensor ? Py_NewRef(tensor) : PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
+    if (!meta || !meta->stride)
+        return tensor ? Py_NewRef(tensor) : PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
     PyObject *layout = mp_recording_layout(meta), *made = NULL;
     int same = layout && tensor ? lies_as_recorded(tensor, layout) : layout ? 0 : -1;
     PyObject *make = same == 0 ? import_attribute("magpy.backend", "_empty_like_recorded") : NULL;

@@ -48,17 +48,27 @@ static PyObject *numbers(const int64_t *values, int n)
     return tuple;
 }
 
+static const char *layout_name(int32_t code) /* c10::Layout */
+{
+    static const char *const names[] = {"strided",    "sparse_coo", "sparse_csr", "_mkldnn",
+                                        "sparse_csc", "sparse_bsr", "sparse_bsc", "jagged"};
+    return code >= 0 && (size_t)code < sizeof names / sizeof *names ? names[code] : "?";
+}
+
 static PyObject *meta_text(PyObject *owner, const mp_tensor_meta *meta)
 {
     PyObject *shape = numbers(meta->size, meta->ndim);
-    PyObject *stride = meta->stride ? numbers(meta->stride, meta->ndim) : Py_NewRef(Py_None);
-    PyObject *text = NULL;
+    PyObject *stride = NULL, *text = NULL;
+    if (meta->stride)
+        stride = join("%U.stride() == %R", Py_XNewRef(owner), numbers(meta->stride, meta->ndim));
+    else
+        stride = owner ? PyUnicode_FromFormat("%U.layout is torch.%s", owner, layout_name(meta->layout)) : NULL;
     if (owner && shape && stride)
-        text = PyUnicode_FromFormat(
-            "%U.shape == %R, %U.stride() == %R, %U.dtype is torch.%s, %U.requires_grad is %s%s%s%s%s", owner, shape,
-            owner, stride, owner, dtype_name(meta->dtype), owner, meta->requires_grad ? "True" : "False",
-            meta->is_conj ? ", conjugated" : "", meta->is_neg ? ", negated" : "",
-            meta->is_inference ? ", inference" : "", meta->placed ? ", the same place in its memory" : "");
+        text = PyUnicode_FromFormat("%U.shape == %R, %U, %U.dtype is torch.%s, %U.requires_grad is %s%s%s%s%s", owner,
+                                    shape, stride, owner, dtype_name(meta->dtype), owner,
+                                    meta->requires_grad ? "True" : "False", meta->is_conj ? ", conjugated" : "",
+                                    meta->is_neg ? ", negated" : "", meta->is_inference ? ", inference" : "",
+                                    meta->placed ? ", the same place in its memory" : "");
     Py_XDECREF(shape);
     Py_XDECREF(stride);
     Py_XDECREF(owner);

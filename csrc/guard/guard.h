@@ -53,6 +53,13 @@ bool mp_guard_tensor_range(PyObject *tensor, char **first, char **begin, char **
 /* May two elements of a strided tensor lie at one place (expanded ones, overlapping windows)? False where that is unknown. */
 bool mp_guard_tensor_overlaps(PyObject *tensor);
 
+/* Is the tensor sparse, quantised or in another form than strided memory of plain numbers? False also where torch does not tell. */
+bool mp_guard_tensor_opaque(PyObject *tensor);
+
+/* Fill `meta` (all zero; size and stride owned by the caller, also where this fails) but for `version` from such a tensor; what is not
+** strided gets no strides. False: torch does not tell. */
+bool mp_guard_read_opaque(PyObject *tensor, mp_tensor_meta *meta);
+
 int mp_guard_traverse(mp_guard_program *prog, visitproc visit, void *arg);
 void mp_guard_free(mp_guard_program *prog); /* NULL is fine */
 

@@ -12,6 +12,7 @@
 typedef struct {
     mp_obj_id object;
     bool written, array;
+    int part; /* of a sparse tensor: number of the tensor that it consists of, from 1; else 0 */
     char *first, *begin, *end;
 } span;
 
@@ -23,7 +24,7 @@ struct guard_overlaps {
         int64_t distance; /* from a's first element to b's */
     } *pairs;             /* those that overlapped, at least one of them written to */
     uint32_t n_pairs;
-    bool arrays; /* one of them is a numpy array, which the graph takes for a tensor with memory of its own */
+    bool apart; /* one of them is a numpy array or sparse, which the graph takes for a tensor with memory of its own */
 };
 
 void guard_overlaps_free(struct guard_overlaps *overlaps)
@@ -43,7 +44,8 @@ static bool locate(struct guard_overlaps *overlaps, PyObject *(*object_of)(const
         PyObject *tensor = object_of(context, s->object);
         if (tensor && mp_is_array(tensor))
             mp_array_range(tensor, &s->first, &s->begin, &s->end);
-        else if (!tensor || !guard_tensor_is(tensor) || !guard_tensor_range(tensor, &s->first, &s->begin, &s->end))
+        else if (!tensor || !guard_tensor_is(tensor) ||
+                 !guard_tensor_part_range(tensor, s->part, &s->first, &s->begin, &s->end))
             return false;
         s->array = tensor && mp_is_array(tensor);
     }
@@ -76,7 +78,7 @@ static bool each_overlap(struct guard_overlaps *overlaps,
 
 static bool remember(struct guard_overlaps *overlaps, const span *a, const span *b)
 {
-    if (a->array || b->array) overlaps->arrays = true;
+    if (a->array || b->array || a->part || b->part) overlaps->apart = true;
     struct pair *pairs = PyMem_Realloc(overlaps->pairs, (overlaps->n_pairs + 1) * sizeof *pairs);
     if (!pairs) return false;
     overlaps->pairs = pairs;
@@ -105,15 +107,16 @@ int guard_overlaps_new(const mp_recording *recording, struct guard_overlaps **ou
         written = written || recording->input_mutated[i];
     if (!written) return 0;
     struct guard_overlaps *overlaps = PyMem_Calloc(1, sizeof *overlaps);
-    if (overlaps) overlaps->spans = PyMem_Calloc(recording->n_inputs, sizeof *overlaps->spans);
+    if (overlaps) overlaps->spans = PyMem_Calloc(GUARD_MOST_PARTS * recording->n_inputs, sizeof *overlaps->spans);
     if (!overlaps || !overlaps->spans) goto no_memory;
     for (uint32_t i = 0; i < recording->n_inputs; i++) {
         mp_obj_id id = recording->values[recording->inputs[i]].input;
         PyTypeObject *type = recording->objects[id].type;
         if (type == &PyLong_Type || type == &PyFloat_Type) continue; /* a number */
-        overlaps->spans[overlaps->n].object = id;
-        overlaps->spans[overlaps->n].written = recording->input_mutated[i];
-        overlaps->n++;
+        PyObject *tensor = recorded_object(recording, id);
+        int parts = tensor && guard_tensor_is(tensor) ? guard_tensor_parts(tensor) : 0;
+        for (int part = parts > 0; part <= parts; part++)
+            overlaps->spans[overlaps->n++] = (span){.object = id, .written = recording->input_mutated[i], .part = part};
     }
     if (!locate(overlaps, recorded_object, recording)) {
         guard_overlaps_free(overlaps);
@@ -122,9 +125,10 @@ int guard_overlaps_new(const mp_recording *recording, struct guard_overlaps **ou
         return -1;
     }
     if (!each_overlap(overlaps, remember)) goto no_memory;
-    if (overlaps->arrays) {
+    if (overlaps->apart) {
         guard_overlaps_free(overlaps);
-        mp_reason_set(why, MP_REASON_UNGUARDABLE, "a numpy array that overlaps another input, one of which is changed");
+        mp_reason_set(why, MP_REASON_UNGUARDABLE,
+                      "a numpy array or sparse tensor that overlaps another input, one of which is changed");
         return -1;
     }
     *out = overlaps;

@@ -163,6 +163,11 @@ bool guard_tensor_is(PyObject *object);             /* torch.Tensor or a subclas
 mp_tensor_meta *guard_meta_copy(const mp_tensor_meta *meta); /* one block, PyMem_Free; NULL without memory */
 /* Strided and its elements' place in memory known: first byte and bytes [*begin, *end) they lie in. */
 bool guard_tensor_range(PyObject *tensor, char **first, char **begin, char **end);
+/* Of how many tensors a sparse one consists (values and where they belong); 0: it is another one. And the memory of number `part` of them,
+** from 1; of 0: of the tensor itself. False: unknown. */
+enum { GUARD_MOST_PARTS = 3 };
+int guard_tensor_parts(PyObject *tensor);
+bool guard_tensor_part_range(PyObject *tensor, int part, char **first, char **begin, char **end);
 const char *guard_tensor_difference(PyObject *tensor,
                                     const mp_tensor_meta *meta); /* what differs first; static; NULL: nothing */
 

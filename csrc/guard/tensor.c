@@ -449,6 +449,49 @@ bool mp_guard_read_tensor(PyObject *tensor, mp_tensor_meta *meta)
     return false;
 }
 
+enum { QINT8 = 12, QINT32 = 14, QUINT4X2 = 16, QUINT2X4 = 17 }; /* c10::ScalarType */
+enum { MKLDNN = 3, JAGGED = 7 };                                /* c10::Layout */
+
+bool mp_guard_tensor_opaque(PyObject *tensor)
+{
+    int32_t layout, dtype;
+    if (torch_.loaded && torch_.in_place && word_at(implementation(tensor), torch_.keys) == torch_.plain) return false;
+    mp_guard_prepare();
+    if (!torch_.loaded || torch_.get_layout(handle_of(tensor), &layout) || torch_.get_dtype(handle_of(tensor), &dtype))
+        return false;
+    return layout != 0 || (dtype >= QINT8 && dtype <= QINT32) || dtype == QUINT4X2 || dtype == QUINT2X4;
+}
+
+bool mp_guard_read_opaque(PyObject *tensor, mp_tensor_meta *meta)
+{
+    void *handle = handle_of(tensor);
+    int64_t dim, *sizes = NULL, *strides = NULL;
+    int32_t type, index = -1;
+    flags f;
+    if (!torch_.loaded) return false;
+    if (torch_.in_place)
+        f = flags_in_place(tensor);
+    else if (!flags_asked(tensor, &f))
+        return false;
+    if (torch_.get_dim(handle, &dim) || dim > INT8_MAX || torch_.get_sizes(handle, &sizes) ||
+        torch_.get_dtype(handle, &meta->dtype) || torch_.get_layout(handle, &meta->layout) || meta->layout == MKLDNN ||
+        meta->layout == JAGGED || (meta->layout == 0 && torch_.get_strides(handle, &strides)) ||
+        torch_.get_device_type(handle, &type) || (type && torch_.get_device_index(handle, &index)))
+        return false;
+    meta->ndim = (int8_t)dim;
+    meta->device_type = (int8_t)type;
+    meta->device_index = (int16_t)index;
+    meta->requires_grad = f.requires_grad;
+    meta->is_leaf = f.is_leaf;
+    meta->is_view = f.is_view;
+    meta->is_conj = f.is_conj;
+    meta->is_neg = f.is_neg;
+    meta->is_inference = f.is_inference;
+    meta->size = copy_numbers(sizes, dim);
+    if (strides) meta->stride = copy_numbers(strides, dim);
+    return meta->size && (meta->stride || !strides);
+}
+
 bool mp_guard_tensor_overlaps(PyObject *tensor)
 {
     void *handle = handle_of(tensor);
@@ -499,6 +542,43 @@ bool guard_tensor_range(PyObject *tensor, char **first, char **begin, char **end
     *begin += low * bytes;
     *end += (high + 1) * bytes;
     return true;
+}
+
+/* Methods that give the parts of a sparse tensor, by its layout (c10::Layout). */
+static const char *const parts[][GUARD_MOST_PARTS] = {
+    [1] = {"_indices", "_values"},
+    [2] = {"crow_indices", "col_indices", "values"},
+    [4] = {"ccol_indices", "row_indices", "values"},
+    [5] = {"crow_indices", "col_indices", "values"},
+    [6] = {"ccol_indices", "row_indices", "values"},
+};
+
+static const char *const *parts_of(PyObject *tensor)
+{
+    int32_t layout;
+    if (torch_.get_layout(handle_of(tensor), &layout) || layout < 0 || (size_t)layout >= sizeof parts / sizeof *parts)
+        return NULL;
+    return parts[layout][0] ? parts[layout] : NULL;
+}
+
+int guard_tensor_parts(PyObject *tensor)
+{
+    const char *const *names = parts_of(tensor);
+    int n = 0;
+    while (names && n < GUARD_MOST_PARTS && names[n]) n++;
+    return n;
+}
+
+bool guard_tensor_part_range(PyObject *tensor, int part, char **first, char **begin, char **end)
+{
+    if (part == 0) return !mp_guard_tensor_opaque(tensor) && guard_tensor_range(tensor, first, begin, end);
+    const char *const *names = parts_of(tensor);
+    PyObject *method = names ? PyDict_GetItemString(torch_.base->tp_dict, names[part - 1]) : NULL; /* borrowed */
+    PyObject *found = method ? PyObject_CallOneArg(method, tensor) : NULL;
+    bool known = found && guard_tensor_is(found) && guard_tensor_range(found, first, begin, end);
+    Py_XDECREF(found); /* the sparse tensor keeps its memory */
+    PyErr_Clear();
+    return known;
 }
 
 bool mp_guard_tensor_range(PyObject *tensor, char **first, char **begin, char **end)

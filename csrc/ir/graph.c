@@ -131,7 +131,8 @@ static int build_sizes(owner *own, PyObject *tuple, Py_ssize_t n, const char *wh
 static int build_meta(owner *own, PyObject *tuple, mp_meta *out)
 {
     if (tuple == Py_None) {
-        *out = (mp_meta){.dtype = -1, .size = MP_NEW(&own->pool, int64_t, 1), .stride = MP_NEW(&own->pool, int64_t, 1)};
+        *out = (mp_meta){
+            .dtype = MP_UNDEFINED, .size = MP_NEW(&own->pool, int64_t, 1), .stride = MP_NEW(&own->pool, int64_t, 1)};
         return 0;
     }
     PyObject *sizes, *strides;

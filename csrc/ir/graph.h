@@ -11,6 +11,8 @@
 
 /* torch's ScalarType codes, so that no translation is needed at torch's C ABI. */
 typedef enum {
+    MP_OPAQUE = -2,    /* a sparse or quantised tensor: only the steps of magpy/opaque_tensors.py take and give it */
+    MP_UNDEFINED = -1, /* a result that the operator leaves undefined */
     MP_U8 = 0,
     MP_I8 = 1,
     MP_I16 = 2,

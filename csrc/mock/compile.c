@@ -226,6 +226,7 @@ static bool is_true(PyObject *object, const char *attribute)
 static bool add_look(walker *w, PyObject *object)
 {
     PyObject *strides = mp_is_array(object) ? mp_array_strides(object) : PyObject_CallMethod(object, "stride", NULL);
+    PyErr_Clear(); /* a sparse tensor has none */
     PyObject *inference = PyObject_CallMethod(object, "is_inference", NULL);
     PyErr_Clear();
     bool leaf = is_true(object, "requires_grad") && is_true(object, "is_leaf");

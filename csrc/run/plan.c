@@ -76,8 +76,14 @@ static int adopt(run *r, const mp_op *op, mp_val v, mp_handle handle)
     const mp_place *place = &plan->schedule->places[v];
     bool defined = false;
     if (handle) mp_torch.is_defined(handle, &defined);
-    if (!(plan->needs[v] & MP_NEED_USED) || place->home == MP_HOME_NONE || (!defined && place->meta.dtype < 0)) {
+    if (!(plan->needs[v] & MP_NEED_USED) || place->home == MP_HOME_NONE ||
+        (!defined && place->meta.dtype == MP_UNDEFINED)) {
         if (handle) mp_torch.delete_handle(handle);
+        return 0;
+    }
+    if (defined && place->meta.dtype == MP_OPAQUE) { /* magpy/opaque_tensors.py has looked at it */
+        frame->handles[v] = handle;
+        frame->held[v] = MP_HELD_RUN;
         return 0;
     }
     meta_difference difference = defined ? compare_meta(handle, &place->meta) : META_OTHER;

@@ -161,7 +161,7 @@ static int emit_view(build *b, mp_val v)
 static void emit_view_visit(mp_plan *plan, mp_val v, void *context)
 {
     build *b = context;
-    if (plan->graph->metas[v].dtype < 0)
+    if (plan->graph->metas[v].dtype == MP_UNDEFINED)
         mp_reason_set(b->why, MP_REASON_INTERNAL, "value %u is used but does not exist", v);
     if (b->why->code == MP_REASON_NONE) emit_view(b, v); /* a failure is in *why */
 }

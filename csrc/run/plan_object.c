@@ -38,6 +38,7 @@ static int check_input(const mp_plan *plan, PyObject *object, uint32_t number)
         PyErr_Format(PyExc_TypeError, "input %u is a %.80s, not a tensor", number, Py_TYPE(object)->tp_name);
         return -1;
     }
+    if (meta->dtype == MP_OPAQUE) return 0; /* it goes to operators alone, which check what they take */
     mp_handle handle = mp_tensor_handle(object);
     if (mp_torch.get_device_type(handle, &device) || mp_torch.get_layout(handle, &layout) ||
         mp_torch.get_dtype(handle, &dtype) || mp_torch.get_dim(handle, &ndim))

@@ -13,7 +13,7 @@ static int64_t numel(const mp_meta *meta)
 static int64_t bytes_of(const mp_plan *plan, mp_val v)
 {
     const mp_meta *meta = &plan->graph->metas[v];
-    if (meta->dtype < 0) return 0; /* left undefined */
+    if (meta->dtype < 0) return 0; /* left undefined, or opaque */
     int64_t n = (int64_t)mp_torch.element_size(meta->dtype);
     for (int d = 0; d < meta->ndim; d++) /* what is expanded is read once */
         if (meta->stride[d] != 0) n *= meta->size[d];

@@ -2,6 +2,7 @@
 #include "trace/numbers.h"
 
 #include "trace/effects.h"
+#include "trace/opaque.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 #include "trace/texts.h"
@@ -448,7 +449,8 @@ PyObject *mp_check_step(const mp_check *check)
 }
 
 PyObject *mp_number_sized(void) { return mp_number_tables.sized; }
-bool mp_op_is_sized(const mp_op *op) { return mp_number_tables.sized && op->func == mp_number_tables.sized; }
+bool mp_op_is_sized(const mp_op *op)
+{ return (mp_number_tables.sized && op->func == mp_number_tables.sized) || mp_opaque_is_sized(op->func); }
 
 void mp_number_look(mp_recorder *rec, mp_value_id value, const char *how, PyObject *seen)
 {

@@ -8,6 +8,7 @@
 
 #include "trace/arrays.h"
 #include "trace/numbers.h"
+#include "trace/opaque.h"
 #include "trace/raw.h"
 
 static void free_running(mp_running_op *op)
@@ -68,8 +69,7 @@ static void read_arguments(mp_recorder *rec, PyObject *args, PyObject *kwargs)
         if (!mp_is_tensor(value)) mp_rec_deep(rec, value);
 }
 
-/* Is the name one of an in-place function, where version counters do not tell (inference tensors)? */
-static bool named_in_place(PyObject *func, PyObject *kwargs)
+bool mp_op_named_in_place(PyObject *func, PyObject *kwargs)
 {
     if (kwargs && PyDict_GetItemString(kwargs, "out")) return true;
     const char *text = mp_op_name(func);
@@ -178,6 +178,10 @@ static bool admit(mp_recorder *rec, mp_running_op *op)
 {
     if (asks_nested_sizes(op)) {
         mp_op_abandon(rec, MP_REASON_DATA_READ, op->func, "sizes of a nested tensor");
+        return false;
+    }
+    if (mp_opaque_asked(op)) {
+        mp_op_abandon(rec, MP_REASON_UNGUARDABLE, op->func, "of a sparse or quantised tensor");
         return false;
     }
     if (op->effect == MP_EFFECT_REFUSED) {
@@ -354,6 +358,10 @@ static bool is_python_operator(PyObject *func)
 
 static void end_op(mp_recorder *rec, mp_running_op *op, PyObject *out)
 {
+    if (mp_opaque_involved(op, out)) {
+        mp_opaque_end(rec, op, out);
+        return;
+    }
     bool derived = op->tensors > 0 && op->constant &&
                    (op->effect == MP_EFFECT_OP || op->effect == MP_EFFECT_SIZED || op->effect == MP_EFFECT_SHAPES) &&
                    (!PyFunction_Check(op->func) || is_python_operator(op->func));
@@ -362,7 +370,7 @@ static void end_op(mp_recorder *rec, mp_running_op *op, PyObject *out)
                     (derived && !(op->kwargs && PyDict_GetItemString(op->kwargs, "generator")));
     int changed = mp_rec_note_changes(rec, op->real_args, op->kwargs, constant);
     if (changed < 0) return;
-    if (!changed && named_in_place(op->func, op->kwargs)) {
+    if (!changed && mp_op_named_in_place(op->func, op->kwargs)) {
         mp_each_tensor(rec, op->real_args, visit_mark_mutated, NULL);
         changed = 1;
     }
@@ -390,7 +398,7 @@ void mp_rec_op_raised(mp_recorder *rec, void *token, PyObject *error)
     bool plain = op->effect == MP_EFFECT_OP || op->effect == MP_EFFECT_SHAPES || op->effect == MP_EFFECT_LIKE ||
                  op->effect == MP_EFFECT_FACTORY || op->effect == MP_EFFECT_META;
     bool own = op->marks || op->sets_data || op->draws || op->numbers || op->sized || op->check || rec->op_state->muted;
-    if (mp_rec_abandoned(rec) || !plain || own || !error || named_in_place(op->func, op->kwargs) ||
+    if (mp_rec_abandoned(rec) || !plain || own || !error || mp_op_named_in_place(op->func, op->kwargs) ||
         (PyFunction_Check(op->func) && !is_python_operator(op->func)))
         return;
     PyObject *module = PyImport_ImportModule("magpy.raised"),

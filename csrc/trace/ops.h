@@ -29,6 +29,9 @@ void mp_op_abandon(mp_recorder *rec, mp_reason_code code, PyObject *func, const 
 void mp_op_append(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *kwargs, PyObject *out, bool state,
                   bool constant);
 
+/* Is the name one of an in-place function, where version counters do not tell (inference tensors)? */
+bool mp_op_named_in_place(PyObject *func, PyObject *kwargs);
+
 /* -- ops_settle.c ----------------------------------------------------------------------------------------------------- */
 
 /* The name of a function or method of torch's, or NULL. */

@@ -99,6 +99,7 @@ mp_op_state *mp_rec_op_state(mp_recorder *rec);
 mp_facts *mp_rec_facts(mp_recorder *rec, mp_value_id value); /* NULL if there are none */
 
 bool mp_is_exact_tensor(PyObject *object); /* torch.Tensor or Parameter itself */
+bool mp_is_opaque(PyObject *tensor);       /* sparse or quantised: see opaque.h */
 /* Is it the code of torch.ops' operators' __call__, which calls the C function of one? */
 bool mp_is_operator_code(PyCodeObject *code);
 

@@ -1,6 +1,8 @@
 /* torch's own objects, found once: types, descriptors, dtypes, and how to ask a tensor without being seen. */
 #include "trace/tensors.h"
 
+#include "guard/guard.h"
+
 mp_torch_names mp_names;
 
 static const struct { /* c10::ScalarType by the name of torch's dtype object */
@@ -22,6 +24,9 @@ static const struct { /* c10::ScalarType by the name of torch's dtype object */
     {"bfloat16", 15},
     {"float8_e5m2", 23},
     {"float8_e4m3fn", 24},
+    {"qint8", 12},
+    {"quint8", 13},
+    {"qint32", 14},
     {"float8_e5m2fnuz", 25},
     {"float8_e4m3fnuz", 26},
     {"uint16", 27},
@@ -35,6 +40,8 @@ bool mp_dtype_known(int code)
         if (scalar_types[i].code == code) return true;
     return false;
 }
+
+bool mp_is_opaque(PyObject *tensor) { return mp_guard_tensor_opaque(tensor); }
 
 static PyObject *module_attr(const char *module_name, const char *name)
 {

@@ -183,20 +183,20 @@ static bool read_flags(PyObject *tensor, mp_tensor_meta *meta)
     return true;
 }
 
-/* Owned metadata of a strided tensor, or NULL if it has none that can be guarded. Called quietly; leaves no exception. */
+/* Owned metadata of a tensor, or NULL if it has none that can be guarded. Called quietly; leaves no exception. */
 static mp_tensor_meta *read_meta(PyObject *tensor)
 {
     mp_tensor_meta *meta = PyMem_RawCalloc(1, sizeof *meta);
     PyObject *layout = NULL, *shape = NULL, *stride = NULL, *offset = NULL;
-    bool done = false;
+    bool done = false, opaque = mp_is_opaque(tensor);
     if (!meta) goto end;
-    if (mp_guard_read_tensor(tensor, meta)) {
+    if (opaque ? mp_guard_read_opaque(tensor, meta) : mp_guard_read_tensor(tensor, meta)) {
         done = mp_dtype_known(meta->dtype);
         read_version(tensor, &meta->version);
         goto end;
     }
     layout = mp_tensor_ask(mp_names.layout, tensor);
-    if (layout != mp_names.strided) goto end;
+    if (opaque || layout != mp_names.strided) goto end;
     shape = mp_tensor_ask(mp_names.shape, tensor);
     stride = shape ? mp_tensor_ask(mp_names.stride, tensor) : NULL;
     offset = stride ? mp_tensor_ask(mp_names.storage_offset, tensor) : NULL;
@@ -224,7 +224,8 @@ end:
 static bool same_meta(const mp_tensor_meta *a, const mp_tensor_meta *b, bool marked)
 {
     size_t n = (size_t)a->ndim * sizeof(int64_t);
-    return a->ndim == b->ndim && !memcmp(a->size, b->size, n) && !memcmp(a->stride, b->stride, n) &&
+    bool strides = a->stride && b->stride ? !memcmp(a->stride, b->stride, n) : a->stride == b->stride;
+    return a->ndim == b->ndim && !memcmp(a->size, b->size, n) && strides && a->layout == b->layout &&
            a->storage_offset == b->storage_offset && a->dtype == b->dtype && a->device_type == b->device_type &&
            a->device_index == b->device_index && (marked || a->requires_grad == b->requires_grad) &&
            a->is_leaf == b->is_leaf && a->is_conj == b->is_conj && a->is_neg == b->is_neg &&
@@ -242,7 +243,7 @@ static mp_value_id new_input(mp_recorder *rec, PyObject *tensor, mp_obj_id objec
     }
     mp_tensor_meta *meta = read_meta(tensor);
     if (!meta) {
-        mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "tensor that is sparse, nested or of an unknown type");
+        mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "tensor that is nested or of an unknown type");
         return MP_NO_VALUE;
     }
     mp_rec_type(rec, tensor);
@@ -423,6 +424,8 @@ static bool visit_changed(mp_recorder *rec, PyObject *tensor, void *context)
     mp_facts *facts = mp_rec_facts(rec, id);
     uint32_t version;
     if (!facts || (read_version(tensor, &version) == facts->versioned && version == facts->version)) return true;
+    if (mp_is_opaque(tensor))
+        mp_rec_abandon(rec, MP_REASON_ALIAS_WRITE, "a sparse or quantised tensor is changed in place");
     if (found->n == MAX_CHANGED) return false;
     void *storage = found->storage[found->n++] = mp_tensor_storage(tensor);
     if (changes_overlap(rec, id, storage))
@@ -588,8 +591,8 @@ static bool write_layout(mp_recorder *rec, PyObject *tensor, const mp_tensor_met
     as_it_was.ndim = was->ndim;
     as_it_was.size = was->size;
     as_it_was.stride = was->stride;
-    if (!same_meta(&as_it_was, was, false) || now->requires_grad || now->storage_bytes != was->storage_bytes)
-        return false;
+    if (!now->stride || !same_meta(&as_it_was, was, false)) return false; /* or sparse */
+    if (now->requires_grad || now->storage_bytes != was->storage_bytes) return false;
     PyObject *key = mp_intern("layout"), *layout = key ? mp_recording_layout(now) : NULL;
     if (layout)
         mp_rec_write(rec, tensor, MP_WRITE_TENSOR_ATTR, key, layout);

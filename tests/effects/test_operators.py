@@ -350,8 +350,17 @@ def test_tensor_subclasses_end_the_trace():
     assert "tensor subclass" in reason(lambda a: a + 1, torch.ones(2).as_subclass(Mine))
 
 
-def test_sparse_inputs_end_the_trace():
-    assert "cannot be guarded" in reason(lambda a: a * 2, torch.eye(2).to_sparse())
+def test_inputs_in_forms_of_a_library_end_the_trace():
+    assert "cannot be guarded" in reason(lambda a: a * 2, torch.eye(2).to_mkldnn())
+
+
+def test_sparse_inputs_and_functions_that_are_not_known_to_take_them():
+    sparse = torch.eye(2).to_sparse()
+    assert "of a sparse or quantised tensor" in reason(lambda a: a.asin(), sparse)
+    assert "changed in place" in reason(lambda a: a.mul_(2), sparse)
+    assert "is_contiguous: of a sparse" in reason(lambda a: a.is_contiguous(), sparse)
+    _, about = observe(lambda a: (a * 2).to_dense() + 1, sparse)
+    assert ops(about) == ["replay", "replay", "add"]
 
 
 def test_random_operators_are_operators():

@@ -100,7 +100,13 @@ TENSORS: dict[str, Callable[[], torch.Tensor]] = {
     "inference": lambda: inference(),
     "mkldnn is refused": lambda: torch.zeros(3, 4).to_mkldnn(),
     "nested is refused": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
-    "quantized is refused": lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+    "quantized": lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+    "quantized transposed": lambda: torch.quantize_per_tensor(torch.zeros(3, 4), 0.1, 0, torch.qint8).t(),
+    "sparse": lambda: torch.eye(3, 4).to_sparse(),
+    "larger sparse": lambda: torch.eye(4).to_sparse(),
+    "sparse rows": lambda: torch.eye(3, 4).to_sparse_csr(),
+    "sparse columns": lambda: torch.eye(3, 4).to_sparse_csc(),
+    "sparse leaf is refused": lambda: torch.eye(3, 4).to_sparse().requires_grad_(),
 }
 
 
@@ -119,7 +125,8 @@ def test_metadata_read_in_place_tells_every_two_kinds_of_tensor_apart(name: str)
 
     def facts(t: torch.Tensor) -> tuple[Any, ...]:
         grad = t._is_view() if t.requires_grad else None
-        return (type(t), t.shape, t.stride(), t.dtype, t.requires_grad, t.is_leaf, t.is_conj(), t.is_neg(), grad,
+        stride = t.stride() if t.layout is torch.strided else None
+        return (type(t), t.layout, t.shape, stride, t.dtype, t.requires_grad, t.is_leaf, t.is_conj(), t.is_neg(), grad,
                 t.is_inference())  # fmt: skip
 
     x = TENSORS[name]()
