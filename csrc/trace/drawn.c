@@ -11,8 +11,8 @@
 enum {
     MAX_DEPTH = 4,
     MAX_ITEMS = 4096,
-    OWN_REFERENCES =
-        3 /* to an operand that the program has no more: the list of numbers', the step's, the value stack's */
+    OWN_REFERENCES = 3 /* to an operand that the program has no more: the list of numbers', the step's, the value
+                           ** stack's; and maybe that of the draw that gave it */
 };
 
 #define TOP(i) (frame->stack[frame->depth - (i)])
@@ -162,6 +162,7 @@ static bool may_be_drawn(PyObject *object)
     if (PyBytes_CheckExact(object)) return PyBytes_GET_SIZE(object) > 0;
     if (mp_is_number(object) || PyComplex_CheckExact(object)) return true;
     const char *name = Py_TYPE(object)->tp_name;
+    if (!strcmp(name, "time.struct_time")) return Py_REFCNT(object) == 1; /* there is no way to make its like */
     return !strncmp(name, "datetime.", 9) && strcmp(name, "datetime.timezone") != 0 && mp_is_scalar(object);
 }
 
@@ -227,6 +228,13 @@ static Py_ssize_t operand_given(mp_recorder *rec, PyObject *data, PyObject *resu
     return -1;
 }
 
+/* *slot is what the draw that follows next gives. */
+static void open_draw(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    mp_number_draw(rec, slot, rec->recording->n_draws);
+    if (!mp_rec_abandoned(rec)) mp_draw_append(rec, data, *slot, true);
+}
+
 /* A tuple or list that nobody else has: by its references, or since the standard library makes new ones (whose frames may live on a little). */
 static bool several_given(mp_recorder *rec, PyObject *data, PyObject *result)
 {
@@ -242,9 +250,10 @@ bool mp_drawn_given(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = *slot;
     Py_ssize_t same = operand_given(rec, data, result);
-    if (same >= 0 && Py_REFCNT(result) == OWN_REFERENCES && mp_number_is_drawn(rec, result)) {
-        uint32_t draw = mp_draw_append(rec, data, result, true); /* which nobody can tell from its operand */
-        if (draw != MP_NO_DRAW) mp_number_draw(rec, slot, draw);
+    bool open = same >= 0 && mp_number_is_drawn(rec, result);
+    bool held = open && rec->recording->draws[mp_number_drawn(rec, result)].result == result;
+    if (open && Py_REFCNT(result) == OWN_REFERENCES + held) {
+        open_draw(rec, data, slot); /* which nobody can tell from its operand */
     } else if (same >= 0) {
         uint32_t draw = mp_draw_append(rec, data, result, true);
         PyObject *template = PyTuple_GET_ITEM(PyTuple_GET_ITEM(data, 1), same);
@@ -252,8 +261,7 @@ bool mp_drawn_given(mp_recorder *rec, PyObject *data, PyObject **slot)
         if (step) mp_draw_append(rec, step, Py_True, false);
         Py_XDECREF(step);
     } else if (may_be_drawn(result)) {
-        uint32_t draw = mp_draw_append(rec, data, result, true);
-        if (draw != MP_NO_DRAW) mp_number_draw(rec, slot, draw);
+        open_draw(rec, data, slot);
     } else if (mp_is_scalar(result)) {
         if (result == Py_None || PyBool_Check(result) || rec->op_state->accept_values)
             mp_draw_append(rec, data, result, false);
@@ -264,15 +272,6 @@ bool mp_drawn_given(mp_recorder *rec, PyObject *data, PyObject **slot)
     } else
         return several_given(rec, data, result);
     return true;
-}
-
-/* Text or bytes of one character are one object for the whole process. */
-PyObject *mp_drawn_usual(PyObject *object)
-{
-    if (PyUnicode_CheckExact(object) && PyUnicode_GET_LENGTH(object) == 1)
-        return PyUnicode_FromOrdinal((int)PyUnicode_READ_CHAR(object, 0));
-    bool byte = PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) == 1;
-    return byte ? PyBytes_FromStringAndSize(PyBytes_AS_STRING(object), 1) : NULL;
 }
 
 /* -- Steps -------------------------------------------------------------------------------------------------------------- */

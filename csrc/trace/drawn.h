@@ -20,8 +20,6 @@ bool mp_drawn_call(mp_call *call, const mp_effect *effect);
 
 /* Is it a C function that compares what is drawn with None, which it is not, whatever it is? */
 bool mp_drawn_blind(mp_call *call);
-/* What eager has in place of this drawn value, where `is` tells the two from each other. Owned, or NULL: itself; maybe with an exception. */
-PyObject *mp_drawn_usual(PyObject *object);
 
 /* A draw (func, args, kwargs, keeper), borrowed, has given *slot, which may be replaced by an equal object: the value is drawn, or its
 ** items are, or it must be given again. False: it is of a type that cannot be. */

@@ -258,10 +258,14 @@ static bool is_of_numbers(PyObject *population)
     return true;
 }
 
-/* Random.sample(population, k), choices: of other things than numbers the frame shows which ones are drawn. */
+/* Random.sample(population, k), choices, choice: of other things than numbers the frame shows which ones are drawn. */
 void mp_handle_sample(mp_call *call)
 {
-    if (call->nargs >= 2 && is_of_numbers(call->args[1])) mp_draw_call(call);
+    PyObject *name = PyFunction_Check(call->callable) ? ((PyFunctionObject *)call->callable)->func_name : NULL;
+    bool one =
+        name && PyUnicode_CompareWithASCIIString(name, "choice") == 0; /* a character decides more often than not */
+    if (call->nargs >= 2 && is_of_numbers(call->args[1]) && !(one && PyUnicode_Check(call->args[1])))
+        mp_draw_call(call);
 }
 
 static bool is_of_random(PyTypeObject *type, const char *name)

@@ -311,7 +311,7 @@ FUNCTIONS(OPAQUE, "numpy.random.Generator", "random uniform normal standard_norm
 FUNCTIONS(OPAQUE, "numpy.random.Generator", "permutation multinomial dirichlet binomial laplace lognormal triangular gumbel logistic")
 FUNCTIONS(OPAQUE, "numpy.random.Generator", "standard_exponential standard_gamma standard_cauchy standard_t weibull rayleigh")
 HANDLED(shuffle_list, "random.Random", "shuffle")
-HANDLED(sample, "random.Random", "sample choices")
+HANDLED(sample, "random.Random", "sample choices choice")
 HANDLED(shuffle, "numpy.random.RandomState", "shuffle")
 HANDLED(shuffle, "numpy.random.Generator", "shuffle")
 HANDLED_TYPES(numpy_generator, "numpy.random", "RandomState")

@@ -18,6 +18,7 @@ typedef struct {
     PyObject *leaves;   /* owned dict: the values in `text`, name -> _C.Value, in order of first use */
     PyObject *make;     /* owned: makes the object of the number that `value` is; NULL: the object is that number */
     mp_value_id value;
+    bool copied;        /* eager has the process's one text or bytes of that character in its place */
     bool settled, must; /* must: every run makes it, for that may raise */
     uint32_t drawn;     /* the draw that gave it, or MP_NO_DRAW; `text` and so on only where the graph takes it */
     uint32_t read;      /* a number from outside: the read that found it, or MP_NO_READ */
@@ -118,10 +119,12 @@ void mp_number_add(mp_recorder *rec, PyObject **object, PyObject *text, PyObject
     if (entry) Py_SETREF(*object, Py_NewRef(entry->object));
 }
 
-void mp_text_open(mp_recorder *rec, PyObject *object, PyObject *template)
+void mp_text_open(mp_recorder *rec, PyObject *object, PyObject *template, bool copied)
 {
     number *entry = add_entry(rec, Py_NewRef(object));
-    if (entry) entry->template = Py_NewRef(template);
+    if (!entry) return;
+    entry->template = Py_NewRef(template);
+    entry->copied = copied;
 }
 
 PyObject *mp_text_template(mp_recorder *rec, PyObject *object)
@@ -195,12 +198,33 @@ static PyObject *unshared(PyObject *object)
 /* *object is open, replaced by an equal object where it is shared. The entry, or NULL after abandoning. */
 static number *add_object(mp_recorder *rec, PyObject **object)
 {
-    if (Py_REFCNT(*object) > 1 || PyLong_CheckExact(*object)) {
+    bool shared = Py_REFCNT(*object) > 1;
+    if (shared || PyLong_CheckExact(*object)) {
         PyObject *own = unshared(*object);
         if (!own) return mp_number_no_memory(rec), NULL;
         Py_SETREF(*object, own);
     }
-    return add_entry(rec, Py_NewRef(*object));
+    number *entry = add_entry(rec, Py_NewRef(*object));
+    if (entry) entry->copied = shared;
+    return entry;
+}
+
+PyObject *mp_number_usual(mp_recorder *rec, PyObject *object)
+{
+    enum { LEAST = -5, MOST = 256 }; /* ints that are one object each for the whole process */
+    for (uint32_t i = 0; rec->numbers && i < rec->numbers->n; i++) {
+        const number *entry = &rec->numbers->list[i];
+        if (entry->object != object) continue; /* it is owned, so that its address is its own */
+        int overflow = 0;
+        long value = PyLong_CheckExact(object) ? PyLong_AsLongAndOverflow(object, &overflow) : MOST + 1;
+        if (!overflow && value >= LEAST && value <= MOST) return PyLong_FromLong(value);
+        if (entry->copied && PyUnicode_CheckExact(object) && PyUnicode_GET_LENGTH(object) == 1)
+            return PyUnicode_FromOrdinal((int)PyUnicode_READ_CHAR(object, 0));
+        if (entry->copied && PyBytes_CheckExact(object) && PyBytes_GET_SIZE(object) == 1)
+            return PyBytes_FromStringAndSize(PyBytes_AS_STRING(object), 1);
+        return NULL;
+    }
+    return NULL;
 }
 
 void mp_number_draw(mp_recorder *rec, PyObject **object, uint32_t draw)

@@ -47,6 +47,9 @@ bool mp_numbers_ready(void);
 /* The program has looked at the only element of the tensor whose snapshot is `value`: how(element) gave `seen` (how "": itself). */
 void mp_number_look(mp_recorder *rec, mp_value_id value, const char *how, PyObject *seen);
 
+/* What eager has in place of an object that was or is open, where `is` tells the two from each other. Owned, or NULL: itself; maybe with an exception. */
+PyObject *mp_number_usual(mp_recorder *rec, PyObject *object);
+
 /* Something looks at the value: it becomes a check. inside: at whatever can be reached from `object`. */
 void mp_number_settle(mp_recorder *rec, PyObject *object);
 void mp_number_settle_inside(mp_recorder *rec, PyObject *object);

@@ -245,16 +245,15 @@ static void compare(mp_recorder *rec, PyObject *left, PyObject *right, int op)
 /* Which object it is: that of any other int of the value, or text of one character. */
 static void identity(mp_recorder *rec, PyObject **left, PyObject **right)
 {
-    if (Py_TYPE(*left) != Py_TYPE(*right)) return;
+    if (*left == *right || Py_TYPE(*left) != Py_TYPE(*right)) return; /* whatever it is */
     PyObject **both[] = {left, right};
     for (int i = 0; i < 2; i++) {
-        if (!mp_number_is(rec, *both[i])) continue;
-        PyObject *usual = mp_number_is_drawn(rec, *both[i]) ? mp_drawn_usual(*both[i]) : mp_text_usual(rec, *both[i]);
+        PyObject *usual = mp_number_usual(rec, *both[i]);
         mp_number_settle(rec, *both[i]);
-        int overflow;
-        long value = PyLong_CheckExact(*both[i]) ? PyLong_AsLongAndOverflow(*both[i], &overflow) : 0;
-        if (PyLong_CheckExact(*both[i]) && !overflow) usual = PyLong_FromLong(value);
-        if (usual) Py_SETREF(*both[i], usual); /* the stack's reference */
+        if (usual)
+            Py_SETREF(*both[i], usual); /* the stack's reference */
+        else
+            PyErr_Clear();
     }
 }
 
@@ -304,6 +303,7 @@ static bool keeps_items(PyObject *container)
 
 void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg)
 {
+    if (opcode == IS_OP && rec->numbers && !rec->why.code) identity(rec, &TOP(2), &TOP(1)); /* also of settled ones */
     if (!mp_numbers_any(rec)) return;
     if (mp_drawn_instruction(rec, frame, opcode, oparg) || mp_text_instruction(rec, frame, opcode, oparg)) return;
     switch (opcode) {
@@ -325,7 +325,7 @@ void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, 
     case POP_JUMP_BACKWARD_IF_FALSE:
     case JUMP_IF_TRUE_OR_POP:
     case JUMP_IF_FALSE_OR_POP: truth(rec, TOP(1)); return;
-    case IS_OP: identity(rec, &TOP(2), &TOP(1)); return;
+    case IS_OP: return;
     case LOAD_ATTR:
     case LOAD_METHOD: mp_number_settle(rec, TOP(1)); return;
     case SET_ADD: mp_number_settle_inside(rec, TOP(1)); return;

@@ -7,15 +7,7 @@
 
 #include <opcode.h>
 
-enum {
-    FORMAT,
-    REPR,
-    JOIN,
-    PERCENT,
-    BRACES,
-    HOW = 15,
-    COPIED = 16 /* eager has the process's one text of that character */
-};
+enum { FORMAT, REPR, JOIN, PERCENT, BRACES };
 
 #define TOP(i) (frame->stack[frame->depth - (i)])
 
@@ -33,7 +25,7 @@ static PyObject *join(PyObject *const *operands, Py_ssize_t n)
 
 PyObject *mp_text_make(int how, PyObject *const *operands, Py_ssize_t n)
 {
-    switch (how & HOW) {
+    switch (how) {
     case FORMAT: return PyObject_Format(operands[0], operands[1]);
     case REPR: return PyObject_Repr(operands[0]);
     case JOIN: return join(operands, n);
@@ -57,7 +49,7 @@ PyObject *mp_text_function(PyObject *how)
         Py_XDECREF(steps);
         PyErr_Clear();
     }
-    long kind = PyLong_AsLong(how) & HOW;
+    long kind = PyLong_AsLong(how);
     return functions && kind < PyTuple_GET_SIZE(functions) ? PyTuple_GET_ITEM(functions, kind) : NULL;
 }
 
@@ -69,32 +61,20 @@ static PyObject *fresh(PyObject *text)
     return copy;
 }
 
-PyObject *mp_text_usual(mp_recorder *rec, PyObject *object)
-{
-    PyObject *template = mp_text_template(rec, object);
-    bool copied = template && PyLong_AsLong(PyTuple_GET_ITEM(template, 0)) & COPIED;
-    return copied ? PyUnicode_FromOrdinal((int)PyUnicode_READ_CHAR(object, 0)) : NULL;
-}
-
 /* data: the template, which nothing else has yet. */
 static void made(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *text = slot ? *slot : NULL;
     bool good = text && PyUnicode_CheckExact(text) && !mp_number_is(rec, text);
-    if (good && PyUnicode_GET_LENGTH(text) == 1 && Py_REFCNT(text) > 1) {
-        PyObject *own = fresh(text), *how = PyLong_FromLong(PyLong_AsLong(PyTuple_GET_ITEM(data, 0)) | COPIED);
-        if (own && how) {
-            Py_SETREF(PyTuple_GET_ITEM(data, 0), how);
-            Py_SETREF(*slot, own);
-            text = own;
-        } else {
-            Py_XDECREF(own);
-            Py_XDECREF(how);
-            PyErr_Clear();
-        }
+    bool copied = good && PyUnicode_GET_LENGTH(text) == 1 && Py_REFCNT(text) > 1;
+    PyObject *own = copied ? fresh(text) : NULL;
+    if (own) {
+        Py_SETREF(*slot, own);
+        text = own;
     }
+    PyErr_Clear();
     if (good && PyUnicode_GET_LENGTH(text) && Py_REFCNT(text) == 1)
-        mp_text_open(rec, text, data);
+        mp_text_open(rec, text, data, copied);
     else if (!text || !mp_number_is(rec, text)) /* else it is an operand itself, of whatever value */
         mp_number_settle_inside(rec, data);
     Py_DECREF(data);

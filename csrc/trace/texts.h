@@ -21,10 +21,9 @@ PyObject *mp_text_function(PyObject *how);
 
 /* The template of an open text. Borrowed, or NULL. */
 PyObject *mp_text_template(mp_recorder *rec, PyObject *object);
-/* What eager has in place of this open text, where `is` tells the two from each other. Owned, or NULL: itself. */
-PyObject *mp_text_usual(mp_recorder *rec, PyObject *object);
-/* `object` (borrowed, one that nothing else has) is an open text from now on. */
-void mp_text_open(mp_recorder *rec, PyObject *object, PyObject *template);
+/* `object` (borrowed, one that nothing else has) is an open text from now on. copied: eager has the process's one text of that
+** character. */
+void mp_text_open(mp_recorder *rec, PyObject *object, PyObject *template, bool copied);
 
 /* How of the templates that are no text: the first operand is called with the others. */
 enum { MP_TEXT_CALL = 5 };

@@ -519,3 +519,41 @@ def test_option_verify() -> None:
     mine = [fast(X)[1:] for _ in range(4)]
     random.seed(3)
     assert mine == [(random.choices("abc", k=4), ["a", "b"], random.sample(range(9), 3)) for _ in range(4)]
+
+
+# -- Which object it is ------------------------------------------------------------------------------------------------
+
+
+def test_small_ints_are_the_processes_own() -> None:
+    """There is one object of each, also where they are data, before and after they are looked at."""
+
+    @magpy.opaque
+    def reading() -> int:
+        return 1
+
+    def program(x: torch.Tensor) -> Any:
+        n, m, one = int(x[1].item()), reading(), x.shape[0] - 3
+        seen = [n is n, n is one, m is m, m is n, one is m]
+        seen += [{n: True}[n], {m: True}[m]]
+        return x + 1, [*seen, n is n, n is one, m is one, one is m]
+
+    fast = torch.compile(program, backend="magpy")
+    for _ in range(3):
+        assert fast(X)[1] == program(X)[1] and all(program(X)[1])
+    assert find_callable(fast).hits == 2
+
+
+def test_the_time_in_parts() -> None:
+    def program(x: torch.Tensor) -> Any:
+        now = time.localtime()
+        text = time.strftime("%Y-%m-%d", now)
+        return x + 1, now.tm_year, now[1], text, f"{now.tm_hour:02d}", time.gmtime(0).tm_year, now
+
+    fast = torch.compile(program, backend="magpy")
+    with Counted() as counted:
+        for _ in range(CALLS):
+            _, year, month, text, hour, first, now = fast(X)
+            assert type(now) is time.struct_time and (year, month, f"{now.tm_hour:02d}") == (*now[:2], hour)
+            assert text == time.strftime("%Y-%m-%d", now) and first == 1970
+            assert abs(time.mktime(now) - time.time()) < 5
+    assert counted.hits == CALLS - 1 and not counted.fallbacks
