@@ -46,9 +46,9 @@ _GROUPS: list[tuple[Rule, list[tuple[str, Any]]]] = [
     (Rule.COMPUTES, [*_of(_TENSOR, _METHODS_TOO), *_of(_TORCH, _METHODS_TOO)]),
     (Rule.COMPUTES, _of(_TENSOR, "__add__ __radd__ __sub__ __mul__ __rmul__ __truediv__ __neg__ coalesce to_dense "
                                  "to_sparse to_sparse_coo to_sparse_csr to_sparse_csc sparse_mask to_mkldnn")),
-    (Rule.COMPUTES, _of(_TORCH, "smm hspmm sspaddmm cat stack _sparse_sum _spdiags quantize_per_tensor "
+    (Rule.COMPUTES, _of(_TORCH, "smm hspmm sspaddmm cat stack _sparse_sum quantize_per_tensor "
                                 "quantize_per_channel quantize_per_tensor_dynamic")),
-    (Rule.COMPUTES, _of(_SPARSE, "addmm softmax log_softmax sampled_addmm")),
+    (Rule.COMPUTES, _of(_SPARSE, "addmm softmax log_softmax sampled_addmm spdiags")),
     (Rule.COMPUTES, [("linear", torch.nn.functional.linear)]),
     (Rule.TURNS, _of(_TENSOR, "t transpose clone detach to float double half bfloat16 cpu reshape view flatten")),
     (Rule.TURNS, _of(_TORCH, "t transpose clone detach reshape flatten")),
