@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import decimal
 import hashlib
+import itertools
 import locale
 import os
 import random
@@ -217,6 +218,27 @@ def keeper(function: Any, first: Any) -> Any:
         bits = first.bit_generator
         return partial(getattr, bits, "state"), partial(setattr, bits, "state")
     return None
+
+
+def advanced(iterator: Any) -> Any:
+    """The draw that next(iterator) is; None at the end, where the program is to see the exception itself."""
+    return next(iterator, None)
+
+
+def place_in(iterator: Any) -> Any:
+    """What puts back an iterator over a range, tuple or list, or a count: (get, set)."""
+    if isinstance(iterator, itertools.count):
+        return partial(_C._count_place, iterator), partial(_C._set_count_place, iterator)
+
+    def get() -> Any:
+        parts = iterator.__reduce__()
+        return parts[2] if len(parts) == 3 else None
+
+    def put_back(place: Any) -> None:
+        if place is not None:
+            iterator.__setstate__(place)
+
+    return get, put_back
 
 
 def reordered(shuffle: Any, generator: Any, items: tuple[Any, ...]) -> list[Any]:

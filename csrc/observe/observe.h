@@ -45,6 +45,8 @@ uint32_t mp_function_version(PyObject *func); /* forced to exist; 0: impossible 
 const uint32_t *mp_function_version_address(PyObject *func);
 bool mp_generator_suspended(PyObject *object); /* a generator, coroutine or the like that has begun and not ended? */
 void mp_never_finalize(PyObject *object);      /* it may die, but without its __del__ */
+/* Where an itertools.count stands, to which it can be put back; NULL if the object is none, or counts by Python objects. */
+Py_ssize_t *mp_count_place(PyObject *object);
 /* Where an instance's attributes are: its dict pointer's slot and inline values' slot, NULL where it has none. No materialisation. */
 PyObject **mp_instance_dict_slot(PyObject *object);
 /* The inline value slot of attribute `name` of an instance whose dict is not materialised, or NULL. Borrowed address, valid while the

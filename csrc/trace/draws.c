@@ -4,6 +4,7 @@
 ** that was drawn (drawn.h), so that only what the program learns of it is checked. Arguments are constants or the very objects of the recording. A
 ** generator whose state a draw moves is named, so that a run that is thrown away puts it back.
 */
+#include "observe/observe.h"
 #include "trace/arrays.h"
 #include "trace/drawn.h"
 #include "trace/numbers.h"
@@ -244,6 +245,74 @@ bool mp_draw_takes(mp_call *call, const mp_effect *effect)
         drawn = mp_number_is(call->rec, arg) ? mp_number_is_drawn(call->rec, arg) : mp_is_scalar(arg);
     }
     return drawn && !mp_deferred_files(call->rec);
+}
+
+/* The iterator's list, or what cannot change: borrowed, or NULL if the iterator may run code or cannot be put back. */
+static PyObject *walked_by(PyObject *iterator)
+{
+    PyTypeObject *type = Py_TYPE(iterator);
+    if (type == &PyRangeIter_Type || type == &PyLongRangeIter_Type || type == &PyTupleIter_Type) return Py_None;
+    if (mp_count_place(iterator)) return Py_None;
+    if (type != &PyListIter_Type) return NULL;
+    PyObject *parts = PyObject_CallMethod(iterator, "__reduce__", NULL), *list = NULL;
+    if (parts && PyTuple_GET_SIZE(parts) == 3) list = PyTuple_GET_ITEM(PyTuple_GET_ITEM(parts, 1), 0);
+    Py_XDECREF(parts); /* the iterator keeps its list */
+    return list;
+}
+
+static PyObject *count_place(PyObject *module, PyObject *count)
+{
+    const Py_ssize_t *place = mp_count_place(count);
+    return place ? PyLong_FromSsize_t(*place) : PyErr_Format(PyExc_TypeError, "not a plain itertools.count");
+}
+
+static PyObject *set_count_place(PyObject *module, PyObject *args)
+{
+    PyObject *count;
+    Py_ssize_t to, *place;
+    if (!PyArg_ParseTuple(args, "On:_set_count_place", &count, &to)) return NULL;
+    /* one that counts by objects now got there from the last number that it could hold otherwise, and stays */
+    if ((place = mp_count_place(count))) *place = to;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"_count_place", count_place, METH_O, "_count_place(count) -> int: what an itertools.count gives next."},
+    {"_set_count_place", set_count_place, METH_VARARGS, "_set_count_place(count, n): have it give n next."},
+    {NULL},
+};
+
+int mp_draws_module_init(PyObject *module) { return PyModule_AddFunctions(module, functions); }
+
+bool mp_draw_next(mp_call *call, PyObject *iterator)
+{
+    mp_recorder *rec = call->rec;
+    mp_op_state *state = mp_rec_op_state(rec);
+    if (!state || !state->accept_checks || state->muted) return false;
+    mp_kept kept = mp_keep();
+    PyObject *list = walked_by(iterator), *module = NULL, *func = NULL, *keeper = NULL, *args = NULL, *keywords = NULL;
+    PyObject *data = NULL;
+    if (list && mp_rec_find(rec, list) == MP_NO_OBJ) { /* the call has not changed it before */
+        mp_rec_identity(rec, iterator);
+        module = PyImport_ImportModule("magpy.effects");
+        func = module ? PyObject_GetAttrString(module, "advanced") : NULL;
+        keeper = func ? PyObject_CallMethod(module, "place_in", "O", iterator) : NULL;
+        args = keeper ? PyTuple_Pack(1, iterator) : NULL;
+        keywords = args ? PyDict_New() : NULL;
+        data = keywords ? PyTuple_Pack(4, func, args, keywords, keeper) : NULL;
+    }
+    if (data) {
+        mp_rec_pend_must(rec, call->frame, drawn, data);
+        mp_deferred_begin(rec, call->frame, true);
+    }
+    PyErr_Clear();
+    Py_XDECREF(module);
+    Py_XDECREF(func);
+    Py_XDECREF(keeper);
+    Py_XDECREF(args);
+    Py_XDECREF(keywords);
+    mp_restore(kept);
+    return data != NULL;
 }
 
 /* A population of which it does not matter which object it is: numbers, or characters. */

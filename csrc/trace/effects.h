@@ -140,6 +140,9 @@ void mp_defer_handling(mp_call *call, PyObject *around);
 void mp_defer_making(mp_call *call);
 /* The call gives another result each time: every run makes it again (draws.c). */
 void mp_draw_call(mp_call *call);
+/* next(iterator) of an outside iterator over a range, tuple or list, or of a count, which every run advances. False if it is none such. */
+bool mp_draw_next(mp_call *call, PyObject *iterator);
+int mp_draws_module_init(PyObject *module);
 /* Does it take drawn values among its arguments? */
 bool mp_draw_takes(mp_call *call, const mp_effect *effect);
 void mp_clock_call(mp_call *call);

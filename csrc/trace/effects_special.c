@@ -435,6 +435,7 @@ void mp_handle_next(mp_call *call)
     if (!is_object(object)) return;
     mp_rec_type(call->rec, object);
     if (mp_type_python(Py_TYPE(object), "__next__") || mp_rec_find(call->rec, object) == MP_NO_OBJ) return;
+    if (call->nargs == 1 && mp_draw_next(call, object)) return;
     mp_rec_abandon(call->rec, MP_REASON_EXTERNAL_ITERATOR, "%s", Py_TYPE(object)->tp_name);
 }
 

@@ -1,0 +1,189 @@
+"""next() of iterators from outside the call: every run advances them, each call by as much as in eager."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.counting import Counted
+
+X = torch.arange(4.0)
+
+
+class State:
+    def __init__(self, iterator, **more):
+        self.it = iterator
+        self.log = []
+        self.__dict__.update(more)
+
+
+def same(program, make, calls=8, before=None, x=X):
+    """Calls of the program on two equal states give the same results, logs and iterators; returns what was counted."""
+    outs, states = [], [make(), make()]
+    compiled = torch.compile(program, backend="magpy")
+    for function, state in zip((program, compiled), states, strict=True):
+        with Counted() as counted:
+            rows = []
+            for i in range(calls):
+                if before is not None:
+                    before(state, i)
+                try:
+                    rows.append(function(x, state))
+                except Exception as error:
+                    rows.append((type(error), str(error)))
+            outs.append(rows)
+    for a, b in zip(*outs, strict=True):
+        torch.testing.assert_close(a, b) if isinstance(a, torch.Tensor) else pytest.fail(f"{a} {b}") if a != b else None
+    assert states[0].log == states[1].log
+    assert list(map(type, states[0].log)) == list(map(type, states[1].log))
+    assert [next(states[0].it, "end") for _ in range(5)] == [next(states[1].it, "end") for _ in range(5)]
+    return counted
+
+
+KINDS = {
+    "range": lambda: iter(range(3, 100, 2)),
+    "long range": lambda: iter(range(2**70, 2**70 + 50)),
+    "tuple": lambda: iter(tuple(range(50))),
+    "list": lambda: iter([float(i) for i in range(50)]),
+    "count": lambda: itertools.count(5),
+    "negative count": lambda: itertools.count(-3),
+    "texts": lambda: iter([f"name {i}" for i in range(50)]),
+}
+
+
+def logs(x, s):
+    s.log.append(next(s.it))
+    return x + 1
+
+
+def computes(x, s):
+    return x * next(s.it) + next(s.it)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_given_is_kept(kind):
+    assert same(logs, lambda: State(KINDS[kind]())).hits >= 6
+
+
+@pytest.mark.parametrize("kind", ["range", "tuple", "list", "count", "negative count"])
+def test_numbers_flow_into_one_graph(kind):
+    counted = same(computes, lambda: State(KINDS[kind]()))
+    assert counted.hits == 7 and not counted.fallbacks
+
+
+@pytest.mark.parametrize("kind", ["range", "tuple", "list", "count", "negative count", "texts"])
+def test_runs_that_are_thrown_away_put_it_back(kind):
+    def program(x, s):
+        value = next(s.it)
+        s.log.append(value)
+        even = len(value) % 2 if isinstance(value, str) else value % 3 == 1
+        return x + 1 if even else x * 2
+
+    same(program, lambda: State(KINDS[kind]()), calls=20)
+
+
+def test_a_check_of_data_behind_it_throws_the_run_away_too():
+    def program(x, s):
+        step = next(s.it)
+        y = x * step
+        if y.sum() > 20:
+            s.log.append("large")
+            return y + next(s.it)
+        return y - 1
+
+    same(program, lambda: State(itertools.count()), calls=12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_the_end(n):
+    def raises(x, s):
+        return x + next(s.it)
+
+    def begins_again(x, s):
+        try:
+            step = next(s.it)
+        except StopIteration:
+            s.it = iter(range(n + 1))
+            step = next(s.it)
+        s.log.append(step)
+        return x + step
+
+    def asks(x, s):
+        step = next(s.it, None)
+        return x if step is None else x + step
+
+    for program in (raises, begins_again, asks):
+        same(program, lambda: State(iter(range(n))), calls=9)
+        same(program, lambda: State(iter(list(range(n)))), calls=9)
+
+
+def test_another_iterator_in_its_place_and_steps_between_calls():
+    def between(s, i):
+        if i == 3:
+            next(s.it)
+        if i == 5:
+            s.it = iter(range(70, 90))
+        if i == 7:
+            s.it = itertools.count(7)
+
+    same(computes, lambda: State(iter(range(50))), calls=10, before=between)
+
+
+def test_one_iterator_in_two_places():
+    def program(x, s):
+        return x * next(s.it) - next(s.other)
+
+    def make():
+        iterator = iter(range(50))
+        return State(iterator, other=iterator)
+
+    assert same(program, make).hits >= 6
+
+
+@pytest.mark.parametrize("change", ["before", "after", "between calls"])
+def test_its_list_changes(change):
+    def program(x, s):
+        if change == "before":
+            s.items.insert(0, 9)
+        step = next(s.it)
+        if change == "after":
+            s.items.append(step + 1)
+            s.items[-2] = 77
+        s.log.append(step)
+        return x + step
+
+    def between(s, i):
+        if change == "between calls":
+            s.items[i + 1 :] = [i * 5, i * 7, 4]
+
+    def make():
+        items = [1, 2, 3]
+        return State(iter(items), items=items)
+
+    same(program, make, calls=6, before=between)
+
+
+def test_elements_of_all_kinds():
+    items = [1, 2.5, True, None, "text", (1, 2), torch.ones(4), 3, [4], 2**80, b"bytes", 5, 6]
+
+    def program(x, s):
+        value = next(s.it)
+        s.log.append(repr(value))
+        return x + value if isinstance(value, (int, float)) and value < 100 else x
+
+    same(program, lambda: State(iter(items)), calls=13)
+
+
+def test_counts_by_other_steps_and_large_ones():
+    for make in (lambda: itertools.count(0, 3), lambda: itertools.count(0.5), lambda: itertools.count(2**63 - 4),
+                 lambda: itertools.count(2**70)):  # fmt: skip
+        same(logs, lambda make=make: State(make()))
+
+
+def test_iterators_that_run_code_are_left_to_python():
+    def gives():
+        yield from range(50)
+
+    for make in (gives, lambda: map(abs, range(50)), lambda: itertools.cycle([1, 2]), lambda: (i for i in range(50))):
+        counted = same(computes, lambda make=make: State(make()))
+        assert not counted.hits and set(counted.fallbacks) == {"EXTERNAL_ITERATOR"}
