@@ -70,7 +70,7 @@ def _number(leaves: list[torch.Tensor], source: str, is_float: bool) -> torch.Te
     number = evaluate(source, *leaves)
     if type(number) is not (float if is_float else int):
         raise _C.OtherData(False)
-    return torch.tensor(number, dtype=torch.float64 if is_float else torch.int64)
+    return number_input(number)
 
 
 def _number_meta(leaves: list[torch.Tensor], source: str, is_float: bool) -> torch.Tensor:
@@ -78,10 +78,10 @@ def _number_meta(leaves: list[torch.Tensor], source: str, is_float: bool) -> tor
 
 
 def number_input(number: float) -> torch.Tensor:
-    """An int or float from outside as an input of a graph."""
+    """An int or float as a value of a graph."""
     try:
         return torch.tensor(number, dtype=torch.float64 if isinstance(number, float) else torch.int64)
-    except (OverflowError, RuntimeError):  # an int of more than 64 bits
+    except (OverflowError, RuntimeError, ValueError):  # an int of more than 64 bits; which, depends on torch's version
         raise _C.OtherData(True) from None
 
 

@@ -181,6 +181,46 @@ static PyObject *step_over(mp_recorder *rec, const char *module, const char *nam
     return data;
 }
 
+static bool is_item(PyObject *tuple, PyObject *object)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); i++)
+        if (PyTuple_GET_ITEM(tuple, i) == object) return true;
+    return false;
+}
+
+/* Is it in the tuple, or in one of those in it? */
+static bool holds(PyObject *tuple, PyObject *object)
+{
+    if (is_item(tuple, object)) return true;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); i++) {
+        PyObject *item = PyTuple_GET_ITEM(tuple, i);
+        if (PyTuple_CheckExact(item) && holds(item, object)) return true;
+    }
+    return false;
+}
+
+/* The template of the operand that `given` is: where it is one, that is what the program learns. Owned, or NULL without an exception. */
+static PyObject *operand_given(mp_recorder *rec, PyObject *data, PyObject *given)
+{
+    PyObject *operands = PyTuple_GET_SIZE(data) == 5 ? PyTuple_GET_ITEM(data, 4) : NULL;
+    bool shared = PyLong_Check(given) || given == Py_None; /* such are one object for the whole process, by value */
+    bool drawn = false;
+    if (!operands || !PyTuple_CheckExact(operands))
+        return NULL; /* a list that is shuffled: its items are told apart by nobody */
+    if ((shared && !mp_number_is(rec, given)) || !holds(operands, given)) return NULL;
+    return operand(rec, given, &drawn, 0);
+}
+
+/* What `data` gives is the operand with this template, which is stolen: each run must find that again. */
+static void same_given(mp_recorder *rec, PyObject *data, PyObject *given, PyObject *template)
+{
+    uint32_t draw = mp_draw_append(rec, data, given, true);
+    PyObject *step = draw == MP_NO_DRAW ? NULL : step_over(rec, "_operator", "is_", draw, Py_NewRef(template));
+    if (step) mp_draw_append(rec, step, Py_True, false);
+    Py_XDECREF(step);
+    Py_DECREF(template);
+}
+
 /* Items of a new tuple or list: how many there are must come out again, and each is drawn by itself. */
 static void items_given(mp_recorder *rec, PyObject *data, PyObject *several)
 {
@@ -192,7 +232,11 @@ static void items_given(mp_recorder *rec, PyObject *data, PyObject *several)
     if (step) mp_draw_append(rec, step, length, false);
     for (Py_ssize_t i = 0; step && i < n && !mp_rec_abandoned(rec); i++) {
         Py_SETREF(step, step_over(rec, "_operator", "getitem", draw, PyLong_FromSsize_t(i)));
-        if (step) mp_drawn_given(rec, step, PySequence_Fast_ITEMS(several) + i); /* scalars can always be given */
+        PyObject **item = PySequence_Fast_ITEMS(several) + i, *same = step ? operand_given(rec, data, *item) : NULL;
+        if (same)
+            same_given(rec, step, *item, same);
+        else if (step)
+            mp_drawn_given(rec, step, item); /* scalars can always be given */
     }
     Py_XDECREF(step);
     Py_XDECREF(like);
@@ -217,17 +261,6 @@ void mp_drawn_order(mp_recorder *rec, PyObject *data, PyObject *list)
                        PyList_GET_SIZE(list));
 }
 
-/* Which of the operands the result is, or -1: where it is one, that is what the program learns. */
-static Py_ssize_t operand_given(mp_recorder *rec, PyObject *data, PyObject *result)
-{
-    PyObject *operands = PyTuple_GET_SIZE(data) == 5 ? PyTuple_GET_ITEM(data, 4) : NULL;
-    bool shared = PyLong_Check(result) || result == Py_None; /* such are one object for the whole process, by value */
-    if (!operands || (shared && !mp_number_is(rec, result))) return -1;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(PyTuple_GET_ITEM(data, 1)); i++)
-        if (PyTuple_GET_ITEM(operands, i) == result) return i;
-    return -1;
-}
-
 /* *slot is what the draw that follows next gives. */
 static void open_draw(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
@@ -249,18 +282,15 @@ static bool several_given(mp_recorder *rec, PyObject *data, PyObject *result)
 bool mp_drawn_given(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = *slot;
-    Py_ssize_t same = operand_given(rec, data, result);
-    bool open = same >= 0 && mp_number_is_drawn(rec, result);
+    PyObject *same = operand_given(rec, data, result);
+    bool open = same && is_item(PyTuple_GET_ITEM(data, 4), result) && mp_number_is_drawn(rec, result);
     bool held = open && rec->recording->draws[mp_number_drawn(rec, result)].result == result;
     if (open && Py_REFCNT(result) == OWN_REFERENCES + held) {
         open_draw(rec, data, slot); /* which nobody can tell from its operand */
-    } else if (same >= 0) {
-        uint32_t draw = mp_draw_append(rec, data, result, true);
-        PyObject *template = PyTuple_GET_ITEM(PyTuple_GET_ITEM(data, 1), same);
-        PyObject *step = draw == MP_NO_DRAW ? NULL : step_over(rec, "_operator", "is_", draw, Py_NewRef(template));
-        if (step) mp_draw_append(rec, step, Py_True, false);
-        Py_XDECREF(step);
-    } else if (may_be_drawn(result)) {
+        Py_DECREF(same);
+    } else if (same)
+        same_given(rec, data, result, same);
+    else if (may_be_drawn(result)) {
         open_draw(rec, data, slot);
     } else if (mp_is_scalar(result)) {
         if (result == Py_None || PyBool_Check(result) || rec->op_state->accept_values)

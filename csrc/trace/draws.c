@@ -138,16 +138,6 @@ static void drawn_array(mp_recorder *rec, PyObject *data, PyObject *array, PyObj
 
 void mp_draw_array(mp_recorder *rec, PyObject *data, PyObject *array) { drawn_array(rec, data, array, array); }
 
-/* Fits into a tensor of the graph? */
-static bool is_number(PyObject *object)
-{
-    int overflow = 0;
-    if (PyFloat_CheckExact(object)) return mp_numbers_ready();
-    if (!PyLong_CheckExact(object) || !mp_numbers_ready()) return false;
-    (void)PyLong_AsLongLongAndOverflow(object, &overflow);
-    return !overflow;
-}
-
 static void drawn(mp_recorder *rec, PyObject *data, PyObject **slot)
 {
     PyObject *result = slot ? *slot : NULL;
@@ -165,7 +155,7 @@ static void drawn(mp_recorder *rec, PyObject *data, PyObject **slot)
         Py_SETREF(*slot, before);
         result = before;
     }
-    bool number = is_number(result);
+    bool number = mp_numbers_ready() && mp_number_fits(result);
     if (mp_is_array(result)) {
         drawn_array(rec, data, result, result);
         goto done;

@@ -294,12 +294,17 @@ static void settle_drawn(mp_recorder *rec, number *entry)
     draw->open = false;
 }
 
+bool mp_number_fits(PyObject *object)
+{
+    int overflow = 0;
+    if (PyLong_CheckExact(object)) (void)PyLong_AsLongLongAndOverflow(object, &overflow);
+    return mp_is_number(object) && !overflow;
+}
+
 /* The graph takes a number that was drawn. False: it does not fit, and is settled. */
 static bool give_to_graph(mp_recorder *rec, number *entry)
 {
-    int overflow = 0;
-    if (PyLong_CheckExact(entry->object)) (void)PyLong_AsLongLongAndOverflow(entry->object, &overflow);
-    if (overflow || !mp_is_number(entry->object)) {
+    if (!mp_number_fits(entry->object)) {
         settle_drawn(rec, entry);
         return false;
     }
@@ -560,7 +565,7 @@ static void number_loaded(mp_recorder *rec, PyObject *data, PyObject **slot)
             Py_SETREF(*slot, Py_NewRef(entry->object));
         else
             pin_number(rec, index);
-    } else if (result && result == read->value) {
+    } else if (result && result == read->value && mp_number_fits(result)) {
         mp_obj_id id = mp_rec_new_object(rec, result, MP_ROOT_NONE, index);
         number *entry = id == MP_NO_OBJ ? NULL : add_outside(rec, slot, id);
         read = &rec->recording->reads[index];
@@ -603,7 +608,7 @@ PyObject *const *mp_rec_changing(mp_recorder *rec, PyObject *names, PyObject *co
         const mp_object *object = &rec->recording->objects[id];
         bool argument = object->root == MP_ROOT_ARG || object->root == MP_ROOT_KWARG;
         size_t at = object->root_index;
-        if (!argument || at >= n_args || !mp_is_number(args[at])) continue;
+        if (!argument || at >= n_args || !mp_number_fits(args[at])) continue;
         if (!is_changing(rec, mp_recording_argument_name(object->root_index))) continue;
         if (!rec->own_args) {
             if (!(rec->own_args = PyMem_RawMalloc(n_args * sizeof *rec->own_args))) return args;

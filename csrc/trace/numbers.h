@@ -41,6 +41,8 @@ void mp_number_draw(mp_recorder *rec, PyObject **object, uint32_t draw);
 uint32_t mp_number_drawn(mp_recorder *rec, PyObject *object);
 /* Is it one that the graph does not take yet: one that `mp_number_draw` was told of? */
 bool mp_number_is_drawn(mp_recorder *rec, PyObject *object);
+/* Is it an int or float that fits into a tensor of the graph? */
+bool mp_number_fits(PyObject *object);
 /* Can numbers be read at all (the tables of magpy.symbols are there)? */
 bool mp_numbers_ready(void);
 
