@@ -92,7 +92,7 @@ static void makes(mp_recorder *rec, const mp_frame *frame, int how, PyObject *co
     }
     PyTuple_SET_ITEM(template, 0, number);
     for (Py_ssize_t i = 0; i < n; i++) PyTuple_SET_ITEM(template, i + 1, Py_NewRef(operands[i]));
-    mp_rec_pend(rec, frame, made, template);
+    mp_rec_pend_told(rec, frame, made, template); /* what raises tells of the operands, too */
 }
 
 /* -- What may stay open --------------------------------------------------------------------------------------------- */

@@ -155,7 +155,7 @@ def cached(text: str) -> int:
 def caught(compute: Callable[[], Any]) -> Any:
     try:
         return compute()
-    except (ValueError, OverflowError, TypeError, KeyError) as error:
+    except (ValueError, ArithmeticError, TypeError, LookupError) as error:
         return type(error).__name__, str(error)
 
 
@@ -290,6 +290,33 @@ SEEN: dict[str, Program] = {
     "empty": lambda x: (text_of(x) + "", "" + text_of(x), "%s" % text_of(x), "{}".format(text_of(x)), str(text_of(x)), format(first(x), ".2f")),
     "beside others": lambda x: ("%s %s" % (first(x), [count(x)]), "{} {}".format(count(x), Note(text_of(x))), f"{Note(text_of(x))}"),
 }  # fmt: skip
+
+
+#: What raises for some numbers alone: that it raised is something that the program has seen of them.
+RAISING: dict[str, Program] = {
+    "too large to format": lambda x: caught(lambda: f"{abs(count(x)) ** 5000:.3f}"),
+    "too large for percent": lambda x: caught(lambda: "%.3f" % abs(count(x)) ** 5000),
+    "too large to convert": lambda x: caught(lambda: float(abs(count(x)) ** 5000)),
+    "no integer": lambda x: caught(lambda: int(first(x) / count(x))),
+    "no character": lambda x: caught(lambda: chr(count(x) - 1)),
+    "no digits": lambda x: caught(lambda: int(f"{first(x):.1f}"[:1])),
+    "no shift": lambda x: caught(lambda: f"{1 << count(x)}"),
+    "no place": lambda x: caught(lambda: "abcdefgh"[count(x)]),
+    "too wide": lambda x: caught(lambda: len(f"{1:{count(x)}}")),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first_value", [3.0, 0.0, -3.0, 12.0])
+@pytest.mark.parametrize("name", RAISING)
+def test_what_raises_for_some_numbers_is_no_answer_for_others(name: str, first_value: float) -> None:
+    def program(x: torch.Tensor) -> Any:
+        return RAISING[name](x), x + 1
+
+    fast = torch.compile(program, backend="magpy")
+    for value in (first_value, 0.0, 3.0, 1.0, -3.0, 12.0, 0.0):
+        x = torch.tensor([1.5, value])
+        assert repr(fast(x)[0]) == repr(program(x)[0])
 
 
 @pytest.mark.filterwarnings("ignore")
