@@ -1,5 +1,6 @@
 """Packed weights of matrix products: the packed format, products by it, and when frozen graphs make and drop it."""
 
+import functools
 import gc
 import random
 import weakref
@@ -12,9 +13,9 @@ from torch import nn
 import magpy
 from magpy import _C, choices, packing, products
 from tests.counting import Counted
-from tests.kernels.test_products import check, matrix
-
-WIDTHS = [512, 256, 128]
+from tests.kernels.test_products import WIDTHS, by_any_threads, check, matrix
+from tests.lower import test_freezing
+from tests.lower.test_freezing import frozen
 
 
 @pytest.fixture(params=WIDTHS)
@@ -53,16 +54,7 @@ def test_every_edge(bits, m, n):
 
 def test_many_blocks_and_threads_do_not_change_a_bit():
     a, b = torch.randn(3, 90, 1500), torch.randn(900, 1500).t()
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(by_packed(a, b))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-    check(results[0], a, b, None)
+    check(by_any_threads(lambda: by_packed(a, b)), a, b, None)
 
 
 def test_the_operator_itself_computes_the_same(bits):
@@ -109,15 +101,7 @@ class Net(nn.Module):
 X = torch.randn(3, 10, 32)
 
 
-def frozen(model):
-    return torch.compile(model, backend="magpy", options={"freezing": True}, fullgraph=True)
-
-
-def same(compiled, model, x=X):
-    with torch.no_grad():
-        expected = model(x)
-        for _ in range(3):
-            torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+same = functools.partial(test_freezing.same, x=X)
 
 
 def test_products_of_a_frozen_model_are_packed(always_packed):
