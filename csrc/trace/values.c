@@ -223,9 +223,10 @@ end:
 
 static bool same_meta(const mp_tensor_meta *a, const mp_tensor_meta *b, bool marked)
 {
+    if (a->ndim != b->ndim) return false; /* first: so many sizes and strides they have */
     size_t n = (size_t)a->ndim * sizeof(int64_t);
     bool strides = a->stride && b->stride ? !memcmp(a->stride, b->stride, n) : a->stride == b->stride;
-    return a->ndim == b->ndim && !memcmp(a->size, b->size, n) && strides && a->layout == b->layout &&
+    return !memcmp(a->size, b->size, n) && strides && a->layout == b->layout &&
            a->storage_offset == b->storage_offset && a->dtype == b->dtype && a->device_type == b->device_type &&
            a->device_index == b->device_index && (marked || a->requires_grad == b->requires_grad) &&
            a->is_leaf == b->is_leaf && a->is_conj == b->is_conj && a->is_neg == b->is_neg &&

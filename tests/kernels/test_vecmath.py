@@ -205,7 +205,9 @@ ODD = [torch.sin, torch.tan, torch.asin, torch.atan, torch.sinh, torch.asinh, to
 @pytest.mark.parametrize("fn", [*ODD, torch.nn.functional.gelu, torch.nn.functional.silu, torch.log1p])
 def test_zeros_keep_their_sign(fn):
     x = torch.tensor([0.0, -0.0] * 20)
-    assert_same_floats(Compiled(trace(fn, [x]))(x)[0], fn(x))
+    with torch.backends.mkldnn.flags(enabled=False):  # whose gelu of -0.0 is 0.0 on CPUs without AVX-512
+        expected = fn(x)
+    assert_same_floats(Compiled(trace(fn, [x]))(x)[0], expected)
 
 
 DIVISIONS = ("fmod", "remainder", "floordiv")
