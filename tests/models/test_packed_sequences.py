@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import (
 from magpy.report import find_callable
 from tests.compare import assert_same
 from tests.counting import Counted
+from tests.traps.differential import attempt
 
 LENGTHS = [[5, 3, 2], [2, 5, 5], [5, 3, 2], [1, 1, 1], [2, 5, 5]]
 
@@ -205,4 +206,10 @@ def test_under_autocast() -> None:
     fast = torch.compile(lambda x, n: layer(packed(x, n)), backend="magpy")
     for lengths in LENGTHS[:4]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            assert_same(fast(data(), torch.tensor(lengths)), layer(packed(data(), torch.tensor(lengths))), 2e-2, 1e-2)
+            mine, eager = (
+                attempt(run, data(), torch.tensor(lengths)) for run in (fast, lambda x, n: layer(packed(x, n)))
+            )
+        if isinstance(eager, RuntimeError):  # oneDNN has no such layer for CPUs without AVX-512
+            assert repr(mine) == repr(eager)
+        else:
+            assert_same(mine, eager, 2e-2, 1e-2)
