@@ -220,25 +220,25 @@ def keeper(function: Any, first: Any) -> Any:
     return None
 
 
+class Ended:
+    """What an iterator gives that has come to its end: nothing that a program can have put into one."""
+
+
+ENDED = Ended()
+
+
 def advanced(iterator: Any) -> Any:
-    """The draw that next(iterator) is; None at the end, where the program is to see the exception itself."""
-    return next(iterator, None)
+    """The draw that next(iterator) is; ENDED at the end, where the program is to see the exception itself."""
+    return next(iterator, ENDED)
 
 
 def place_in(iterator: Any) -> Any:
     """What puts back an iterator over a range, tuple or list, or a count: (get, set)."""
     if isinstance(iterator, itertools.count):
         return partial(_C._count_place, iterator), partial(_C._set_count_place, iterator)
-
-    def get() -> Any:
-        parts = iterator.__reduce__()
-        return parts[2] if len(parts) == 3 else None
-
-    def put_back(place: Any) -> None:
-        if place is not None:
-            iterator.__setstate__(place)
-
-    return get, put_back
+    if isinstance(iterator, type(iter([])) | type(iter(()))):
+        return partial(_C._sequence_place, iterator), partial(_C._set_sequence_place, iterator)
+    return lambda: iterator.__reduce__()[2], iterator.__setstate__
 
 
 def reordered(shuffle: Any, generator: Any, items: tuple[Any, ...]) -> list[Any]:

@@ -13,6 +13,7 @@ import datetime
 import decimal
 import functools
 import inspect
+import itertools
 import math
 import re
 import types
@@ -242,9 +243,11 @@ KINDS: list[tuple[tuple[type, ...], Part]] = [
 ]
 WHOLE = (torch.Tensor, types.FunctionType, functools.partial, functools._lru_cache_wrapper, types.ModuleType, type)
 ITERATORS = {
-    type(iter(each)) for each in ([], (), "", b"", range(0), {}, {}.values(), {}.items(), set(), range(1 << 70))
+    type(iter(each))
+    for each in ([], (), "", "ä", b"", bytearray(), range(0), {}, {}.values(), {}.items(), set(), range(1 << 70))
 }
-ITERATORS |= {type(reversed([])), enumerate, zip, map, filter}
+ITERATORS |= {type(reversed([])), reversed, enumerate, zip, map, filter}
+ITERATORS |= {itertools.chain, itertools.count, itertools.islice, itertools.repeat, itertools.starmap}
 PARTS: dict[type, tuple[bool, list[Part]]] = {}
 
 

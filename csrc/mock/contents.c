@@ -133,37 +133,100 @@ PyObject *mp_set_items(PyObject *set, PyObject **layout)
     return items;
 }
 
-/* -- Iterators ----------------------------------------------------------------------------------------------------------- */
+/* -- Iterators over iterators ---------------------------------------------------------------------------------------------- */
 
-bool mp_is_iterator(PyTypeObject *type)
+enum { GOES_OVER_NONE = -1 };
+
+static const struct {
+    const char *name;
+    int over; /* the first argument of its type from which on iterators are what it goes over */
+} iterators[] = {
+    {"range_iterator", GOES_OVER_NONE},
+    {"longrange_iterator", GOES_OVER_NONE},
+    {"zip", 0},
+    {"map", 1},
+    {"filter", 1},
+    {"enumerate", 0},
+    {"itertools.count", GOES_OVER_NONE},
+    {"itertools.repeat", GOES_OVER_NONE},
+    {"itertools.chain", GOES_OVER_NONE},
+    {"itertools.islice", 0},
+    {"itertools.starmap", 1},
+};
+
+static int row_of(PyTypeObject *type)
 {
-    static const char *const names[] = {"list_iterator",
-                                        "list_reverseiterator",
-                                        "tuple_iterator",
-                                        "range_iterator",
-                                        "str_ascii_iterator",
-                                        "zip",
-                                        "map",
-                                        "filter",
-                                        "enumerate",
-                                        "reversed",
-                                        "itertools.count",
-                                        "itertools.repeat",
-                                        "itertools.chain",
-                                        "itertools.islice",
-                                        "itertools.starmap"};
-    if (mp_type_mutable(type)) return false; /* no class of the program's, whatever it is called */
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(type->tp_name, names[i])) return true;
-    return false;
+    if (mp_type_mutable(type)) return -1; /* no class of the program's, whatever it is called */
+    for (size_t i = 0; i < sizeof iterators / sizeof *iterators; i++)
+        if (!strcmp(type->tp_name, iterators[i].name)) return (int)i;
+    return -1;
+}
+
+bool mp_is_iterator(PyTypeObject *type) { return row_of(type) >= 0; }
+
+/* It has dropped what it went over, and tells that of an empty one that it was not. */
+static bool has_ended(PyTypeObject *type, PyObject *args, bool state)
+{
+    if (!strcmp(type->tp_name, "itertools.chain")) return !state; /* one that has not always has a state */
+    return !strcmp(type->tp_name, "itertools.islice") && PyTuple_GET_SIZE(args) == 2;
 }
 
 PyObject *mp_iterator_parts(PyObject *iterator)
 {
     PyObject *parts = PyObject_CallMethod(iterator, "__reduce__", NULL), *whole = NULL;
-    if (parts && PyTuple_Check(parts) && PyTuple_GET_SIZE(parts) >= 2 && PyTuple_Check(PyTuple_GET_ITEM(parts, 1)))
-        whole = PyTuple_Pack(3, PyTuple_GET_ITEM(parts, 0), PyTuple_GET_ITEM(parts, 1),
-                             PyTuple_GET_SIZE(parts) > 2 ? PyTuple_GET_ITEM(parts, 2) : Py_None);
+    if (parts && PyTuple_Check(parts) && PyTuple_GET_SIZE(parts) >= 2 && PyTuple_Check(PyTuple_GET_ITEM(parts, 1))) {
+        bool state = PyTuple_GET_SIZE(parts) > 2;
+        bool ended = has_ended(Py_TYPE(iterator), PyTuple_GET_ITEM(parts, 1), state);
+        whole = PyTuple_Pack(3, PyTuple_GET_ITEM(parts, 1), state ? PyTuple_GET_ITEM(parts, 2) : Py_None,
+                             ended ? Py_True : Py_False);
+    }
     Py_XDECREF(parts);
     return whole;
+}
+
+/* What iter() of it gives is the iterator that it holds, whatever that one's class would say: the program has asked it once. */
+typedef struct {
+    PyObject_HEAD PyObject *iterator; /* owned */
+} handed_over;
+
+static PyObject *hand_over(PyObject *self) { return Py_NewRef(((handed_over *)self)->iterator); }
+
+static void drop_handed_over(PyObject *self)
+{
+    Py_DECREF(((handed_over *)self)->iterator);
+    PyObject_Free(self);
+}
+
+static PyTypeObject handed_over_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "magpy.handed_over",
+    .tp_basicsize = sizeof(handed_over),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_iter = hand_over,
+    .tp_dealloc = drop_handed_over,
+};
+
+static PyObject *argument_for(PyObject *arg, bool over)
+{
+    if (!over || !PyIter_Check(arg)) return Py_NewRef(arg);
+    handed_over *made = PyType_Ready(&handed_over_type) == 0 ? PyObject_New(handed_over, &handed_over_type) : NULL;
+    if (made) made->iterator = Py_NewRef(arg);
+    return (PyObject *)made;
+}
+
+PyObject *mp_iterator_make(PyTypeObject *type, PyObject *args, bool ended)
+{
+    if (type == &PyRangeIter_Type || type == &PyLongRangeIter_Type) return PyObject_GetIter(PyTuple_GET_ITEM(args, 0));
+    int over = iterators[row_of(type)].over;
+    PyObject *arguments = PyTuple_New(PyTuple_GET_SIZE(args)), *made, *more;
+    for (Py_ssize_t i = 0; arguments && i < PyTuple_GET_SIZE(args); i++) {
+        PyObject *argument = argument_for(PyTuple_GET_ITEM(args, i), over != GOES_OVER_NONE && i >= over);
+        if (argument)
+            PyTuple_SET_ITEM(arguments, i, argument);
+        else
+            Py_CLEAR(arguments);
+    }
+    made = arguments ? PyObject_Call((PyObject *)type, arguments, NULL) : NULL;
+    if (made && ended && (more = type->tp_iternext(made))) Py_DECREF(more);
+    Py_XDECREF(arguments);
+    return made;
 }

@@ -12,10 +12,13 @@ PyObject *mp_dict_items(PyObject *dict); /* list of keys and values in turn; an 
 ** brings the set's own about if such an order was found and their hashes have stayed. */
 PyObject *mp_set_items(PyObject *set, PyObject **layout);
 
-/* Is it an iterator of a type that can be made again: one that goes over a sequence or over other iterators and knows how far it is? */
+/* Is it an iterator of a type that can be made again: over a range, over other iterators, or over nothing, and knows how far it is? (Those over
+** sequences are mp_sequence_iterator's.) */
 bool mp_is_iterator(PyTypeObject *type);
-/* Its (callable, args, state or None), without moving it. */
+/* Its (args of its type, state or None, has it ended: will it stay so whatever its state says), without moving it. */
 PyObject *mp_iterator_parts(PyObject *iterator);
+/* One of such a type from its args, without its state. No code of the program's runs. */
+PyObject *mp_iterator_make(PyTypeObject *type, PyObject *args, bool ended);
 
 /* Can every stride-th item be hashed and compared without running code of the user's? */
 bool mp_every_key_safe(PyObject *items, Py_ssize_t stride);

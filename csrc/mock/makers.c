@@ -2,6 +2,7 @@
 #include "mock/contents.h"
 #include "mock/walker.h"
 
+#include "observe/observe.h"
 #include "trace/raw.h"
 #include <structmember.h>
 
@@ -216,7 +217,7 @@ static int fill_iterator(walker *w, PyObject *object, mp_operand target)
 {
     PyObject *parts = mock_hold(w, mp_iterator_parts(object));
     if (!parts) return mock_no_memory(w), -1;
-    mp_operand state = mock_value_of(w, PyTuple_GET_ITEM(parts, 2));
+    mp_operand state = mock_value_of(w, PyTuple_GET_ITEM(parts, 1));
     return mock_fill(w, false, MP_MOCK_ITERATOR_FILL, target, &state, 1, NULL, NULL);
 }
 
@@ -225,10 +226,21 @@ static mp_operand make_iterator(walker *w, PyObject *object, PyTypeObject *base)
 {
     PyObject *parts = mock_hold(w, mp_iterator_parts(object));
     if (!parts) return mock_no_memory(w);
-    mp_operand args = mock_value_of(w, PyTuple_GET_ITEM(parts, 1));
+    mp_operand args = mock_value_of(w, PyTuple_GET_ITEM(parts, 0));
     if (args == MP_NO_OPERAND) return args;
-    mp_operand made = mock_make(w, MP_MOCK_ITERATOR, &args, 1, PyTuple_GET_ITEM(parts, 0), NULL);
-    return PyTuple_GET_ITEM(parts, 2) == Py_None ? made : mock_fill_later(w, object, made, fill_iterator);
+    mp_operand made = mock_make(w, MP_MOCK_ITERATOR, &args, 1, (PyObject *)base, NULL);
+    if (made != MP_NO_OPERAND) w->prog->steps[w->prog->n_steps - 1].tag = PyTuple_GET_ITEM(parts, 2) == Py_True;
+    return PyTuple_GET_ITEM(parts, 1) == Py_None ? made : mock_fill_later(w, object, made, fill_iterator);
+}
+
+/* How far it is, is set at once and as it is: a list from outside gets its contents at the commit only. */
+static mp_operand make_sequence_iterator(walker *w, mp_sequence_iterator *iterator)
+{
+    PyObject *how = mock_hold(w, Py_BuildValue("(On)", Py_TYPE(iterator), iterator->place));
+    if (!how) return mock_no_memory(w);
+    mp_operand sequence = iterator->sequence ? mock_value_of(w, iterator->sequence) : MP_NO_OPERAND;
+    if (iterator->sequence && sequence == MP_NO_OPERAND) return sequence;
+    return mock_make(w, MP_MOCK_OVER_SEQUENCE, &sequence, iterator->sequence ? 1 : 0, how, NULL);
 }
 
 mp_operand mock_make_constant(walker *w, PyObject *object, PyTypeObject *base)
@@ -460,6 +472,8 @@ mp_operand mock_make_by_type(walker *w, PyObject *object)
             return how ? how(w, object, base) : mock_unrebuildable(w, object, "");
         }
     if (PyExceptionInstance_Check(object)) return make_exception(w, object, base);
+    mp_sequence_iterator *iterator = mp_sequence_iterator_of(object);
+    if (iterator) return make_sequence_iterator(w, iterator);
     if (exact && mp_is_iterator(base)) return make_iterator(w, object, base);
     if (PyGen_CheckExact(object)) return mock_unrebuildable(w, object, "return a list instead: a live ");
     return mock_unrebuildable(w, object, "");

@@ -46,7 +46,8 @@ typedef struct mp_step mp_step;
     X(CFUNCTION)     /* self, module or None */                                                                        \
     X(PARTIAL)       /* function, args, kwargs */                                                                      \
     X(FUNCTION)      /* globals, closure, defaults, kwdefaults, annotations, doc, module, name */                      \
-    X(ITERATOR)      /* args: of the callable in `data` */                                                             \
+    X(OVER_SEQUENCE) /* sequence, or none: one that has ended */                                                       \
+    X(ITERATOR)      /* args: of the type in `data` */                                                                 \
     X(ITERATOR_FILL) /* target, state */                                                                               \
     X(VIEW)          /* dict: its keys, values or items */                                                             \
     X(NEW)           /* none: an instance, no __init__ */                                                              \
@@ -67,7 +68,7 @@ struct mp_step {
     uint32_t out;   /* index among the made: what this step makes, or fills */
     uint32_t n;     /* arguments; LIST_NEW: places */
     uint32_t first; /* index of the first argument in the program's `args` */
-    uint32_t tag;   /* ATTRS: the type's version when compiled; DRAWN: the draw */
+    uint32_t tag;   /* ATTRS: the type's version when compiled; DRAWN: the draw; ITERATOR: has it ended */
     PyObject *data; /* owned or NULL */
     void *base;     /* C type or method definition; static storage of its extension module */
 };

@@ -4,6 +4,7 @@
 ** all stores are done, so that no finalizer sees a half-committed state; then come the deferred effects. Where a store lets die what has a
 ** finalizer, the caller does not commit at all (deaths.c).
 */
+#include "mock/contents.h"
 #include "mock/program.h"
 
 #include "observe/observe.h"
@@ -224,9 +225,16 @@ static PyObject *make_NEW(const mp_mock_run *run, const mp_step *step, const mp_
 static PyObject *make_NEW_OF(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
 { return ((PyTypeObject *)step->base)->tp_new((PyTypeObject *)step->data, ARG(0), NULL); }
 
-/* data: the callable. */
+/* data: (the type, how far it is). */
+static PyObject *make_OVER_SEQUENCE(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
+{
+    PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(step->data, 0);
+    return mp_sequence_iterator_new(type, step->n ? ARG(0) : NULL, PyLong_AsSsize_t(PyTuple_GET_ITEM(step->data, 1)));
+}
+
+/* data: the type. */
 static PyObject *make_ITERATOR(const mp_mock_run *run, const mp_step *step, const mp_operand *args)
-{ return PyObject_Call(step->data, ARG(0), NULL); }
+{ return mp_iterator_make((PyTypeObject *)step->data, ARG(0), step->tag); }
 
 /* -- Steps: filling ------------------------------------------------------------------------------------------------------------
 ** 0, or -1 with an exception. */
@@ -317,11 +325,11 @@ static int fill_ITERATOR_FILL(const mp_mock_run *run, const mp_step *step, const
 
 static const maker makers[MP_MOCK_OP_COUNT] = {
 #define MAKES(op) [MP_MOCK_##op] = make_##op
-    MAKES(DRAWN),     MAKES(TEXT),       MAKES(TENSOR),    MAKES(ARRAY),     MAKES(NUMBER),
-    MAKES(TUPLE),     MAKES(TUPLE_LIKE), MAKES(LIST),      MAKES(LIST_NEW),  MAKES(DICT),
-    MAKES(DICT_NEW),  MAKES(SET_NEW),    MAKES(FROZENSET), MAKES(DEQUE_NEW), MAKES(SLICE),
-    MAKES(BYTEARRAY), MAKES(CELL),       MAKES(METHOD),    MAKES(CFUNCTION), MAKES(PARTIAL),
-    MAKES(FUNCTION),  MAKES(VIEW),       MAKES(NEW),       MAKES(NEW_OF),    MAKES(ITERATOR),
+    MAKES(DRAWN),      MAKES(TEXT),          MAKES(TENSOR),   MAKES(ARRAY),     MAKES(NUMBER),   MAKES(TUPLE),
+    MAKES(TUPLE_LIKE), MAKES(LIST),          MAKES(LIST_NEW), MAKES(DICT),      MAKES(DICT_NEW), MAKES(SET_NEW),
+    MAKES(FROZENSET),  MAKES(DEQUE_NEW),     MAKES(SLICE),    MAKES(BYTEARRAY), MAKES(CELL),     MAKES(METHOD),
+    MAKES(CFUNCTION),  MAKES(PARTIAL),       MAKES(FUNCTION), MAKES(VIEW),      MAKES(NEW),      MAKES(NEW_OF),
+    MAKES(ITERATOR),   MAKES(OVER_SEQUENCE),
 };
 static const filler fillers[MP_MOCK_OP_COUNT] = {
 #define FILLS(op) [MP_MOCK_##op] = fill_##op

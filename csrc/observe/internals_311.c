@@ -59,6 +59,36 @@ Py_ssize_t *mp_count_place(PyObject *object)
     return count->next == PY_SSIZE_T_MAX ? NULL : &count->next;
 }
 
+mp_sequence_iterator *mp_sequence_iterator_of(PyObject *object)
+{
+    static PyTypeObject *ascii; /* a static type of the interpreter's that it does not export */
+    if (!ascii) {
+        PyObject *empty = PyUnicode_New(0, 0), *iterator = empty ? PyObject_GetIter(empty) : NULL;
+        if (iterator) ascii = Py_TYPE(iterator);
+        if (!iterator) PyErr_Clear();
+        Py_XDECREF(iterator);
+        Py_XDECREF(empty);
+    }
+    PyTypeObject *const types[] = {&PyListIter_Type,  &PyListRevIter_Type,   &PyTupleIter_Type,
+                                   &PyBytesIter_Type, &PyByteArrayIter_Type, &PyUnicodeIter_Type,
+                                   &PySeqIter_Type,   &PyReversed_Type,      ascii};
+    PyTypeObject *type = Py_TYPE(object);
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (types[i] == type && type->tp_basicsize == sizeof(mp_sequence_iterator))
+            return (mp_sequence_iterator *)object;
+    return NULL;
+}
+
+PyObject *mp_sequence_iterator_new(PyTypeObject *type, PyObject *sequence, Py_ssize_t place)
+{
+    mp_sequence_iterator *made = PyObject_GC_New(mp_sequence_iterator, type);
+    if (!made) return NULL;
+    made->place = place;
+    made->sequence = Py_XNewRef(sequence);
+    PyObject_GC_Track(made);
+    return (PyObject *)made;
+}
+
 /* -- Instances ----------------------------------------------------------------------------------------------------------- */
 
 PyObject **mp_instance_dict_slot(PyObject *object)

@@ -47,6 +47,16 @@ bool mp_generator_suspended(PyObject *object); /* a generator, coroutine or the 
 void mp_never_finalize(PyObject *object);      /* it may die, but without its __del__ */
 /* Where an itertools.count stands, to which it can be put back; NULL if the object is none, or counts by Python objects. */
 Py_ssize_t *mp_count_place(PyObject *object);
+/* An iterator over a list, tuple, text, bytes or bytearray, one over a list or anything else from its end, or one by __getitem__: they are
+** laid out alike. */
+typedef struct {
+    PyObject_HEAD Py_ssize_t place;
+    PyObject *sequence; /* owned; NULL: it has ended, and stays so */
+} mp_sequence_iterator;
+mp_sequence_iterator *mp_sequence_iterator_of(PyObject *object); /* the object itself, or NULL if it is none such */
+/* A new one of such a type; no code of the sequence's runs, and `place` is taken as it is. sequence: NULL for one that has ended. Owned, or
+** NULL with an exception. */
+PyObject *mp_sequence_iterator_new(PyTypeObject *type, PyObject *sequence, Py_ssize_t place);
 /* Where an instance's attributes are: its dict pointer's slot and inline values' slot, NULL where it has none. No materialisation. */
 PyObject **mp_instance_dict_slot(PyObject *object);
 /* The inline value slot of attribute `name` of an instance whose dict is not materialised, or NULL. Borrowed address, valid while the

@@ -243,11 +243,7 @@ static PyObject *walked_by(PyObject *iterator)
     PyTypeObject *type = Py_TYPE(iterator);
     if (type == &PyRangeIter_Type || type == &PyLongRangeIter_Type || type == &PyTupleIter_Type) return Py_None;
     if (mp_count_place(iterator)) return Py_None;
-    if (type != &PyListIter_Type) return NULL;
-    PyObject *parts = PyObject_CallMethod(iterator, "__reduce__", NULL), *list = NULL;
-    if (parts && PyTuple_GET_SIZE(parts) == 3) list = PyTuple_GET_ITEM(PyTuple_GET_ITEM(parts, 1), 0);
-    Py_XDECREF(parts); /* the iterator keeps its list */
-    return list;
+    return type == &PyListIter_Type ? mp_sequence_iterator_of(iterator)->sequence : NULL; /* none: it has ended */
 }
 
 static PyObject *count_place(PyObject *module, PyObject *count)
@@ -266,7 +262,31 @@ static PyObject *set_count_place(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *sequence_place(PyObject *module, PyObject *object)
+{
+    mp_sequence_iterator *iterator = mp_sequence_iterator_of(object);
+    if (!iterator) return PyErr_Format(PyExc_TypeError, "not an iterator over a sequence");
+    return Py_BuildValue("(nO)", iterator->place, iterator->sequence ? iterator->sequence : Py_None);
+}
+
+/* One that has come to its end has let go of its sequence, and gets it back. */
+static PyObject *set_sequence_place(PyObject *module, PyObject *args)
+{
+    PyObject *object, *sequence;
+    Py_ssize_t place;
+    if (!PyArg_ParseTuple(args, "O(nO):_set_sequence_place", &object, &place, &sequence)) return NULL;
+    mp_sequence_iterator *iterator = mp_sequence_iterator_of(object);
+    if (!iterator) return PyErr_Format(PyExc_TypeError, "not an iterator over a sequence");
+    iterator->place = place;
+    Py_XSETREF(iterator->sequence, sequence == Py_None ? NULL : Py_NewRef(sequence));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"_sequence_place", sequence_place, METH_O,
+     "_sequence_place(iterator) -> (int, sequence or None): how far an iterator over a sequence is, None at its end."},
+    {"_set_sequence_place", set_sequence_place, METH_VARARGS,
+     "_set_sequence_place(iterator, place): put it back to where _sequence_place said."},
     {"_count_place", count_place, METH_O, "_count_place(count) -> int: what an itertools.count gives next."},
     {"_set_count_place", set_count_place, METH_VARARGS, "_set_count_place(count, n): have it give n next."},
     {NULL},

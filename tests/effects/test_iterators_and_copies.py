@@ -12,6 +12,7 @@ import torch
 
 from tests.compare import assert_same
 from tests.counting import Counted
+from tests.snapshot import Picture, difference
 
 X = torch.tensor([1.0, 2.0, 0.5])
 
@@ -64,6 +65,151 @@ def test_iterators_as_results(name: str) -> None:
         for k in range(4):
             assert_same(used_up(fast(X + k)), used_up(program(X + k)))
     assert counted.hits == 3 and not counted.fallbacks
+
+
+CALLS: list[object] = []  # of the classes below
+
+
+class Items:
+    """Goes by __getitem__."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        CALLS.append("len")
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        CALLS.append(index)
+        return self.items[index]
+
+
+class Rows(list[Any]):
+    def __iter__(self) -> Any:
+        CALLS.append("iter")
+        return super().__iter__()
+
+
+class Places(tuple[Any, ...]):
+    def __iter__(self) -> Any:
+        CALLS.append("iter")
+        return super().__iter__()
+
+
+class Counting:
+    """An iterator in Python."""
+
+    def __init__(self, most: int) -> None:
+        self.n, self.most = 0, most
+
+    def __iter__(self) -> Any:
+        CALLS.append("iter")
+        return self
+
+    def __next__(self) -> int:
+        CALLS.append("next")
+        self.n += 1
+        if self.n > self.most:
+            raise StopIteration
+        return self.n
+
+
+OVER: dict[str, Callable[[torch.Tensor], Any]] = {
+    "list": lambda x: iter([x, 1, 2]),
+    "list from its end": lambda x: reversed([x, 1, 2]),
+    "tuple": lambda x: iter((x, 1, 2)),
+    "text": lambda x: iter("abc"),
+    "text beyond ASCII": lambda x: iter("äbc"),
+    "bytes": lambda x: iter(b"abc"),
+    "bytearray": lambda x: iter(bytearray(b"abc")),
+    "range": lambda x: iter(range(3)),
+    "long range": lambda x: iter(range(1 << 70, (1 << 70) + 3)),
+    "getitem": lambda x: iter(Items(x, 1, 2)),
+    "getitem from its end": lambda x: reversed(Items(x, 1, 2)),
+    "tuple from its end": lambda x: reversed((x, 1, 2)),
+    "own list": lambda x: iter(Rows([x, 1, 2])),
+    "own list from its end": lambda x: reversed(Rows([x, 1, 2])),
+    "own tuple": lambda x: iter(Places((x, 1, 2))),
+    "zip": lambda x: zip([x, 1, 2], "abc", strict=True),
+    "enumerate": lambda x: enumerate([x, 1, 2]),
+    "map": lambda x: map(repr, [1, 2, 3]),
+    "filter": lambda x: filter(None, [1, 2, 3]),
+    "chain": lambda x: itertools.chain([x], (1, 2)),
+    "islice": lambda x: itertools.islice([x, 1, 2, 3, 4], 3),
+    "islice of all": lambda x: itertools.islice([x, 1, 2], None),
+    "starmap": lambda x: itertools.starmap(max, [(1, 2), (3, 4), (5, 6)]),
+    "repeat": lambda x: itertools.repeat(x, 3),
+    "own iterator": lambda x: Counting(3),
+    "zip of own": lambda x: zip(Counting(3), Counting(4), strict=False),
+    "enumerate of own": lambda x: enumerate(Counting(3)),
+    "map of own": lambda x: map(abs, Counting(3)),
+    "filter of own": lambda x: filter(None, Counting(3)),
+    "islice of own": lambda x: itertools.islice(Counting(4), 3),
+    "chain of own": lambda x: itertools.chain(Counting(2), Counting(1)),
+    "starmap of own": lambda x: itertools.starmap(max, zip(Counting(3), Counting(3), strict=True)),
+    "repeat of own": lambda x: itertools.repeat(Counting(1), 3),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 4])
+@pytest.mark.parametrize("name", OVER)
+def test_iterators_are_as_far_as_in_eager_and_ended_ones_stay_so(name: str, steps: int) -> None:
+    def program(x: torch.Tensor) -> Any:
+        iterator = OVER[name](x + 1)
+        for _ in range(steps):
+            next(iterator, None) if steps < 4 else [*iterator]
+        return iterator, x + 2
+
+    def seen(function: Callable[[torch.Tensor], Any]) -> Any:
+        CALLS.clear()
+        iterator = function(X)[0]
+        reduced = iterator.__reduce__() if not isinstance(iterator, Counting) else None
+        picture = Picture().of([list(CALLS), reduced, used_up(iterator)])
+        if hasattr(iterator, "__setstate__"):  # those that have ended do not begin again
+            iterator.__setstate__((iter([[1]]),) if name.startswith("chain") else 0)
+        return picture, Picture().of([used_up(iterator), list(CALLS)])
+
+    fast = torch.compile(program, backend="magpy")
+    with Counted() as counted:
+        for _ in range(3):
+            assert not difference(seen(fast), seen(program))
+    assert counted.hits == 2 and not counted.fallbacks
+
+
+def test_iterators_beyond_a_list_that_was_made_shorter_go_on_where_it_grows_again() -> None:
+    def program(x: torch.Tensor) -> Any:
+        rows = [x, x + 1, x + 2, x + 3]
+        iterator, backwards = iter(rows), reversed(rows)
+        next(iterator), next(iterator), next(iterator)
+        rows.clear()
+        return rows, iterator, backwards
+
+    fast = torch.compile(program, backend="magpy")
+    with Counted() as counted:
+        for _ in range(3):
+            (rows, iterator, backwards), (others, other, other_backwards) = fast(X), program(X)
+            for each in (rows, others):
+                each.extend("abcdef")
+            assert list(iterator) == list(other) == list("def")
+            assert list(backwards) == list(other_backwards) == list("dcba")
+    assert counted.hits == 2 and not counted.fallbacks
+
+
+def test_iterators_over_lists_from_outside_that_the_call_makes_longer() -> None:
+    def program(x: torch.Tensor, rows: list[int]) -> Any:
+        rows.append(1)
+        rows.append(2)
+        iterator = iter(rows)
+        return x + next(iterator) + next(iterator), iterator, reversed(rows)
+
+    fast = torch.compile(program, backend="magpy")
+    with Counted() as counted:
+        for _ in range(3):
+            rows, others = [0], [0]
+            assert_same(used_up(fast(X, rows)), used_up(program(X, others)))
+            assert rows == others
+    assert counted.hits == 2 and not counted.fallbacks
 
 
 def test_iterators_over_lists_from_outside_go_over_them() -> None:

@@ -117,6 +117,22 @@ def test_the_end(n):
         same(program, lambda: State(iter(list(range(n)))), calls=9)
 
 
+@pytest.mark.parametrize("make", [list, tuple, lambda items: range(len(items))], ids=["list", "tuple", "range"])
+@pytest.mark.parametrize("items", [[0, 1, 2, 3, 4], [None] * 5, [0, 1, None, None, None], ["a"] * 5, [0.5] * 5])
+@pytest.mark.parametrize("takes", [1, 2, 3])
+def test_runs_that_come_to_the_end_take_nothing_that_eager_does_not(make, items, takes):
+    def program(x, s):
+        for _ in range(takes):
+            s.log.append(next(s.it))
+        return x + 1
+
+    def before(s, i):
+        if i in (6, 12):
+            s.it = iter(make(items))
+
+    same(program, lambda: State(iter(make(items))), calls=18, before=before)
+
+
 def test_another_iterator_in_its_place_and_steps_between_calls():
     def between(s, i):
         if i == 3:
