@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
-# A process for each core; tests of one file stay together. Threads of torch's that wait leave their core to the others.
-TESTS  := OMP_WAIT_POLICY=passive $(abspath $(BIN))/python -m pytest -q -n $(shell nproc) --dist loadfile
+# A process for each core; tests of one file stay together. Threads of torch's that wait leave their core to the others. Where a
+# process dies, the run ends and names its test: pytest-xdist may wait forever after a restart.
+TESTS  := OMP_WAIT_POLICY=passive $(abspath $(BIN))/python -m pytest -q -n $(shell nproc) --dist loadfile --max-worker-restart 0
 
 .PHONY: demo test check test-sanitized bench format ext clean
 

@@ -250,9 +250,10 @@ class _Function(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         silent = [] if number else compiled.silent
         ctx.mark_non_differentiable(*[outs[k] for k in silent])
-        kept = [outs[k] if k in own or k in silent or k >= compiled.n_forward else outs[k].detach() for k in joint.kept]
+        # what has a history by then is saved without it: a single value can then be asked for, see _saved
+        kept = [outs[k] if k in silent or k >= compiled.n_forward else outs[k].detach() for k in joint.kept]
         for place, k, counted, *_ in joint.shown:
-            kept[place] = outs[k].data if not counted else outs[k] if k in own or k in silent else outs[k].detach()
+            kept[place] = outs[k].data if not counted else outs[k] if k in silent else outs[k].detach()
         ctx.save_for_backward(*kept, *compiled.kept_inputs(inputs))
         ctx.n_inputs = len(inputs)
         return tuple([outs[k] if k in own or k in silent else None for k in range(compiled.n_forward)])
@@ -267,9 +268,10 @@ class _Function(torch.autograd.Function):
         reverse = compiled.backward_from(present)
         n_saved = len(joint.kept) + len(joint.kept_inputs)
         needed = ctx.saves or any(i < n_saved for i in reverse.uses)
-        values: list[Any] = [*ctx.saved_tensors] if needed else [None] * n_saved  # raises if they were freed
-        for place, _, _, *layout in joint.shown if needed else ():
-            values[place] = values[place].as_strided(*layout)
+        values: list[Any] = _saved(ctx, reverse.uses) if needed else [None] * n_saved
+        for place, _, _, *layout in joint.shown:
+            if values[place] is not None:
+                values[place] = values[place].as_strided(*layout)
         values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
         refusing = None
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
@@ -282,6 +284,16 @@ class _Function(torch.autograd.Function):
         for i, grad in zip(reverse.numbers, outs, strict=True):
             result[i + 3] = grad
         return tuple(result)
+
+
+def _saved(ctx: Any, uses: Sequence[int]) -> list[torch.Tensor | None]:
+    """The saved tensors, at least those of the numbers `uses`. Raises, as in eager, if they were freed or one of those
+    was changed in place; what another pass needs may change."""
+    try:
+        return [*ctx.saved_tensors]
+    except RuntimeError:
+        used = {*uses}
+        return [saved.unpack() if i in used else None for i, saved in enumerate(ctx._raw_saved_tensors)]
 
 
 def _refusing_double_backward(ctx: Any, grads: list[torch.Tensor], outs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
