@@ -242,17 +242,13 @@ FUNCTIONS: dict[Any, str] = {
     },
 }
 
-#: C functions that only carry their arguments on; those that look at one from a number on, with that number.
+#: C functions that only carry their arguments on; those that look at one from a number on, or use what methods of the
+#: others give, with that number.
 CARRIERS: dict[Any, int | None] = {
     **dict.fromkeys(
         (
-            isinstance,
-            issubclass,
-            type.__instancecheck__,
-            type.__subclasscheck__,
             type,
             slice,
-            len,
             getattr,
             setattr,
             hasattr,
@@ -293,7 +289,8 @@ CARRIERS: dict[Any, int | None] = {
         ),
         None,
     ),
-    **dict.fromkeys((dict.get, list.pop, dict.pop), 1),
+    **dict.fromkeys((dict.get, list.pop, dict.pop, len), 1),
+    **dict.fromkeys((isinstance, issubclass, type.__instancecheck__, type.__subclasscheck__), 2),
 }
 for _name in dir(torch._C):
     if _name.startswith("_has_torch_function"):

@@ -295,7 +295,7 @@ static const struct {
 
 int mp_effects_declare(PyObject *callable, const char *class_name)
 {
-    mp_effect effect = {MP_EFFECT_CLASS_COUNT, NULL, "declared"};
+    mp_effect effect = {MP_EFFECT_CLASS_COUNT, NULL, MP_EFFECT_DECLARED};
     for (size_t i = 0; i < sizeof declarable / sizeof *declarable; i++)
         if (!strcmp(declarable[i].name, class_name)) effect.effect = (uint8_t)declarable[i].effect;
     if (effect.effect == MP_EFFECT_CLASS_COUNT) {

@@ -64,6 +64,8 @@ typedef struct
 
 typedef void (*mp_effect_handler)(mp_call *call);
 
+#define MP_EFFECT_DECLARED "declared" /* name of what the user has classified */
+
 typedef struct {
     uint8_t effect;            /* mp_effect_class */
     mp_effect_handler handler; /* SPECIAL, or NULL */

@@ -15,12 +15,41 @@ enum {
 
 /* -- What C code can reach ----------------------------------------------------------------------------------------- */
 
+typedef enum {            /* what C code does with instances of the program's classes, */
+               REACH_ANY, /* nobody knows: it may look at attributes */
+               REACH_CALLED, /* it calls their methods, which are frames, and passes over what else is in them: as mp_rec_deep has it */
+               REACH_HASHED, /* it hashes and compares them; where that means which object it is, it looks at nothing in it */
+} reach_kind;
+
 typedef struct {
     mp_recorder *rec;
     PyObject *found; /* owned list of numbers, or NULL without memory */
     uint32_t count;
     int depth;
+    reach_kind kind;
 } reach;
+
+/* An instance of nothing but Python classes: its methods show what they do. */
+static bool of_python_classes(PyTypeObject *type)
+{
+    PyObject *mro = type->tp_mro;
+    if (!mp_type_mutable(type)) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(mro); i++) {
+        PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(mro, i);
+        if (base != &PyBaseObject_Type && !mp_type_mutable(base)) return false;
+    }
+    return true;
+}
+
+/* Is what is in the object no business of this C code? */
+static bool passed_over(PyObject *object, reach_kind kind)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    if (kind == REACH_CALLED && (PyFunction_Check(object) || PyGen_CheckExact(object))) return true;
+    if (kind == REACH_ANY || !of_python_classes(type)) return false;
+    return kind == REACH_CALLED ||
+           (type->tp_hash == PyBaseObject_Type.tp_hash && type->tp_richcompare == PyBaseObject_Type.tp_richcompare);
+}
 
 static int reach_into(PyObject *object, void *context);
 
@@ -39,7 +68,7 @@ static void reach_object(reach *r, PyObject *object)
     }
     bool closed = !PyType_IS_GC(Py_TYPE(object)) || PyModule_Check(object) || PyType_Check(object) ||
                   PyCode_Check(object) || mp_is_tensor(object);
-    if (closed || r->count > REACH_COUNT) return;
+    if (closed || r->count > REACH_COUNT || passed_over(object, r->kind)) return;
     if (PyFunction_Check(object)) { /* its globals are not what C code looks at */
         PyFunctionObject *function = (PyFunctionObject *)object;
         PyObject *parts[] = {function->func_defaults, function->func_kwdefaults, function->func_closure,
@@ -65,7 +94,7 @@ static int reach_into(PyObject *object, void *context)
     return 0;
 }
 
-void mp_number_settle_inside(mp_recorder *rec, PyObject *object)
+static void settle_reached(mp_recorder *rec, PyObject *object, reach_kind kind)
 {
     if (!object || !mp_numbers_any(rec)) return;
     if (mp_number_is(rec, object)) {
@@ -74,7 +103,7 @@ void mp_number_settle_inside(mp_recorder *rec, PyObject *object)
     }
     if (mp_is_scalar(object) && !PySlice_Check(object)) return;
     mp_kept kept = mp_keep();
-    reach r = {.rec = rec, .found = PyList_New(0)};
+    reach r = {.rec = rec, .found = PyList_New(0), .kind = kind};
     reach_object(&r, object);
     if (!r.found)
         mp_number_no_memory(rec);
@@ -85,6 +114,11 @@ void mp_number_settle_inside(mp_recorder *rec, PyObject *object)
     Py_XDECREF(r.found);
     mp_restore(kept);
 }
+
+void mp_number_settle_inside(mp_recorder *rec, PyObject *object) { settle_reached(rec, object, REACH_ANY); }
+
+/* Instructions that hash and compare it. */
+static void settle_hashed(mp_recorder *rec, PyObject *object) { settle_reached(rec, object, REACH_HASHED); }
 
 /* -- Arithmetic ---------------------------------------------------------------------------------------------------- */
 
@@ -210,24 +244,16 @@ static void binary(mp_recorder *rec, const mp_frame *frame, int op)
     if (mp_text_binary(rec, frame, op, operands)) return;
     if ((open[0] || open[1]) && plain_number(operands[0]) && plain_number(operands[1]) && binary_formats[op])
         computes(rec, frame, binary_formats[op], operands, 2);
-    else if (PyUnicode_Check(operands[0]) || PyBytes_Check(operands[0])) /* "%s" % (a, b) */
-        mp_number_settle(rec, operands[0]), mp_number_settle_inside(rec, operands[1]);
-    else
+    else if (PyUnicode_Check(operands[0]) || PyBytes_Check(operands[0])) { /* "%s" % (a, b) */
+        mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
+        mp_number_settle(rec, operands[0]);
+        settle_reached(rec, operands[1], entry ? REACH_CALLED : REACH_ANY);
+        if (entry) entry->in_c = true; /* what its __str__ and the like give */
+    } else {
         for (int i = 0; i < 2; i++)
             if (open[i] && !(mp_is_tensor(operands[1 - i]) && mp_is_number(operands[i])))
                 mp_number_settle(rec, operands[i]);
-}
-
-/* An instance of nothing but Python classes: C code does not look into it to compare it, its methods show what they do. */
-static bool compares_itself(PyObject *object)
-{
-    PyObject *mro = Py_TYPE(object)->tp_mro;
-    if (!mp_type_mutable(Py_TYPE(object))) return false;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(mro); i++) {
-        PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(mro, i);
-        if (type != &PyBaseObject_Type && !mp_type_mutable(type)) return false;
     }
-    return true;
 }
 
 static void compare(mp_recorder *rec, PyObject *left, PyObject *right, int op)
@@ -238,8 +264,8 @@ static void compare(mp_recorder *rec, PyObject *left, PyObject *right, int op)
         compared(rec, left, right, op);
         return;
     }
-    if (!compares_itself(left)) mp_number_settle_inside(rec, left);
-    if (!compares_itself(right)) mp_number_settle_inside(rec, right);
+    if (!of_python_classes(Py_TYPE(left))) settle_hashed(rec, left);
+    if (!of_python_classes(Py_TYPE(right))) settle_hashed(rec, right);
 }
 
 /* Which object it is: that of any other int of the value, or text of one character. */
@@ -301,6 +327,10 @@ static bool keeps_attribute(PyObject *owner, PyObject *name)
 static bool keeps_items(PyObject *container)
 { return PyList_Check(container) || PyDict_Check(container) || mp_type_python(Py_TYPE(container), "__setitem__"); }
 
+/* A dict hashes it; other containers ask it for a number. */
+static void settle_key(mp_recorder *rec, PyObject *container, PyObject *key)
+{ settle_reached(rec, key, PyDict_Check(container) ? REACH_HASHED : REACH_ANY); }
+
 void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg)
 {
     if (opcode == IS_OP && rec->numbers && !rec->why.code) identity(rec, &TOP(2), &TOP(1)); /* also of settled ones */
@@ -328,44 +358,44 @@ void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, 
     case IS_OP: return;
     case LOAD_ATTR:
     case LOAD_METHOD: mp_number_settle(rec, TOP(1)); return;
-    case SET_ADD: mp_number_settle_inside(rec, TOP(1)); return;
-    case MAP_ADD: mp_number_settle_inside(rec, TOP(2)); return;
+    case SET_ADD: settle_hashed(rec, TOP(1)); return;
+    case MAP_ADD: settle_hashed(rec, TOP(2)); return;
     case STORE_ATTR:
         if (!keeps_attribute(TOP(1), PyTuple_GET_ITEM(frame->code->co_names, oparg)))
             mp_number_settle_inside(rec, TOP(2));
         return;
     case BINARY_SUBSCR:
     case DELETE_SUBSCR:
-        if (!mp_is_tensor(TOP(2))) mp_number_settle_inside(rec, TOP(1));
+        if (!mp_is_tensor(TOP(2))) settle_key(rec, TOP(2), TOP(1));
         return;
     case STORE_SUBSCR:
         if (mp_is_tensor(TOP(2))) return;
-        mp_number_settle_inside(rec, TOP(1));
+        settle_key(rec, TOP(2), TOP(1));
         if (!keeps_items(TOP(2))) mp_number_settle_inside(rec, TOP(3));
         return;
     case CONTAINS_OP:
-        mp_number_settle_inside(rec, TOP(2));
-        if (!PyDict_Check(TOP(1))) mp_number_settle_inside(rec, TOP(1)); /* its keys were looked at when they came in */
+        settle_hashed(rec, TOP(2));
+        if (!PyDict_Check(TOP(1))) settle_hashed(rec, TOP(1)); /* its keys were looked at when they came in */
         return;
     case FORMAT_VALUE: {
         static const char *const names[] = {"__format__", "__str__", "__repr__", "__repr__"};
         PyObject *value = oparg & 4 ? TOP(2) : TOP(1);
         mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
         if (!shows_itself(value, names[oparg & 3]) || !entry)
-            mp_number_settle_inside(rec, value);
+            settle_reached(rec, value, REACH_CALLED);
         else
             entry->shows = !(oparg & 4) && (oparg & 3) != 3;
         return;
     }
-    case SET_UPDATE: mp_number_settle_inside(rec, TOP(1)); return;
+    case SET_UPDATE: settle_hashed(rec, TOP(1)); return;
     case MATCH_CLASS:
         if (!PyTuple_CheckExact(TOP(1)) || PyTuple_GET_SIZE(TOP(1))) mp_number_settle(rec, TOP(3));
         return;
     case BUILD_SET:
-        for (int i = 1; i <= oparg; i++) mp_number_settle_inside(rec, TOP(i));
+        for (int i = 1; i <= oparg; i++) settle_hashed(rec, TOP(i));
         return;
     case BUILD_MAP:
-        for (int i = 1; i <= oparg; i++) mp_number_settle_inside(rec, TOP(2 * i));
+        for (int i = 1; i <= oparg; i++) settle_hashed(rec, TOP(2 * i));
         return;
     default: return;
     }
@@ -417,7 +447,8 @@ void mp_number_leaves(mp_recorder *rec, const mp_frame *frame, PyObject *value)
     if (!entry || entry <= rec->frames + 1) return; /* the target itself gives its result to the caller */
     const mp_rec_frame *caller = entry - 1;
     if (caller->shows && (PyUnicode_CheckExact(value) || mp_is_number(value))) return;
-    if (caller->in_c || !passes_on(caller->opcode) || is_asked_by_c(frame->code)) mp_number_settle_inside(rec, value);
+    if (caller->in_c || !passes_on(caller->opcode) || is_asked_by_c(frame->code))
+        settle_reached(rec, value, caller->in_unknown_c ? REACH_ANY : REACH_CALLED);
 }
 
 /* -- Calls --------------------------------------------------------------------------------------------------------- */
@@ -454,10 +485,56 @@ static PyObject *look_up_method(PyObject *table, mp_call *call)
     return NULL;
 }
 
-static void settle_arguments(mp_call *call, Py_ssize_t from)
+/* Is it one of the functions of which the table says all that they read? */
+static bool reads_by_class(const mp_effect *effect)
 {
-    for (Py_ssize_t i = from; i < call->nargs; i++) mp_number_settle_inside(call->rec, call->args[i]);
-    for (Py_ssize_t i = 0; i < call->nkw; i++) mp_number_settle_inside(call->rec, call->kwvalues[i]);
+    static const mp_effect_handler handlers[] = {
+        mp_handle_identity,
+        mp_handle_isinstance,
+        mp_handle_len,
+        mp_handle_iter,
+        mp_handle_next,
+        mp_handle_generator,
+        mp_handle_list_append,
+        mp_handle_subscript,
+        mp_handle_contains,
+        mp_handle_truth,
+        mp_handle_raw_subscript,
+        mp_handle_dict_get,
+        mp_handle_dict_pop,
+        mp_handle_attrgetter,
+        mp_handle_weakref,
+        mp_handle_itemgetter,
+        mp_handle_numpy,
+        mp_handle_dict_setdefault,
+        mp_handle_store_subscript,
+        mp_handle_format,
+        mp_handle_str_format,
+        mp_handle_convert,
+        mp_handle_abc_check,
+    };
+    if (!effect || (effect->name && !strcmp(effect->name, MP_EFFECT_DECLARED))) return false;
+    for (size_t i = 0; i < sizeof handlers / sizeof *handlers; i++)
+        if (effect->handler == handlers[i]) return true;
+    switch ((mp_effect_class)effect->effect) {
+    case MP_EFFECT_PURE:
+    case MP_EFFECT_READS:
+    case MP_EFFECT_MAKES:
+    case MP_EFFECT_NOTHING:
+    case MP_EFFECT_ITERATES:
+    case MP_EFFECT_KEYS:
+    case MP_EFFECT_CALLS:
+    case MP_EFFECT_STORES:
+    case MP_EFFECT_WRITES:
+    case MP_EFFECT_COMPARES: return true;
+    default: return false;
+    }
+}
+
+static void settle_arguments(mp_call *call, Py_ssize_t from, reach_kind kind)
+{
+    for (Py_ssize_t i = from; i < call->nargs; i++) settle_reached(call->rec, call->args[i], kind);
+    for (Py_ssize_t i = 0; i < call->nkw; i++) settle_reached(call->rec, call->kwvalues[i], kind);
 }
 
 /* What only carries numbers on may look into an object that it works on: getattr(moment, name), super(datetime, moment). */
@@ -519,7 +596,11 @@ bool mp_number_call(mp_call *call, const mp_effect *effect)
     mp_kept kept = mp_keep();
     PyObject *looks = look_up_method(mp_number_tables.carriers, call);
     mp_rec_frame *entry = call->frame ? mp_rec_frame_of(call->rec, call->frame) : NULL;
-    if (entry && looks != Py_None) entry->in_c = true; /* what Python functions below it give goes to C code */
+    bool known = reads_by_class(effect);
+    if (entry && looks != Py_None) { /* what Python functions below it give goes to C code */
+        entry->in_c = true;
+        entry->in_unknown_c = !known;
+    }
     bool done = false;
     if (mp_numbers_any(call->rec)) {
         PyObject *name = look_up(mp_number_tables.functions, call->callable);
@@ -528,10 +609,11 @@ bool mp_number_call(mp_call *call, const mp_effect *effect)
         if (entry && text) entry->shows = true;
         if (text || (!done && (mp_drawn_blind(call) || mp_draw_takes(call, effect))))
             ; /* what is in it is only looked at by its own code, if at all */
-        else if (!done && looks != Py_None)
-            settle_arguments(call, looks ? PyLong_AsSsize_t(looks) : 0);
-        else if (!done)
-            settle_object(call);
+        else if (!done) {
+            if (looks != Py_None)
+                settle_arguments(call, looks ? PyLong_AsSsize_t(looks) : 0, known ? REACH_CALLED : REACH_ANY);
+            if (looks) settle_object(call);
+        }
     }
     mp_restore(kept);
     return done;
