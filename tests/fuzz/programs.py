@@ -23,11 +23,11 @@ from tests.fuzz.tree import Block, Grower
 from tests.snapshot import Picture, difference, memory_of
 
 TABLES = {**grammar.EXPRESSIONS, "S": grammar.STATEMENTS}
-WORLD = Path(__file__).with_name("world.py")
+WORLD = [Path(__file__).with_name(name) for name in ("world_parts.py", "world.py")]
 PROGRAM = "<random program>"
-FILES = (PROGRAM, str(WORLD))
-SHOWN = "G rate log deaths table names buffer tick half cached defaults step x0 local meter s".split()
-CLASSES = "State Base Child Child2 Loose Point Net Ranked Registered".split()
+FILES = (PROGRAM, *map(str, WORLD))
+SHOWN = "G rate log deaths table names buffer tick half cached defaults step x0 local meter registry fib s".split()
+CLASSES = "State Base Child Child2 Loose Point Net Ranked Registered Rows Single Post".split()
 GRADIENT_FUNCTION = re.compile(r"grad_fn=<\w+>")  # a frame below one that falls back is one function to autograd
 LARGE = 2000  # elements of a tensor in the state that end a program: it would only grow
 
@@ -134,17 +134,18 @@ class NotingAll(TorchDispatchMode):
 class Side:
     """One run of a program in a world of its own. wrap compiles the target, or not."""
 
-    world: Any = None
+    world: Any = ()
     over = False  # is what comes after the last call nothing that torch promises?
 
     def __init__(self, program: Program, wrap: Callable[[Any], Any]) -> None:
-        if Side.world is None:
-            Side.world = compile(WORLD.read_text(), str(WORLD), "exec", dont_inherit=True)
+        if not Side.world:
+            Side.world = [compile(part.read_text(), str(part), "exec", dont_inherit=True) for part in WORLD]
         self.space: dict[str, Any] = {"__name__": "world", "Noting": Noting, "NotingAll": NotingAll, "doubled": doubled}
         self.environ: str | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exec(Side.world, self.space)
+            for part in Side.world:
+                exec(part, self.space)
             source = program.source()
             linecache.cache[PROGRAM] = (len(source), None, source.splitlines(True), PROGRAM)
             exec(compile(source, PROGRAM, "exec", dont_inherit=True), self.space)

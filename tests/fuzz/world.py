@@ -3,7 +3,7 @@
 This file is not imported but executed in a namespace of its own for each side (plain, compiled), so that programs and
 the changes between their calls can do what they like to its classes and globals.
 """
-# ruff: noqa: B006, B008, F401
+# ruff: noqa: B006, B008, F401, F821 (names of world_parts.py)
 
 import abc
 import array
@@ -420,9 +420,29 @@ meter = Averages()
 class State(Base):
     double = Doubled()
     described = Described()
+    nondata = NonData()
 
     def __init__(self):
         self.count = 0
+        self.source = iter(range(2, 9))
+        self.nones = iter([None, 1, None, "a", None, None])
+        self.stepper = Steps(6)
+        self.rows = Rows([1, 2])
+        self.recent = Recent(2)
+        self.memory = Ring(2)
+        self.shadow = Shadow(0.5)
+        self.checked = Checked()
+        self.slots = SlotChild()
+        self.fraction = Fraction(1, 2)
+        self.price = decimal.Decimal("1.5")
+        self.pattern = re.compile("(a+)(b*)")
+        self.heap = [1, 3]
+        self.listed = collections.UserList([1])
+        self.maps = collections.ChainMap({}, {"a": 1})
+        self.bytes = bytearray(b"ab")
+        self.counted = collections.Counter("aab")
+        self.nested = defaultdict(functools.partial(defaultdict, int))
+        self.post = Post(2)
         self.log = ["start"]
         self.table = {"a": 1, "b": [2]}
         self.ordered = OrderedDict(a=1, b=2, c=3)
