@@ -356,6 +356,7 @@ class Session:
         self.tracer = _Tracer(self.graph, self.fake_mode, python_dispatcher)
         self.fakes = [fake_of(self.fake_mode, t) for t in inputs]
         self.wrapped = [_wrap(fake, real) for fake, real in zip(self.fakes, inputs, strict=True)]
+        self.histories = [wrapper.grad_fn for wrapper in self.wrapped]
         for fake in self.fakes:
             meta = opaque_meta(fake.device) if opaque_tensors.is_opaque(fake) else meta_of(fake)
             self.tracer.bind(fake, self.graph.add_placeholder(meta))
@@ -413,7 +414,7 @@ class Session:
                 raise Unsupported("an in-place change of an input's storage, or of its shape and its data")
             if changed:
                 hidden = torch._functionalize_are_all_mutations_under_no_grad_or_inference_mode(w)
-                if w.requires_grad and w.grad_fn is not None and not hidden:
+                if w.requires_grad and w.grad_fn is not self.histories[i] and not hidden:  # else as through .data
                     raise Unsupported("an in-place change of an input that is differentiated")
                 mutated.append(i)
         if mutated:

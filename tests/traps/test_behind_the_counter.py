@@ -154,3 +154,65 @@ def test_fused_optimizer_steps_between_forward_and_backward():
             yield out, w.detach().clone(), w._version, attempt(kept.backward)
 
     same_as_eager(scenario)
+
+
+def polyak(w, v, x):
+    v.data.copy_(0.1 * w.data + 0.9 * v.data)
+
+
+def in_steps(w, v, x):
+    v.data.mul_(0.9).add_(w.data * 0.1)
+
+
+def of_a_part(w, v, x):
+    v.data[1:].clamp_(min=0.2)
+    v.data[0] = x[0]
+
+
+def through_detach(w, v, x):
+    v.detach().add_(w.detach(), alpha=-0.1)
+
+
+def then_used(w, v, x):
+    v.data.mul_(0.5)
+    return (v * w * x).sum()
+
+
+def used_before(w, v, x):
+    y = (v * w * x).sum()
+    v.data.mul_(0.5)
+    return y
+
+
+def used_before_and_after(w, v, x):
+    y = (w * x).sin()
+    w.data.add_(1)
+    v.data.sub_(w.data)
+    return (y * w).sum()
+
+
+def a_step_then_an_average(w, v, x):
+    (w * x).square().sum().backward()
+    with torch.no_grad():
+        w -= 0.1 * w.grad
+    w.grad = None
+    v.data.copy_(0.5 * v.data + 0.5 * w.data)
+
+
+AVERAGES = (polyak, in_steps, of_a_part, through_detach, a_step_then_an_average)
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize("program", [*AVERAGES, then_used, used_before, used_before_and_after])
+def test_data_of_what_requires_a_gradient_changes_while_gradients_are_on(program, leaf):
+    def scenario(wrap):
+        w, v = (torch.rand(3, requires_grad=True) for _ in range(2))
+        fast = wrap(program)
+        for _ in range(4):
+            target = v if leaf else v * 1
+            result = fast(w, target, torch.rand(3))
+            done = attempt(result.backward) if result is not None else None
+            yield result, done, w, target, target.is_leaf, w.grad, v.grad, w._version, target._version
+            w.grad = v.grad = None
+
+    assert same_as_eager(scenario, hits=3).fallbacks == {}
