@@ -228,7 +228,8 @@ def _take_over() -> None:
             f"{', '.join(missing)}. magpy is made for torch 2.13; install that version, or use backend='magpy_fx'."
         )
     _C.watch_stance(vars(eval_frame))
-    _C.watch_codes(frozenset(_disabled_codes()), frozenset(_transparent_codes()))
+    own_folder = _take_over.__code__.co_filename.rpartition("/")[0] + "/"
+    _C.watch_codes(frozenset(_disabled_codes()), frozenset(_transparent_codes()), own_folder)
     _C.watch_hooks(vars(torch.nn.modules.module))
     _call._magpy = True  # type: ignore[attr-defined]
     _TorchDynamoContext.__call__ = _call  # type: ignore[method-assign]

@@ -14,6 +14,9 @@
 static PyObject *disabled_codes; /* owned frozenset, or NULL */
 static _Thread_local bool left_alone;
 
+/* Where magpy's own Python code lies, which the program may get into: backward passes, hooks. It is left alone likewise. */
+static PyObject *own_folder; /* owned str, ending in a slash, or NULL */
+
 /* Code of nn.Module's call machinery, the same for every module: it is not served itself, what it calls is. */
 static PyObject *transparent_codes;             /* owned frozenset, or NULL */
 static _Thread_local mp_callable *current_root; /* borrowed: whose fallback by frame is under way */
@@ -100,6 +103,13 @@ static bool is_in(PyObject *codes, PyObject *code)
     return found > 0;
 }
 
+static bool is_own(const PyCodeObject *code)
+{
+    Py_ssize_t found = own_folder ? PyUnicode_Tailmatch(code->co_filename, own_folder, 0, PY_SSIZE_T_MAX, -1) : 0;
+    if (found < 0) mp_error_clear();
+    return found > 0;
+}
+
 /* A frame is about to run: serve it by a trace, or let it run. */
 static int offer(void *data, PyFunctionObject *func, PyObject *const *locals, PyObject **result)
 {
@@ -109,7 +119,7 @@ static int offer(void *data, PyFunctionObject *func, PyObject *const *locals, Py
     if (left_alone || mp_state_busy || mp_observe_active()) return 0;
     if ((code->co_flags & wanted) != wanted || code->co_flags & unwanted || (PyObject *)code == context->target_code)
         return 0;
-    bool disabled = is_in(disabled_codes, (PyObject *)code);
+    bool disabled = is_own(code) || is_in(disabled_codes, (PyObject *)code);
     if (!disabled && is_in(transparent_codes, (PyObject *)code)) return 0;
     mp_callable *self = disabled ? NULL : callee(context->root, (PyObject *)code);
     if (!disabled && (!self || self->leaf_alone || self->plain || self->compiling)) return 0;
@@ -132,12 +142,15 @@ static int offer(void *data, PyFunctionObject *func, PyObject *const *locals, Py
     return served;
 }
 
-/* _C.watch_codes(disabled, transparent): frozensets of code objects. */
+/* _C.watch_codes(disabled, transparent, own_folder): frozensets of code objects, and where magpy's code lies. */
 PyObject *mp_frames_watch_codes(PyObject *module, PyObject *args)
 {
-    PyObject *disabled, *transparent;
-    if (!PyArg_ParseTuple(args, "O!O!:watch_codes", &PyFrozenSet_Type, &disabled, &PyFrozenSet_Type, &transparent))
+    PyObject *disabled, *transparent, *folder;
+    if (!PyArg_ParseTuple(args, "O!O!U:watch_codes", &PyFrozenSet_Type, &disabled, &PyFrozenSet_Type, &transparent,
+                          &folder))
         return NULL;
+    Py_INCREF(folder);
+    Py_XSETREF(own_folder, folder);
     Py_INCREF(disabled);
     Py_XSETREF(disabled_codes, disabled);
     Py_INCREF(transparent);

@@ -25,7 +25,8 @@ static PyMethodDef methods[] = {
     {"reset", reset, METH_NOARGS, "reset()\n\nMake every callable forget its traces."},
     {"watch_stance", mp_state_watch_stance, METH_O, "watch_stance(dict)\n\nTake the globals that hold torch's stance."},
     {"watch_codes", mp_frames_watch_codes, METH_VARARGS,
-     "watch_codes(disabled, transparent)\n\nTake codes of torch.compiler.disable's wrappers, and of nn.Module's call."},
+     "watch_codes(disabled, transparent, own_folder)\n\nTake codes of torch.compiler.disable's wrappers, and of "
+     "nn.Module's call, and where magpy's code lies."},
     {"watch_hooks", mp_optimized_watch_hooks, METH_O,
      "watch_hooks(dict)\n\nTake the globals of torch.nn.modules.module, which hold its global hooks and the class "
      "Module."},

@@ -1,10 +1,12 @@
 """Fallback by frame: what cannot be traced runs plainly, and the functions it calls are compiled by themselves."""
 
+import os
 import sys
 
 import torch
 from torch import nn
 
+import magpy
 from magpy.report import find_callable
 from tests.compare import assert_same
 
@@ -79,3 +81,52 @@ def test_exceptions_of_callees_pass_through():
     compiled, x = torch.compile(program, backend="magpy"), torch.ones(3)
     for _ in range(12):
         assert_same(compiled(x), x + 1)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+def test_magpys_own_code_is_not_served():
+    """Backward passes of compiled functions run inside the frame that falls back, with hooks of the program's."""
+    net, reference = Inner(), Inner()
+    reference.load_state_dict(net.state_dict())
+    inner = torch.compile(lambda x: net(x) * 2, backend="magpy")
+    seen = []
+
+    def step(call, x):
+        out = Doubled.apply(call(x))
+        out.register_hook(lambda grad: seen.append(grad.sum()))
+        len(repr(out))  # cannot be traced
+        out.square().sum().backward()
+        return out.detach()
+
+    def compiled_step(x):
+        return step(inner, x)
+
+    def frames_step(x):
+        return step(net, x) * 2
+
+    for program in (compiled_step, frames_step):
+        compiled = torch.compile(program, backend="magpy")
+        for _ in range(8):
+            net.zero_grad()
+            reference.zero_grad()
+            x = torch.randn(2, 4)
+            got, count = compiled(x), len(seen)
+            scale = 2 if program is compiled_step else 1
+            expected = step(lambda x, scale=scale: reference(x) * scale, x)
+            assert_same(got, expected if program is compiled_step else expected * 2)
+            torch.testing.assert_close(seen[count - 1], seen[count])
+            for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+                torch.testing.assert_close(p.grad, q.grad)
+        served = find_callable(compiled).describe()["callees"]
+        own = [code for code in served if code.co_filename.startswith(os.path.dirname(magpy.__file__))]
+        assert [code for code in own if served[code].calls] == []
+        assert max(each.hits for each in served.values()) >= 4
