@@ -32,7 +32,8 @@ class Joint:
     aliases: outputs that are made of inputs and results (aliases.py);
     leaves: numbers of the results that are leaves made by the program: further inputs of the autograd function;
     differentiable: numbers of the results that have a tangent, in order; kept_inputs, grad_inputs: input numbers;
-    groups: these numbers by what a backward pass lets go in eager, see _groups.
+    groups: these numbers by what a backward pass lets go in eager, see _groups;
+    pure: the program draws no random numbers, writes nothing and looks at no data.
 
     `backward` is for calls with all tangents; `partial` makes the graph for calls where some are absent."""
 
@@ -42,6 +43,7 @@ class Joint:
         self.wanted: list[tuple[str, int]] = []
         self.aliases: list[Alias] = []
         self.n_results = 0
+        self.pure = False
         self.leaves: list[int] = []
         self.differentiable: list[int] = []
         self.groups: list[tuple[list[int], bool]] = []
@@ -97,6 +99,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "wanted": _tupled,
     "aliases": aliases.of_data,
     "n_results": int,
+    "pure": bool,
     "leaves": list,
     "differentiable": list,
     "groups": lambda rows: [(list(numbers), saves) for numbers, saves in rows],
@@ -153,6 +156,7 @@ def trace_joint(
     replaced = aten_passes.merge(graph, forward)
     aten_passes.remove_dead(graph)
     shown = {replaced.get(val) or val: i for val, i in shown.items()}
+    joint.pure = not any(is_impure(node.target) for node in forward)
     cut = _Cut(joint, graph, len(inputs), forward, shown, counted)
     cut.make(values, gradients, tangents)
     if mapped is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from magpy import aliases, aten_trace, choices, graph_form, hooks, interrupts
+from magpy import aliases, aten_trace, choices, graph_form, hooks, interrupts, second_order
 from magpy.aten_graph import Graph, Unsupported, each_val
 from magpy.graph_cache import Place
 from magpy.joint import Joint, Retraced, trace_joint
@@ -71,7 +71,8 @@ def _lowered(program: Any, inputs: list[torch.Tensor], joint: Joint, log: _Log) 
     outputs = getattr(program, "outputs", ())
     classes = {place: output.leaf for place, output in zip(joint.wanted, outputs, strict=False)}
     leaf_classes = [classes.get(("result", k)) or torch.Tensor for k in joint.leaves]
-    compiled = Compiled(joint, log, any(t.requires_grad for t in inputs), leaf_classes)
+    repeated = second_order.repeated(program, inputs, joint)
+    compiled = Compiled(joint, log, any(t.requires_grad for t in inputs), leaf_classes, repeated)
     data = None if getattr(program, "reset", None) else compiled.data
     return Lowered(compiled, joint.mutated, log.info("training", program), data)
 
@@ -109,8 +110,16 @@ class Compiled:
 
     The backward plan is made when it is first needed."""
 
-    def __init__(self, joint: Joint, log: _Log, differentiable_inputs: bool, leaf_classes: Sequence[type]):
+    def __init__(
+        self,
+        joint: Joint,
+        log: _Log,
+        differentiable_inputs: bool,
+        leaf_classes: Sequence[type],
+        repeated: second_order.Repeated | None,
+    ):
         self.joint = joint
+        self.repeated = repeated
         self.log = log
         self.place = log.place
         self.forward: Runner = plan_graph(joint.forward, log)
@@ -135,7 +144,8 @@ class Compiled:
     def kept_inputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What is kept of the inputs: where autograd keeps a view, tensor.data = other does not reach it."""
         viewed = self.viewed
-        return [inputs[i].detach() if i in viewed else inputs[i] for i in self.joint.kept_inputs]
+        kept = [inputs[i].detach() if i in viewed else inputs[i] for i in self.joint.kept_inputs]
+        return kept + [inputs[i] for i in self.repeated.others] if self.repeated else kept
 
     def backward_from(self, present: tuple[int, ...]) -> _Backward:
         """The backward pass of a call with the tangents `present`."""
@@ -230,8 +240,8 @@ class Compiled:
 
 
 DOUBLE_BACKWARD = (
-    b"double backward through a region compiled by magpy is not supported: "
-    b"keep what is differentiated twice out of it, with torch.compiler.disable"
+    b"double backward through a region compiled by magpy that draws random numbers, writes or looks at data is not "
+    b"supported: keep what is differentiated twice out of it, with torch.compiler.disable"
 )
 
 
@@ -268,12 +278,18 @@ class _Function(torch.autograd.Function):
         reverse = compiled.backward_from(present)
         n_saved = len(joint.kept) + len(joint.kept_inputs)
         needed = ctx.saves or any(i < n_saved for i in reverse.uses)
-        values: list[Any] = _saved(ctx, reverse.uses) if needed else [None] * n_saved
+        values: list[Any] = _saved(ctx, reverse.uses)[:n_saved] if needed else [None] * n_saved
         for place, _, _, *layout in joint.shown:
             if values[place] is not None:
                 values[place] = values[place].as_strided(*layout)
         values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
         refusing = None
+        if torch.is_grad_enabled() and compiled.repeated and not ctx.hooks:
+            saved = [tensor.unpack() for tensor in ctx._raw_saved_tensors]
+            given = [grads[compiled.tangents[i][0]] for i in present]
+            for i, grad in compiled.repeated.gradients(saved, present, given).items():
+                result[i + 3] = grad
+            return tuple(result)
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
             given = [g for g in grads if g is not None and g.requires_grad]
             refusing = functools.partial(_refusing_double_backward, ctx, given)

@@ -163,14 +163,6 @@ def test_unused_random_numbers_are_refused_or_drawn():
     torch.testing.assert_close(got, fn(w))
 
 
-def test_double_backward_says_so():
-    w = torch.randn(4, requires_grad=True)
-    (out,) = Run(lambda w: w.sin().pow(3).sum(), w)()
-    (g,) = torch.autograd.grad(out, w, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
-        g.sum().backward()
-
-
 def test_a_differentiated_input_changed_in_place_is_refused():
     h = torch.randn(4, requires_grad=True) * 1
     w = torch.randn(4)
