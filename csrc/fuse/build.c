@@ -88,6 +88,21 @@ static bool starves(const mp_builder *b)
     return false;
 }
 
+#define LINE 16 /* floats */
+
+/* One result is stored along memory, another one across it, each element into a line of its own: where rows are many lines apart, these
+** keep each other out of the cache. On its own the other one is turned by tiles. */
+static bool scatters(const mp_kir *kir)
+{
+    bool along = false, across = false;
+    for (uint32_t i = 0; i < kir->n_stores && kir->vector >= 0; i++) {
+        int64_t step = kir->stores[i].at.coef[kir->vector];
+        along |= step == 1;
+        across |= step >= LINE && kir->extent[kir->vector] >= LINE;
+    }
+    return along && across;
+}
+
 mp_kir *mp_fuse_build(mp_region *region, const uint32_t *nodes, uint32_t n, mp_pool *pool)
 {
     mp_builder b = {
@@ -121,7 +136,7 @@ mp_kir *mp_fuse_build(mp_region *region, const uint32_t *nodes, uint32_t n, mp_p
         b.kir->reduced = b.loops.reduced;
         if (b.conv) return mp_fuse_conv_loops(b.kir) ? b.kir : NULL;
         mp_fuse_order_loops(b.kir);
-        return b.kir;
+        return n > 1 && scatters(b.kir) ? NULL : b.kir;
     }
     return NULL;
 }

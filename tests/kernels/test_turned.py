@@ -64,7 +64,7 @@ def test_with_other_operators_and_loads():
     x, y = data((70, 90), torch.float32), data((90, 70), torch.float32, 1)
     row, column = data((70,), torch.float32, 2), data((90, 1), torch.float32, 3)
     check(lambda x, y, r, c: torch.relu(x.t() * 2 - y) + r * c, x, y, row, column)
-    check(lambda x, y, r, c: (x.t() + r, y * c + x.t()[:, :1]), x, y, row, column)
+    check(lambda x, y, r, c: (x.t() + r, y * c + x.t()[:, :1]), x, y, row, column, turned=False)
     check(lambda x, y: x.to(torch.bfloat16).t() + y, data((70, 90), torch.float32), y)
     check(lambda x, m: copy(x.masked_fill(m.t(), 0.5).t()), x, data((90, 70), torch.bool))
 
@@ -100,3 +100,20 @@ def test_short_loops_that_are_one_longer_loop_are_no_reason_to_turn(side):
     x, scale = data((3, 64, side, side), torch.float32), data((64, 1, 1), torch.float32, 1)
     check(lambda x, scale: x * scale + 1, x, scale, turned=False)
     check(lambda x, y: torch.cat([x, y], 1) * 2, x, data((3, 8, side, side), torch.float32, 2), turned=False)
+
+
+ALONG = {
+    "rows": lambda x: x - x.mean(-1, keepdim=True),
+    "points": lambda x: x * 2 + 1,
+    "norms": lambda x: x * x.square().mean(-1, keepdim=True).rsqrt(),
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_results_along_and_across_memory_are_not_one_kernel(name):
+    """Each element that is stored across lies in another line."""
+    fn = ALONG[name]
+    c = check(lambda x: (copy(x.transpose(-1, -2)), fn(x)), data((3, 40, 64), torch.float32))
+    assert len(c.kernels) == 2
+    c = check(lambda x: (copy(x.transpose(-1, -2)), fn(x)), data((3, 4, 64), torch.float32), turned=False)
+    assert len(c.kernels) == 1
