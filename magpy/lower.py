@@ -25,6 +25,7 @@ from magpy import (
     aten_trace,
     backward,
     choices,
+    flags,
     graph_cache,
     hooks,
     inference,
@@ -163,7 +164,6 @@ class Program:
         output_values: Sequence[int],
         outputs: Sequence[tuple] = (),
     ):
-        self.ops = ops
         self.outputs = [Output(*output) for output in outputs]
         self.input_values = list(input_values)
         self.output_values = list(output_values)
@@ -173,6 +173,9 @@ class Program:
         self.opaque: frozenset[int] = frozenset()  # numbers of inputs that are sparse or quantised
         self.inference = torch.is_inference_mode_enabled()
         self._types = _value_types()
+        self.ops, switched = flags.without(ops)
+        if switched:
+            raise LoweringError(f"the call leaves a switch of torch's changed: {switched}")
         for op in ops:
             name = name_of(op[0])
             if name in REFUSED:

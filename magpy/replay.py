@@ -9,6 +9,7 @@ import torch
 
 from magpy import aten_trace
 from magpy.aten_graph import Unsupported
+from magpy.ctc import ctc_loss, functional_ctc_loss
 from magpy.product_gradient import prod
 from magpy.random_ops import OPS
 
@@ -137,6 +138,8 @@ REPLAYED: dict[Any, Callable[..., Any]] = {
     torch._C._nn.one_hot: _one_hot,
     torch._shape_as_tensor: _shape_as_tensor,
     torch.Tensor._make_subclass: _make_leaf,
+    torch.ctc_loss: ctc_loss,
+    torch.nn.functional.ctc_loss: functional_ctc_loss,
     torch.prod: prod,
     torch.Tensor.prod: prod,
     torch.tensor: _tensor,

@@ -653,7 +653,7 @@ static void state_call_done(mp_recorder *rec, PyObject *data, PyObject **slot)
             mp_call_abandon(&call, MP_REASON_UNKNOWN_C_CALLABLE, "its result cannot be guarded");
         else if (mp_rec_ensure(rec, func) == MP_NO_OBJ && mp_rec_pin(rec, func, NULL) == MP_NO_OBJ)
             mp_call_abandon(&call, MP_REASON_UNKNOWN_OBJECT, NULL);
-        else
+        else if (!mp_flag_is_set(rec, func, args)) /* by the call */
             mp_rec_read(rec, func, MP_READ_STATE_CALL, args, result);
     }
     Py_XDECREF(data);
