@@ -324,7 +324,14 @@ PyObject *guard_type_dunders(PyTypeObject *type)
     for (Py_ssize_t i = 0; list && mro && i < PyTuple_GET_SIZE(mro); i++) {
         PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(mro, i);
         if (!(base->tp_flags & Py_TPFLAGS_HEAPTYPE) || !base->tp_dict) continue; /* cannot change */
-        PyObject *name, *value;
+        PyObject *name = PyUnicode_InternFromString("__mro__"), *value; /* that it is a base: isinstance() asks */
+        bool added = name && PyList_Append(list, (PyObject *)base) == 0 && PyList_Append(list, name) == 0 &&
+                     PyList_Append(list, (PyObject *)base) == 0;
+        Py_XDECREF(name);
+        if (!added) {
+            Py_CLEAR(list);
+            break;
+        }
         for (Py_ssize_t at = 0; PyDict_Next(base->tp_dict, &at, &name, &value);) {
             if (!PyUnicode_Check(name) || PyUnicode_GET_LENGTH(name) < 5) continue;
             Py_ssize_t length = PyUnicode_GET_LENGTH(name);

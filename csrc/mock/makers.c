@@ -380,7 +380,7 @@ static mp_operand make_exception(walker *w, PyObject *object, PyTypeObject *base
 {
     PyBaseExceptionObject *exception = (PyBaseExceptionObject *)object;
     if (base->tp_basicsize != sizeof *exception || exception->traceback || exception->context || exception->cause ||
-        exception->notes)
+        exception->notes || exception->suppress_context)
         return mock_unrebuildable(w, object, "");
     mp_operand arguments = mock_value_of(w, exception->args);
     mp_operand made = mock_make(w, MP_MOCK_NEW_OF, &arguments, 1, (PyObject *)Py_TYPE(object), base);

@@ -82,6 +82,11 @@ void mp_arrays_prepare(void)
 }
 
 bool mp_is_array(PyObject *object) { return numpy.array && Py_IS_TYPE(object, numpy.array); }
+bool mp_is_array_flags(PyObject *object)
+{
+    const char *name = Py_TYPE(object)->tp_name, *last = strrchr(name, '.');
+    return !strncmp(name, "numpy.", 6) && last && !strcmp(last, ".flagsobj");
+}
 bool mp_is_array_scalar_type(PyTypeObject *type) { return numpy.scalar && PyType_IsSubtype(type, numpy.scalar); }
 
 /* A tensor with the elements as they are now, as they lie in memory; no Python code runs. Owned, or NULL with an exception. */

@@ -374,6 +374,17 @@ static void thread_local_attr(mp_recorder *rec, PyObject *local, PyObject *name)
     Py_XDECREF(value);
 }
 
+void mp_rec_shown(mp_recorder *rec, PyObject *object)
+{
+    if (PyFunction_Check(object) && mp_rec_ensure(rec, object) != MP_NO_OBJ)
+        read_member(rec, &PyFunction_Type, object, "__qualname__");
+    bool plain = Py_TYPE(object)->tp_repr == PyBaseObject_Type.tp_repr;
+    PyTypeObject *shown = PyType_Check(object) ? (PyTypeObject *)object : plain ? Py_TYPE(object) : NULL;
+    if (!shown || !mp_type_mutable(shown)) return;
+    type_attr_named(rec, shown, "__module__");
+    read_member(rec, &PyType_Type, (PyObject *)shown, "__qualname__");
+}
+
 void mp_rec_attr(mp_recorder *rec, PyObject *object, PyObject *name)
 {
     PyTypeObject *type = Py_TYPE(object);
@@ -480,6 +491,7 @@ void mp_rec_store_attr(mp_recorder *rec, PyObject *object, PyObject *name, PyObj
         mp_array_store_attr(rec, object, name);
         return;
     }
+    if (mp_is_array_flags(object)) mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "flags of a numpy array are set");
     PyTypeObject *type = Py_TYPE(object);
     const char *hook = value ? "__setattr__" : "__delattr__";
     if (mp_is_tensor(object) && PyUnicode_CheckExact(name)) { /* C setters of tensors arrive by the torch mode */

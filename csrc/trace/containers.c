@@ -359,27 +359,69 @@ static void deep_items(mp_recorder *rec, PyObject *object, const mp_chain *here)
     }
 }
 
-/* Calling it calls something else: a bound method's or partial's parts. */
-static bool deep_callable(mp_recorder *rec, PyObject *object, const mp_chain *here)
+/* A C member or getset of an object, and what it holds. */
+static void deep_part(mp_recorder *rec, PyObject *object, PyTypeObject *base, PyObject *name, const mp_chain *here,
+                      bool containers_alone)
+{
+    PyObject *descr = PyDict_GetItemWithError(base->tp_dict, name);
+    PyObject *part = descr ? Py_TYPE(descr)->tp_descr_get(descr, object, (PyObject *)base) : NULL;
+    if (mp_rec_ensure(rec, object) != MP_NO_OBJ) mp_rec_read(rec, object, MP_READ_MEMBER, name, part);
+    if (part && (!containers_alone || mp_is_container(part))) deep(rec, part, here);
+    PyErr_Clear(); /* unset */
+    Py_XDECREF(part);
+}
+
+static void deep_part_named(mp_recorder *rec, PyObject *object, PyTypeObject *base, const char *name,
+                            const mp_chain *here)
+{
+    PyObject *key = mp_intern(name);
+    if (key)
+        deep_part(rec, object, base, key, here, true);
+    else
+        no_memory(rec);
+    Py_XDECREF(key);
+}
+
+/* What str(), repr() and == look at in an exception: its arguments and what its C classes keep besides. */
+static void deep_exception(mp_recorder *rec, PyObject *object, const mp_chain *here)
+{
+    PyObject *mro = Py_TYPE(object)->tp_mro, *name, *descr;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(mro); i++) {
+        PyTypeObject *type = (PyTypeObject *)PyTuple_GET_ITEM(mro, i);
+        if (mp_type_mutable(type) || !PyType_IsSubtype(type, (PyTypeObject *)PyExc_BaseException)) continue;
+        for (Py_ssize_t at = 0; PyDict_Next(type->tp_dict, &at, &name, &descr);)
+            if (Py_IS_TYPE(descr, &PyMemberDescr_Type) && PyUnicode_READ_CHAR(name, 0) != '_')
+                deep_part(rec, object, type, name, here, false);
+    }
+    PyObject *args = mp_intern("args");
+    if (args) deep_part(rec, object, (PyTypeObject *)PyExc_BaseException, args, here, false);
+    Py_XDECREF(args);
+}
+
+/* Objects of C types that call, show or compare what they hold: a bound method, a partial, an exception, a namespace, a cell. */
+static bool deep_holder(mp_recorder *rec, PyObject *object, const mp_chain *here)
 {
     static const char *const of_method[] = {"__func__", "__self__", NULL}, *const of_partial[] = {"func", "args",
                                                                                                   "keywords", NULL};
-    bool partial = is_a(object, known_type(&known_types[PARTIAL]));
-    if (!partial && !PyMethod_Check(object)) return false;
+    bool partial = is_a(object, known_type(&known_types[PARTIAL])), method = PyMethod_Check(object);
+    bool namespace = is_a(object, known_type(&known_types[NAMESPACE]));
+    if (!partial && !method && !namespace && !PyExceptionInstance_Check(object) && !PyCell_Check(object)) return false;
     mp_rec_type(rec, object);
-    PyTypeObject *base = partial ? known_types[PARTIAL].type : &PyMethod_Type;
     mp_kept kept = mp_keep();
-    for (const char *const *name = partial ? of_partial : of_method; *name; name++) {
-        PyObject *descr = PyDict_GetItemString(base->tp_dict, *name), *key = mp_intern(*name);
-        PyObject *part = descr && key ? Py_TYPE(descr)->tp_descr_get(descr, object, (PyObject *)base) : NULL;
-        if (part) {
-            if (mp_rec_ensure(rec, object) != MP_NO_OBJ) mp_rec_read(rec, object, MP_READ_MEMBER, key, part);
-            if (mp_is_container(part)) deep(rec, part, here);
-        } else
-            no_memory(rec);
-        Py_XDECREF(part);
-        Py_XDECREF(key);
-    }
+    if (partial || method) {
+        PyTypeObject *base = partial ? known_types[PARTIAL].type : &PyMethod_Type;
+        for (const char *const *name = partial ? of_partial : of_method; *name; name++)
+            deep_part_named(rec, object, base, *name, here);
+    } else if (namespace) {
+        PyObject *dict = mp_raw_dict(object);
+        if (dict && mp_rec_ensure(rec, object) != MP_NO_OBJ) mp_rec_read(rec, object, MP_READ_DICT, NULL, dict);
+        if (dict) deep(rec, dict, here);
+    } else if (PyCell_Check(object)) {
+        PyObject *held = PyCell_GET(object);
+        if (mp_rec_ensure(rec, object) != MP_NO_OBJ) mp_rec_read(rec, object, MP_READ_CELL, NULL, held);
+        if (held) deep(rec, held, here);
+    } else
+        deep_exception(rec, object, here);
     mp_restore(kept);
     return true;
 }
@@ -419,7 +461,9 @@ static void deep(mp_recorder *rec, PyObject *object, const mp_chain *outer)
         mp_rec_type(rec, object);
         mp_rec_whole(rec, object);
         deep_items(rec, object, &here);
-    } else if (!deep_callable(rec, object, &here)) {
+        if (is_a(object, mp_type_defaultdict()))
+            deep_part_named(rec, object, mp_type_defaultdict(), "default_factory", &here);
+    } else if (!deep_holder(rec, object, &here)) {
         mp_rec_type(rec, object);
         mp_rec_foreign(rec, object);
     }
@@ -505,7 +549,7 @@ void mp_rec_operand(mp_recorder *rec, PyObject *object, bool is_deep)
     mp_rec_type(rec, object);
     bool container = mp_is_container(object) || is_proxy(object) || is_ndarray(object);
     if (!container) {
-        if (is_deep && PySlice_Check(object))
+        if (is_deep)
             mp_rec_deep(rec, object);
         else
             mp_rec_foreign(rec, object);
@@ -676,6 +720,7 @@ void mp_rec_raw_store_subscript(mp_recorder *rec, PyObject *container, PyObject 
 void mp_rec_store_subscript(mp_recorder *rec, PyObject *container, PyObject *key, PyObject *value)
 {
     if (mp_is_tensor(container)) return;
+    if (mp_is_array_flags(container)) mp_rec_abandon(rec, MP_REASON_UNGUARDABLE, "flags of a numpy array are set");
     mp_rec_type(rec, container);
     if (python_handles(rec, container, value ? "__setitem__" : "__delitem__")) return;
     if (!mp_is_scalar(key) && !mp_is_tensor(key)) mp_rec_deep(rec, key);

@@ -394,3 +394,19 @@ void mp_stand_in_for_bar(mp_call *call)
     Py_XDECREF(module);
     mp_restore(kept);
 }
+
+/* -- Classes and exceptions from outside ------------------------------------------------------------------------------------ */
+
+/* callable(object): does its class have __call__? */
+void mp_handle_callable(mp_call *call)
+{
+    if (call->nargs == 1 && !mp_is_scalar(call->args[0])) mp_rec_type(call->rec, call->args[0]);
+}
+
+/* What an exception of the call's own is made of is seen when it is rebuilt; one from outside would have to be changed at the commit. */
+void mp_handle_change_exception(mp_call *call)
+{
+    PyObject *error = call->nargs ? call->args[0] : NULL;
+    if (error && mp_rec_find(call->rec, error) != MP_NO_OBJ)
+        mp_call_abandon(call, MP_REASON_EFFECT, "changes an exception from outside the call");
+}

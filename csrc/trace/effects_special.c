@@ -255,6 +255,7 @@ void mp_handle_format(mp_call *call)
 {
     PyObject *object = argument(call, 0);
     if (is_object(object) && Py_TYPE(object)->tp_repr == PyBaseObject_Type.tp_repr) mp_rec_identity(call->rec, object);
+    if (is_object(object)) mp_rec_shown(call->rec, object);
     read_arguments(call, 0, true);
 }
 

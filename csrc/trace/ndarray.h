@@ -16,7 +16,8 @@ typedef struct { /* numpy's PyArrayObject, whose fields are private but fixed by
 
 enum { MP_ARRAY_OWNS = 4, MP_ARRAY_ALIGNED = 0x100, MP_ARRAY_WRITEABLE = 0x400 };
 
-bool mp_is_array(PyObject *object); /* exactly numpy.ndarray; never where its layout is not as known */
+bool mp_is_array(PyObject *object);       /* exactly numpy.ndarray; never where its layout is not as known */
+bool mp_is_array_flags(PyObject *object); /* what array.flags gives: setting them changes the array */
 Py_ssize_t mp_array_item_size(PyObject *array);
 /* Strides in elements, without their signs: owned tuple, or NULL with an exception. */
 PyObject *mp_array_strides(PyObject *array);

@@ -242,11 +242,20 @@ static void unary_op(mp_recorder *rec, const mp_frame *frame, int oparg) { mp_re
 static void truth(mp_recorder *rec, const mp_frame *frame, int oparg) { mp_rec_truth(rec, TOP(1)); }
 static void match_exception(mp_recorder *rec, const mp_frame *frame, int oparg) { mp_rec_operand(rec, TOP(1), true); }
 
+/* It gets a traceback and a context, which are no part of what is written back. */
+static void raise_varargs(mp_recorder *rec, const mp_frame *frame, int oparg)
+{
+    PyObject *error = oparg == 0 ? NULL : TOP(oparg);
+    if (error && PyExceptionInstance_Check(error) && mp_rec_find(rec, error) != MP_NO_OBJ)
+        mp_rec_abandon(rec, MP_REASON_EFFECT, "raises a %s from outside the call", Py_TYPE(error)->tp_name);
+}
+
 static void format_value(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
     PyObject *value = oparg & 4 ? TOP(2) : TOP(1);
     if (mp_is_scalar(value)) return;
     mp_rec_operand(rec, value, true);
+    mp_rec_shown(rec, value);
     if (Py_TYPE(value)->tp_repr == PyBaseObject_Type.tp_repr) mp_rec_identity(rec, value); /* shows its address */
 }
 
@@ -508,6 +517,7 @@ static const mp_opcode handlers[256] = {
     [JUMP_IF_TRUE_OR_POP] = truth,
     [JUMP_IF_FALSE_OR_POP] = truth,
     [GET_LEN] = truth,
+    [RAISE_VARARGS] = raise_varargs,
     [CHECK_EXC_MATCH] = match_exception,
     [CHECK_EG_MATCH] = match_exception,
     [FORMAT_VALUE] = format_value,

@@ -142,6 +142,7 @@ void mp_rec_type_dunders(mp_recorder *rec, PyTypeObject *type); /* C code may ca
 void mp_rec_type_attr(mp_recorder *rec, PyTypeObject *type, PyObject *name);
 void mp_rec_attr(mp_recorder *rec, PyObject *object, PyObject *name); /* getattr(object, name) is about to run */
 void mp_rec_generic_attr(mp_recorder *rec, PyObject *object, PyObject *name);
+void mp_rec_shown(mp_recorder *rec, PyObject *object); /* C code makes a text of it: the names in that */
 void mp_rec_store_attr(mp_recorder *rec, PyObject *object, PyObject *name, PyObject *value); /* value NULL: delattr */
 void mp_rec_generic_store(mp_recorder *rec, PyObject *object, PyObject *name, PyObject *value);
 void mp_rec_subscript(mp_recorder *rec, PyObject *container, PyObject *key);
