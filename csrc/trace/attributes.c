@@ -374,16 +374,27 @@ static void thread_local_attr(mp_recorder *rec, PyObject *local, PyObject *name)
     Py_XDECREF(value);
 }
 
-void mp_rec_shown(mp_recorder *rec, PyObject *object)
+/* The names that the text of an object shows, in whatever containers it is. */
+static void shown(mp_recorder *rec, PyObject *object, int depth)
 {
-    if (PyFunction_Check(object) && mp_rec_ensure(rec, object) != MP_NO_OBJ)
-        read_member(rec, &PyFunction_Type, object, "__qualname__");
+    if (depth > 8 || mp_is_scalar(object) || mp_is_tensor(object)) return;
+    PyObject *function = PyMethod_Check(object) ? PyMethod_GET_FUNCTION(object) : object, *key, *value;
+    if (PyFunction_Check(function) && mp_rec_ensure(rec, function) != MP_NO_OBJ)
+        read_member(rec, &PyFunction_Type, function, "__qualname__");
     bool plain = Py_TYPE(object)->tp_repr == PyBaseObject_Type.tp_repr;
-    PyTypeObject *shown = PyType_Check(object) ? (PyTypeObject *)object : plain ? Py_TYPE(object) : NULL;
-    if (!shown || !mp_type_mutable(shown)) return;
-    type_attr_named(rec, shown, "__module__");
-    read_member(rec, &PyType_Type, (PyObject *)shown, "__qualname__");
+    PyTypeObject *named = PyType_Check(object) ? (PyTypeObject *)object : plain ? Py_TYPE(object) : NULL;
+    if (named && mp_type_mutable(named)) {
+        type_attr_named(rec, named, "__module__");
+        read_member(rec, &PyType_Type, (PyObject *)named, "__qualname__");
+    }
+    if (PyDict_Check(object))
+        for (Py_ssize_t at = 0; PyDict_Next(object, &at, &key, &value);)
+            shown(rec, key, depth + 1), shown(rec, value, depth + 1);
+    else if (PyList_Check(object) || PyTuple_Check(object))
+        for (Py_ssize_t i = 0; i < Py_SIZE(object); i++) shown(rec, PySequence_Fast_GET_ITEM(object, i), depth + 1);
 }
+
+void mp_rec_shown(mp_recorder *rec, PyObject *object) { shown(rec, object, 0); }
 
 void mp_rec_attr(mp_recorder *rec, PyObject *object, PyObject *name)
 {

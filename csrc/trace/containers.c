@@ -398,27 +398,41 @@ static void deep_exception(mp_recorder *rec, PyObject *object, const mp_chain *h
     Py_XDECREF(args);
 }
 
-/* Objects of C types that call, show or compare what they hold: a bound method, a partial, an exception, a namespace, a cell. */
+/* Objects of C types that call, show or compare what they hold: bound methods, partials, exceptions, namespaces, cells, references. */
 static bool deep_holder(mp_recorder *rec, PyObject *object, const mp_chain *here)
 {
     static const char *const of_method[] = {"__func__", "__self__", NULL}, *const of_partial[] = {"func", "args",
                                                                                                   "keywords", NULL};
     bool partial = is_a(object, known_type(&known_types[PARTIAL])), method = PyMethod_Check(object);
     bool namespace = is_a(object, known_type(&known_types[NAMESPACE]));
-    if (!partial && !method && !namespace && !PyExceptionInstance_Check(object) && !PyCell_Check(object)) return false;
+    bool bound = PyCFunction_Check(object) || Py_IS_TYPE(object, &_PyMethodWrapper_Type);
+    if (!partial && !method && !namespace && !bound && !PyExceptionInstance_Check(object) && !PyCell_Check(object) &&
+        !PyWeakref_CheckRefExact(object))
+        return false;
     mp_rec_type(rec, object);
     mp_kept kept = mp_keep();
-    if (partial || method) {
+    bool outside = mp_rec_ensure(rec, object) != MP_NO_OBJ;
+    if (bound) {
+        PyObject *self = mp_raw_member(Py_TYPE(object), "__self__", object), *name = mp_intern("__self__");
+        bool fixed = !self || PyModule_Check(self) || PyType_Check(self);
+        if (outside && name && !fixed) mp_rec_read(rec, object, MP_READ_MEMBER, name, self);
+        Py_XDECREF(name);
+        Py_XDECREF(self);
+    } else if (PyWeakref_CheckRefExact(object)) {
+        PyObject *referent = PyWeakref_GET_OBJECT(object);
+        if (outside) mp_rec_read(rec, object, MP_READ_DEREF, NULL, referent == Py_None ? NULL : referent);
+        if (referent != Py_None) deep(rec, referent, here);
+    } else if (partial || method) {
         PyTypeObject *base = partial ? known_types[PARTIAL].type : &PyMethod_Type;
         for (const char *const *name = partial ? of_partial : of_method; *name; name++)
             deep_part_named(rec, object, base, *name, here);
     } else if (namespace) {
         PyObject *dict = mp_raw_dict(object);
-        if (dict && mp_rec_ensure(rec, object) != MP_NO_OBJ) mp_rec_read(rec, object, MP_READ_DICT, NULL, dict);
+        if (dict && outside) mp_rec_read(rec, object, MP_READ_DICT, NULL, dict);
         if (dict) deep(rec, dict, here);
     } else if (PyCell_Check(object)) {
         PyObject *held = PyCell_GET(object);
-        if (mp_rec_ensure(rec, object) != MP_NO_OBJ) mp_rec_read(rec, object, MP_READ_CELL, NULL, held);
+        if (outside) mp_rec_read(rec, object, MP_READ_CELL, NULL, held);
         if (held) deep(rec, held, here);
     } else
         deep_exception(rec, object, here);
@@ -482,7 +496,7 @@ static PyTypeObject *const plain_c_types[] = {
     &PyClassMethodDescr_Type, &PyProperty_Type,     &PyStaticMethod_Type,   &PyClassMethod_Type,  &PyType_Type,
     &PyModule_Type,           &_PyWeakref_RefType,  &PyCell_Type,           &PyCode_Type,         &PyGen_Type,
     &PyDictProxy_Type,        &PySuper_Type,        &PySlice_Type,          &Py_GenericAliasType, &PyFrame_Type,
-    &PyTraceBack_Type,        &PyDictItems_Type,    &PyDictKeys_Type,       &PyDictValues_Type,   &PyContextVar_Type,
+    &PyTraceBack_Type,        &PyContextVar_Type,
 };
 
 static bool contents_known(PyTypeObject *type)

@@ -14,7 +14,7 @@ from tests.snapshot import Picture, difference
 X = torch.ones(3)
 FILE = "<program>"
 WORLD = """
-import collections, functools, numpy, types, torch
+import collections, functools, numpy, types, weakref, torch
 
 class Base:
     def who(self): return "base"
@@ -46,6 +46,10 @@ s.cls = type("Cls", (Base,), {"a": 1})
 s.inst, s.obj = s.cls(), Meth()
 s.meth = s.obj.m
 s.arr = numpy.ones((2, 3))
+s.ref = weakref.ref(s.obj)
+s.rows, s.table = [1], {"a": 1, "b": 2}
+s.append, s.text = s.rows.append, s.obj.__str__
+s.keys, s.values, s.items = s.table.keys(), s.table.values(), s.table.items()
 """
 
 #: What a call does, and what is done before some of the calls; the result of a stale look would differ.
@@ -78,6 +82,12 @@ READS: dict[str, tuple[str, str]] = {
     "repr of a class": ("s.log.append(repr(s.cls))", "s.cls.__qualname__ = 'n%d' % k"),
     "a class's module in its text": ("s.log.append(f'{s.cls}')", "s.cls.__module__ = 'n%d' % k"),
     "an instance's class in its text": ("s.log.append(str(s.inst)[:18])", "s.cls.__qualname__ = 'n%d' % k"),
+    "repr of a method": ("s.log.append(repr(s.meth)[:18])", "Meth.m.__qualname__ = 'n%d' % k"),
+    "a class in a list": ("s.log.append(repr([(s.cls,)]))", "s.cls.__qualname__ = 'n%d' % k"),
+    "an instance in a dict": ("s.log.append(repr({1: s.inst})[:18])", "s.cls.__qualname__ = 'n%d' % k"),
+    "== of weak references": ("s.log.append(s.ref == weakref.ref(s.obj))", "s.obj = Meth()"),
+    "== of builtin methods": ("s.log.append(s.append == s.rows.append)", "s.rows = [1]"),
+    "== of method wrappers": ("s.log.append(s.text == s.obj.__str__)", "s.obj = Meth()"),
     "isinstance": ("s.log.append(isinstance(s.inst, Other))", "s.cls.__bases__ = (Other,)"),
     "isinstance of one of several": ("s.log.append(isinstance(s.inst, (int, Other)))", "s.cls.__bases__ = (Other,)"),
     "issubclass": ("s.log.append(issubclass(s.cls, Other))", "s.cls.__bases__ = (Other,)"),
@@ -114,6 +124,21 @@ CHANGES: dict[str, str] = {
     "an array's flag by its name": "s.log.append(s.arr.flags.writeable); s.arr.flags['WRITEABLE'] = False",
     "bases": "s.cls.__bases__ = (Other,); s.log.append(s.inst.who())",
 }
+#: Of dict views from outside nothing is read: the call falls back.
+VIEWS = [
+    "sorted(s.keys | {'q'})",
+    "sorted(s.keys - {'q'})",
+    "s.keys == {'a', 'b'}",
+    "s.keys <= {'a', 'b'}",
+    "s.items == {('a', 1), ('b', 2)}",
+    "repr(s.keys)",
+    "f'{s.values}'",
+    "bool(s.keys)",
+    "len(s.values)",
+    "list(s.items)",
+    "s.keys.isdisjoint(['c'])",
+    "s.keys.mapping['a']",
+]
 BEFORE = {"an array's flag", "an array's flag by its name"}  # set again between the calls
 
 
@@ -152,3 +177,10 @@ def test_what_c_code_changes_is_not_lost(name: str) -> None:
     change = "s.arr.flags.writeable = True" if name in BEFORE else "pass"
     expected = run(lambda target: target, CHANGES[name], change)
     assert not difference(run(compiled, CHANGES[name], change), expected)
+
+
+@pytest.mark.parametrize("look", VIEWS)
+@pytest.mark.parametrize("change", ["s.table['c'] = k", "s.table['a'] = k", "s.table.clear()"])
+def test_dict_views_from_outside(look: str, change: str) -> None:
+    body = f"s.log.append({look}) if s.table else None"
+    assert not difference(run(compiled, body, change), run(lambda target: target, body, change))
