@@ -93,6 +93,35 @@ def _data(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach()
 
 
+def _set_item(tensor: torch.Tensor, index: Any, value: Any) -> None:
+    """tensor[..., mask] = value, where the value is differentiated and the same at all places of the mask: how many
+    they are, which index_put's gradient would ask for, does not matter."""
+    *before, mask = index if type(index) is tuple and index else (index,)
+    if (
+        not isinstance(mask, torch.Tensor)
+        or mask.dtype is not torch.bool
+        or mask.dim() == 0
+        or not all(isinstance(item, (int, slice)) for item in before)
+        or not isinstance(value, torch.Tensor)
+        or not value.requires_grad
+        or not torch.is_grad_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        tensor[index] = value
+        return
+    part = tensor[tuple(before)] if before else tensor
+    first = sum(isinstance(item, slice) for item in before)  # of the mask's dimensions
+    rest = part.dim() - first - mask.dim()
+    places = value.dim() - rest - 1  # the value's dimension that goes along the places
+    if places >= 0:
+        if value.shape[places] != 1:
+            tensor[index] = value
+            return
+        value = value.reshape(*value.shape[:places], *[1] * mask.dim(), *value.shape[places + 1 :])
+    where = mask.view(*mask.shape, *[1] * rest)
+    part.copy_(torch.where(where, value.to(tensor.dtype), part))
+
+
 class _Padded:
     """A nested tensor of the fast path of torch's TransformerEncoder, which is computed padded: one matrix for each
     item, of which rows are its own where `own` says so. Nothing but the functions below takes it."""
@@ -140,6 +169,7 @@ REPLAYED: dict[Any, Callable[..., Any]] = {
     torch.Tensor._make_subclass: _make_leaf,
     torch.ctc_loss: ctc_loss,
     torch.nn.functional.ctc_loss: functional_ctc_loss,
+    torch.Tensor.__setitem__: _set_item,
     torch.prod: prod,
     torch.Tensor.prod: prod,
     torch.tensor: _tensor,
