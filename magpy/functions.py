@@ -1,4 +1,5 @@
-"""What is observed in place of autograd.Function.apply where no argument is differentiated: the forward alone.
+"""What is observed in place of functions under caches, and of autograd.Function.apply where no argument is
+differentiated: the forward alone.
 
 Its operators are then the graph's own: data that they look at becomes checks, and they are fused like any other. What
 torch does around forward is in torch/csrc/autograd/python_function.cpp and custom_function.cpp."""
@@ -9,6 +10,12 @@ from typing import Any
 
 import torch
 from torch.autograd.function import _is_setup_context_defined
+
+
+def uncached(cached: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a function under functools.lru_cache gives for a tensor that the call has made: it is a key by its identity,
+    for which the cache holds nothing."""
+    return cached.__wrapped__(*args, **kwargs)
 
 
 def undifferentiated(cls: Any, *args: Any) -> Any:

@@ -217,7 +217,7 @@ HANDLED(generator, "types.CoroutineType", "send throw close")
 /* -- functools, weakref, contextvars, enum, copy ------------------------------------------------------------------------------------ */
 TYPES(MAKES, "functools", "partial")
 TYPES(MAKES, "functools", "_lru_cache_wrapper")
-HANDLED_INSTANCES(lru_cache, "functools", "_lru_cache_wrapper")
+HANDLED_INSTANCES(cached_function, "functools", "_lru_cache_wrapper")
 FUNCTIONS(MAKES, "functools", "cmp_to_key")
 INSTANCES(MAKES, "magpy.effects", "KeyWrapper")
 TYPES(MAKES, "weakref", "ref")

@@ -246,6 +246,13 @@ bool mp_is_library_code(PyCodeObject *code)
     return library;
 }
 
+bool mp_is_installed_code(PyCodeObject *code)
+{
+    const char *file = PyUnicode_AsUTF8(code->co_filename);
+    if (!file) PyErr_Clear();
+    return mp_is_library_code(code) || (file && strstr(file, "-packages/"));
+}
+
 bool mp_is_copy_code(PyCodeObject *code)
 {
     const char *file = PyUnicode_AsUTF8(code->co_filename);

@@ -25,6 +25,23 @@ def table(n, dtype=torch.float32):
     x = torch.arange(n, dtype=dtype)
     return (10000 ** (x / n) - 1).cos()
 
+@functools.lru_cache(maxsize=1)
+def places(mask, n, scale=1.0):
+    return mask.cumsum(0) * n + scale * table(n).sum()
+
+def decorated(function):
+    cached = functools.lru_cache(maxsize=1)(function)
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return cached(*args, **kwargs)
+
+    return wrapper
+
+@decorated
+def weighted(x, n):
+    return x.exp() / n
+
 @functools.lru_cache(maxsize=4)
 def noise(n):
     return torch.rand(n)
@@ -111,9 +128,18 @@ def methods(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
     return x + lib.models[k % 2].positions(3)
 
 
-PROGRAMS = [one, keywords, evicting, changing_size, changed_in_place, view_changed_in_place, random_numbers,
-            writing_outside, reading_outside, methods]  # fmt: skip
-IN_GRAPHS = (one, keywords, evicting, changing_size)
+def of_own_tensors(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    mask = x > k % 3 - 1
+    return lib.places(mask, 3) + lib.places(mask, n=2, scale=0.5) + lib.places(mask=~mask, n=2) * x
+
+
+def of_own_and_outside_tensors(lib: ModuleType, x: torch.Tensor, k: int) -> Any:
+    return lib.weighted(x * k, 2) + lib.weighted(n=3, x=x + 1) * lib.table(3)
+
+
+PROGRAMS = [of_own_tensors, of_own_and_outside_tensors, one, keywords, evicting, changing_size, changed_in_place,
+            view_changed_in_place, random_numbers, writing_outside, reading_outside, methods]  # fmt: skip
+IN_GRAPHS = (of_own_tensors, of_own_and_outside_tensors, one, keywords, evicting, changing_size)
 
 
 @pytest.mark.parametrize("between", ["nothing", "cleared", "changed", "filled"])
