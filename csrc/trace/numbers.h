@@ -56,6 +56,9 @@ PyObject *mp_number_usual(mp_recorder *rec, PyObject *object);
 void mp_number_settle(mp_recorder *rec, PyObject *object);
 void mp_number_settle_inside(mp_recorder *rec, PyObject *object);
 
+/* This read is new. Where it is of an int or float that the program counts on with (self.n += 1), that is another one at the next call: it is open at
+** once. */
+void mp_number_counted(mp_recorder *rec, uint32_t read);
 /* The location of this read, which holds an int or float, is being read, for the first time or again. end: the handler of the instruction that
 ** did it has run. */
 void mp_number_met(mp_recorder *rec, uint32_t read);

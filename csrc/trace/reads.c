@@ -454,6 +454,8 @@ void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject 
         mp_number_met(rec, known);
     else if (register_read(rec, id, kind, key, value != NULL)) {
         fill_read(rec, rec->recording->n_reads - 1, value);
+        if (value && (PyLong_CheckExact(value) || PyFloat_CheckExact(value)))
+            mp_number_counted(rec, rec->recording->n_reads - 1);
         if (rec->changing && value) mp_number_met(rec, rec->recording->n_reads - 1);
         if (kind == MP_READ_DICT && value && rec->object_state[id] & MP_STATE_WROTE_ATTRS) carry_attrs(rec, id, value);
     }

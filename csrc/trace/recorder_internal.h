@@ -1,7 +1,7 @@
 /* The recorder's inside, shared by the files of trace and by nobody else.
 **
 ** Files: record.c (life, reference graph, frames, sites), reads.c (locations, reads, writes), scalars.c, recording.c (the finished thing),
-** opcodes.c (instructions), attributes.c, containers.c, calls.c, effects.c, deferred.c, ops*.c, numbers.c, numbers_met.c, path.c.
+** opcodes.c (instructions), attributes.c, containers.c, calls.c, effects.c, deferred.c, ops*.c, numbers.c, numbers_met.c, counting.c, path.c.
 */
 #ifndef MP_TRACE_RECORDER_INTERNAL_H
 #define MP_TRACE_RECORDER_INTERNAL_H
