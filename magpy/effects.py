@@ -7,6 +7,7 @@ import decimal
 import hashlib
 import itertools
 import locale
+import operator
 import os
 import random
 import sys
@@ -230,6 +231,17 @@ ENDED = Ended()
 def advanced(iterator: Any) -> Any:
     """The draw that next(iterator) is; ENDED at the end, where the program is to see the exception itself."""
     return next(iterator, ENDED)
+
+
+def at_end(iterator: Any) -> bool:
+    """The draw at the end of a loop over an iterator over a range, tuple or list: is it there?"""
+    return operator.length_hint(iterator) == 0
+
+
+def end(iterator: Any) -> None:
+    """Have such an iterator notice that it is at its end, however long its list is by now."""
+    iterator.__setstate__(sys.maxsize)
+    next(iterator, None)
 
 
 def place_in(iterator: Any) -> Any:

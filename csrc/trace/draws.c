@@ -294,12 +294,11 @@ static PyMethodDef functions[] = {
 
 int mp_draws_module_init(PyObject *module) { return PyModule_AddFunctions(module, functions); }
 
-bool mp_draw_next(mp_call *call, PyObject *iterator)
+/* The data of the draw that next(iterator) is: owned, or NULL without an exception: it is none such. */
+static PyObject *next_draw(mp_recorder *rec, PyObject *iterator)
 {
-    mp_recorder *rec = call->rec;
     mp_op_state *state = mp_rec_op_state(rec);
-    if (!state || !state->accept_checks || state->muted) return false;
-    mp_kept kept = mp_keep();
+    if (!state || !state->accept_checks || state->muted) return NULL;
     PyObject *list = walked_by(iterator), *module = NULL, *func = NULL, *keeper = NULL, *args = NULL, *keywords = NULL;
     PyObject *data = NULL;
     if (list && mp_rec_find(rec, list) == MP_NO_OBJ) { /* the call has not changed it before */
@@ -311,18 +310,83 @@ bool mp_draw_next(mp_call *call, PyObject *iterator)
         keywords = args ? PyDict_New() : NULL;
         data = keywords ? PyTuple_Pack(4, func, args, keywords, keeper) : NULL;
     }
-    if (data) {
-        mp_rec_pend_must(rec, call->frame, drawn, data);
-        mp_deferred_begin(rec, call->frame, true);
-    }
     PyErr_Clear();
     Py_XDECREF(module);
     Py_XDECREF(func);
     Py_XDECREF(keeper);
     Py_XDECREF(args);
     Py_XDECREF(keywords);
+    return data;
+}
+
+bool mp_draw_next(mp_call *call, PyObject *iterator)
+{
+    mp_kept kept = mp_keep();
+    PyObject *data = next_draw(call->rec, iterator);
+    if (data) {
+        mp_rec_pend_must(call->rec, call->frame, drawn, data);
+        mp_deferred_begin(call->rec, call->frame, true);
+    }
     mp_restore(kept);
     return data != NULL;
+}
+
+/* -- Loops over outside iterators ------------------------------------------------------------------------------------------ */
+
+static bool is_walk(PyObject *iterator)
+{
+    PyTypeObject *type = Py_TYPE(iterator);
+    return type == &PyRangeIter_Type || type == &PyLongRangeIter_Type || type == &PyTupleIter_Type ||
+           type == &PyListIter_Type;
+}
+
+bool mp_draw_walks(mp_recorder *rec, PyObject *iterator)
+{
+    mp_op_state *state = mp_rec_op_state(rec);
+    mp_obj_id id = mp_rec_find(rec, iterator);
+    if (id == MP_NO_OBJ || !rec->recording || rec->recording->objects[id].root != MP_ROOT_NONE)
+        return false; /* an argument is another iterator at each call */
+    return state && state->accept_checks && !state->muted && (is_walk(iterator) || mp_count_place(iterator));
+}
+
+/* The loop ends here: every run asks whether it does, and the iterator notices it at the commit. */
+static void loop_ends(mp_recorder *rec, PyObject *iterator)
+{
+    PyObject *module = PyImport_ImportModule("magpy.effects"), *args = PyTuple_Pack(1, iterator), *data = NULL;
+    PyObject *ended = module ? PyObject_GetAttrString(module, "at_end") : NULL, *keywords = PyDict_New();
+    PyObject *end = ended ? PyObject_GetAttrString(module, "end") : NULL, *call = NULL;
+    if (end && args && keywords) data = PyTuple_Pack(4, ended, args, keywords, Py_None);
+    if (data) call = Py_BuildValue("(OO())", args, keywords);
+    if (call) {
+        mp_rec_identity(rec, iterator);
+        append(rec, data, Py_True, MP_NO_VALUE, NULL);
+        mp_rec_effect(rec, end, call);
+    } else
+        mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws");
+    PyErr_Clear();
+    Py_XDECREF(module);
+    Py_XDECREF(args);
+    Py_XDECREF(data);
+    Py_XDECREF(ended);
+    Py_XDECREF(keywords);
+    Py_XDECREF(end);
+    Py_XDECREF(call);
+}
+
+bool mp_draw_loop(mp_recorder *rec, const mp_frame *frame, PyObject *iterator)
+{
+    if (!mp_draw_walks(rec, iterator)) return false;
+    mp_kept kept = mp_keep();
+    PyObject *list = walked_by(iterator), *data = NULL;
+    bool at_end = is_walk(iterator) && PyObject_LengthHint(iterator, 0) == 0; /* none of the program's code */
+    bool good = at_end && (!list || mp_rec_find(rec, list) == MP_NO_OBJ);
+    if (good)
+        loop_ends(rec, iterator);
+    else if (!at_end && (data = next_draw(rec, iterator)))
+        mp_rec_pend_must(rec, frame, drawn, data);
+    PyErr_Clear();
+    mp_restore(kept);
+    return good || data;
 }
 
 /* A population of which it does not matter which object it is: numbers, or characters. */

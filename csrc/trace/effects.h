@@ -147,6 +147,9 @@ void mp_defer_making(mp_call *call);
 void mp_draw_call(mp_call *call);
 /* next(iterator) of an outside iterator over a range, tuple or list, or of a count, which every run advances. False if it is none such. */
 bool mp_draw_next(mp_call *call, PyObject *iterator);
+/* Can a loop go over this outside iterator? And: the loop is about to take its next item, or to end. False: it cannot. */
+bool mp_draw_walks(mp_recorder *rec, PyObject *iterator);
+bool mp_draw_loop(mp_recorder *rec, const mp_frame *frame, PyObject *iterator);
 int mp_draws_module_init(PyObject *module);
 /* Does it take drawn values among its arguments? */
 bool mp_draw_takes(mp_call *call, const mp_effect *effect);

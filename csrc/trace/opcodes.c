@@ -140,7 +140,16 @@ static void iterate_top(mp_recorder *rec, const mp_frame *frame, int oparg) { mp
 
 static void for_iter(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
-    if (is_outside(rec, TOP(1)) && !mp_is_tensor(TOP(1))) mp_rec_iterate(rec, TOP(1));
+    if (is_outside(rec, TOP(1)) && !mp_is_tensor(TOP(1)) && !mp_draw_loop(rec, frame, TOP(1)))
+        mp_rec_iterate(rec, TOP(1));
+}
+
+static void get_iter(mp_recorder *rec, const mp_frame *frame, int oparg)
+{
+    if (is_outside(rec, TOP(1)) && mp_draw_walks(rec, TOP(1)))
+        mp_rec_type(rec, TOP(1)); /* it is its own iterator, and FOR_ITER shows what is taken */
+    else
+        mp_rec_iterate(rec, TOP(1));
 }
 
 static void send(mp_recorder *rec, const mp_frame *frame, int oparg)
@@ -488,7 +497,7 @@ static const mp_opcode handlers[256] = {
     [BINARY_SUBSCR] = binary_subscr,
     [STORE_SUBSCR] = store_subscr,
     [DELETE_SUBSCR] = delete_subscr,
-    [GET_ITER] = iterate_top,
+    [GET_ITER] = get_iter,
     [GET_YIELD_FROM_ITER] = iterate_top,
     [UNPACK_SEQUENCE] = iterate_top,
     [UNPACK_EX] = iterate_top,

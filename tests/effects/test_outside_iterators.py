@@ -196,6 +196,156 @@ def test_counts_by_other_steps_and_large_ones():
         same(logs, lambda make=make: State(make()))
 
 
+def to_its_end(x, s):
+    for step in s.it:
+        s.log.append(step)
+        x = x * step if isinstance(step, (int, float)) and step < 100 else x + 1
+    return x
+
+
+def some_of_it(x, s):
+    for step in s.it:
+        x = x + step if isinstance(step, (int, float)) else x * 2
+        s.log.append(step)
+        if len(s.log) % 3 == 0:
+            break
+    else:
+        x = -x
+    return x
+
+
+def one_of_it(x, s):
+    for step in s.it:
+        s.log.append(step)
+        return x + 1
+    return x * 0
+
+
+def in_a_comprehension(x, s):
+    return x, [step for step in s.it]  # noqa: C416
+
+
+def twice(x, s):
+    for step in s.it:
+        for other in s.it:
+            x = x + other
+            break
+        s.log.append(step)
+        if s.log[-1] != step:
+            break
+    return x
+
+
+SHORT = {
+    "range": lambda: iter(range(3, 10)),
+    "long range": lambda: iter(range(2**70, 2**70 + 5)),
+    "tuple": lambda: iter((1, 2.5, 7, -1)),
+    "list": lambda: iter([1, 2, 3, 4.5, 6]),
+    "texts": lambda: iter(["a", "bc", "d", "a"]),
+    "all kinds": lambda: iter([1, None, True, "t", 2.5, None]),
+    "nothing": lambda: iter([]),
+    "tuples": lambda: iter([(1,), ("a", 2)]),
+}
+
+
+@pytest.mark.parametrize("program", [to_its_end, some_of_it, one_of_it, in_a_comprehension, twice])
+@pytest.mark.parametrize("kind", SHORT)
+def test_loops(program, kind):
+    def before(s, i):
+        if i in (4, 7, 8):
+            s.it = SHORT[kind]()
+
+    same(program, lambda: State(SHORT[kind]()), calls=11, before=before)
+    same(program, lambda: State(SHORT[kind]()), calls=9)
+
+
+@pytest.mark.parametrize("kind", ["range", "list", "tuple"])
+def test_a_loop_over_what_is_left_of_it_is_one_trace(kind):
+    def program(x, s):
+        for step in s.it:
+            return x * step
+        return x
+
+    assert same(program, lambda: State(KINDS[kind]()), calls=12).hits == 11
+
+
+def test_loops_over_iterators_at_their_end_and_lists_that_grow():
+    def grows(x, s):
+        for step in s.it:
+            x = x + step
+        s.items.append(len(s.items))
+        return x
+
+    def grows_inside(x, s):
+        for step in s.it:
+            x = x + step
+            if len(s.items) < 9:
+                s.items.append(step + 1)
+        return x
+
+    def between(s, i):
+        if i % 2:
+            s.items.append(70 + i)
+        if i == 5:
+            s.it = iter(s.items)
+
+    def make():
+        items = [1, 2]
+        return State(iter(items), items=items)
+
+    for program in (grows, grows_inside, to_its_end):
+        same(program, make, calls=9, before=between)
+
+
+def test_a_run_with_a_loop_that_is_thrown_away_leaves_the_iterator():
+    def program(x, s):
+        if x.sum() > s.limit:
+            return x * 2
+        for step in s.it:
+            x = x + step
+        return x
+
+    for kind in ("range", "list", "tuple"):
+
+        def between(s, i):
+            s.limit = (100, 100, 0, 100)[i % 4]
+
+        def given(s, i, kind=kind):
+            between(s, i)
+            if i % 3 == 0:
+                s.it = SHORT[kind]()
+
+        same(program, lambda kind=kind: State(SHORT[kind](), limit=100), calls=12, before=given)
+
+
+def test_none_in_a_list_is_no_end():
+    def program(x, s):
+        return x + 1 if next(s.it) is None else x * 2
+
+    same(program, lambda: State(iter([None, None, None])), calls=6)
+    same(one_of_it, lambda: State(iter([None, None, None])), calls=6)
+
+
+def test_loops_over_iterators_of_tensors():
+    def program(x, s):
+        for y in s.it:
+            x = x + y
+        return x
+
+    same(program, lambda: State(iter([torch.ones(4), torch.arange(4.0)])), calls=4)
+
+
+def test_loops_over_iterators_that_are_arguments():
+    def program(x, it):
+        for step in it:
+            x = x + step
+        return x
+
+    compiled = torch.compile(program, backend="magpy")
+    for i in range(4):
+        assert torch.equal(compiled(X, iter([i, 2])), program(X, iter([i, 2])))
+
+
 def test_iterators_that_run_code_are_left_to_python():
     def gives():
         yield from range(50)
