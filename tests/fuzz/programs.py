@@ -31,13 +31,24 @@ CLASSES = "State Base Child Child2 Loose Point Net Ranked Registered Rows Single
 GRADIENT_FUNCTION = re.compile(r"grad_fn=<\w+>")  # a frame below one that falls back is one function to autograd
 LARGE = 2000  # elements of a tensor in the state that end a program: it would only grow
 
-HEAD = "    global G, rate, log\n    a, b, c, n, m, r, w, acc, d, fuel = x, y, x + 1, 1, 2, 0.5, 'a', [], {}, 8\n"
+GLOBALS = "    global G, rate, log\n"
+HEAD = GLOBALS + "    a, b, c, n, m, r, w, acc, d, fuel = x, y, x + 1, 1, 2, 0.5, 'a', [], {}, 8\n"
+#: Where n, m, r, w and more can be given by the caller.
+OPTIONS_HEAD = (
+    GLOBALS + "    a, b, c, fuel = x, y if b is None else b, x + 1, 8\n"
+    "    acc, d = [] if acc is None else acc, {} if d is None else d\n    if rest: acc.append(rest)\n"
+)
 TAIL = "    return acc, a, b, c, n, m, r, w, d\n"
 #: How the body becomes something to compile: source around it, and the expression that names it.
 TARGETS = {
     "function": ("def f(x, y, s):\n", "", "f"),
     "module": ("class Main(Net):\n  def forward(self, x, y, s):\n", "main = Main()\n", "main"),
     "method": ("class Owner:\n  def run(self, x, y, s):\n", "owner = Owner()\n", "owner.run"),
+    "options": (
+        "def f(x, y, s, n=1, m=2, r=0.5, w='a', *, b=None, acc=None, d=None, **rest):\n",
+        "",
+        "f",
+    ),
     "closure": (
         "def make():\n  held, hold = torch.ones(3), 1\n  def f(x, y, s):\n"
         "    nonlocal hold\n    hold = (hold + 1) % 3\n    x = x + held\n",
@@ -56,10 +67,11 @@ class Call:
     y: str
     around: str
     backward: bool
+    more: str = ""  # arguments by keyword
 
     def text(self) -> str:
         lines = [*self.changes, f"# under {self.around or 'nothing'}, {'backward' if self.backward else 'no backward'}"]
-        return "\n".join([*lines, f"target({self.x}, {self.y}, s)"])
+        return "\n".join([*lines, f"target({self.x}, {self.y}, s{self.more and ', ' + self.more})"])
 
 
 @dataclass
@@ -72,7 +84,8 @@ class Program:
     def source(self) -> str:
         before, after, _ = TARGETS[self.target]
         indent = "    "
-        return before + HEAD + indent + self.body.text().replace("\n", "\n" + indent) + "\n" + TAIL + after
+        head = OPTIONS_HEAD if self.target == "options" else HEAD
+        return before + head + indent + self.body.text().replace("\n", "\n" + indent) + "\n" + TAIL + after
 
     def text(self) -> str:
         name = TARGETS[self.target][2]
@@ -85,7 +98,7 @@ def draw(seed: int) -> Program:
     choice = random.Random(seed)
     grower = Grower(choice, TABLES, grammar.LEAVES)
     while True:
-        target = choice.choice(["function", "function", "function", "module", "method", "closure"])
+        target = choice.choice(["function", "function", "options", "module", "method", "closure"])
         program = Program(seed, target, grower.block(choice.choice([1, 2, 3, 3, 4]), choice.choice([1, 2, 3, 5, 8])))
         try:
             with warnings.catch_warnings():
@@ -96,13 +109,17 @@ def draw(seed: int) -> Program:
         break
     lasting = [choice.choice(grammar.ARGUMENTS) for _ in range(2)]
     around, backward = choice.choice(grammar.SURROUNDINGS), choice.random() < 0.3
-    for _ in range(choice.choice([4, 8, 12])):
+    options = choice.sample(grammar.OPTIONS, choice.choice([0, 1, 2, 3])) if target == "options" else []
+    names = {option.split("=")[0]: option for option in options}
+    for k in range(choice.choice([4, 8, 12])):
         changes = [choice.choice(grammar.CHANGES) for _ in range(choice.choice([0, 0, 0, 0, 1, 2]))]
         if choice.random() < 0.15:
             lasting[choice.randrange(2)] = choice.choice(grammar.ARGUMENTS)
         if choice.random() < 0.1:
             around = choice.choice(grammar.SURROUNDINGS)
-        program.calls.append(Call(changes, lasting[0], lasting[1], around, backward))
+        given = [option for option in names.values() if choice.random() < 0.9]
+        more = ", ".join(option.replace("#", str(k)) for option in given)
+        program.calls.append(Call(changes, lasting[0], lasting[1], around, backward, more))
     return program
 
 
@@ -167,6 +184,7 @@ class Side:
         random.seed(len(call.changes))
         try:
             args = [eval(text, self.space) for text in (call.x, call.y)]
+            more = eval(f"dict({call.more})", self.space)
             around = eval(call.around, self.space) if call.around else contextlib.nullcontext()
         except Exception:
             return ()
@@ -175,7 +193,7 @@ class Side:
         result: Any = None
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), around:
             try:
-                result = self.target(*args, self.space["s"])
+                result = self.target(*args, self.space["s"], **more)
             except Exception as raised:
                 error = raised
                 if "modified by an inplace operation" in str(raised):  # the text names the tensor that was met first
@@ -194,7 +212,7 @@ class Side:
             ("printed", picture.of(GRADIENT_FUNCTION.sub("grad_fn", printed.getvalue()))),
             ("environ", os.environ.get("MAGPY_FUZZ")),
             ("random", after),
-            ("arguments", picture.of(args)),
+            ("arguments", picture.of([args, more])),
         ]
         self.environ = os.environ.get("MAGPY_FUZZ")
         for name in SHOWN:

@@ -40,7 +40,13 @@ def smaller(program: Program) -> Iterator[Program]:
     for i, call in enumerate(program.calls):
         for j in range(len(call.changes)):
             yield edited(program, lambda p, i=i, j=j: p.calls[i].changes.pop(j))
-    for name, simple in (("x", grammar.ARGUMENTS[0]), ("y", grammar.ARGUMENTS[0]), ("around", ""), ("backward", False)):
+    for name, simple in (
+        ("x", grammar.ARGUMENTS[0]),
+        ("y", grammar.ARGUMENTS[0]),
+        ("around", ""),
+        ("backward", False),
+        ("more", ""),
+    ):
         if any(getattr(call, name) != simple for call in program.calls):
             yield edited(program, lambda p, n=name, s=simple: [setattr(call, n, s) for call in p.calls])
         for i, call in enumerate(program.calls):

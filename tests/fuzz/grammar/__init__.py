@@ -10,12 +10,12 @@ so that most arithmetic is exact in float32: kernels may contract and reorder.
 
 from __future__ import annotations
 
-from tests.fuzz.grammar.outside import ARGUMENTS, CHANGES, SURROUNDINGS
+from tests.fuzz.grammar.outside import ARGUMENTS, CHANGES, OPTIONS, SURROUNDINGS
 from tests.fuzz.grammar.statements import STATEMENTS
 from tests.fuzz.grammar.tensors import TENSORS
 from tests.fuzz.grammar.values import VALUES
 
-__all__ = ["ARGUMENTS", "CHANGES", "EXPRESSIONS", "LEAVES", "STATEMENTS", "SURROUNDINGS"]
+__all__ = ["ARGUMENTS", "CHANGES", "EXPRESSIONS", "LEAVES", "OPTIONS", "STATEMENTS", "SURROUNDINGS"]
 
 EXPRESSIONS: dict[str, list[str]] = {**TENSORS, **VALUES}
 
