@@ -6,8 +6,9 @@
 
 #define CHUNK_STEPS 64 /* elements that a lane sums up before lanes are added to the sum of chunks */
 #define ROW_COST 8     /* cost from which a value is kept in a row array */
-#define STEP_COST 6    /* most additions of an element for which waiting for the sum before takes longer than they do */
-#define STEP_VECTORS 4 /* that sum up side by side then */
+#define STEP_COST 24  /* most additions of an element for which waiting for the sum before takes longer than they do, */
+#define STEP_WEIGHT 4 /* and most of one operation among them */
+#define STEP_VECTORS 4   /* that sum up side by side then */
 #define CHECK_VECTORS 16 /* the same where indices are checked on the way, which takes a result of each run of lanes */
 #define AHEAD_LEAST (1 << 20) /* bytes of what rows are fetched from ahead: less is in a near cache */
 #define AHEAD 4096            /* bytes that are fetched ahead at least */
@@ -330,8 +331,10 @@ static int find_runs(const mp_c_kernel *k, int pass, sum_run *run)
 {
     int64_t extent = k->kir->extent[k->kir->vector], lanes = extent < 4 ? 1 : k->lanes, done = 0;
     int cost = 0, n = 0;
-    bool apart = false; /* nothing to gain from more of them at once */
-    for (uint32_t i = 0; i < k->kir->n_exprs; i++) apart |= k->p.need[i] && reads_apart(k, &k->kir->exprs[i]);
+    bool apart = false; /* one after the other, or long enough: nothing to gain from more of them at once */
+    for (uint32_t i = 0; i < k->kir->n_exprs; i++)
+        apart |=
+            k->p.need[i] && (reads_apart(k, &k->kir->exprs[i]) || mp_kops[k->kir->exprs[i].op].weight > STEP_WEIGHT);
     for (uint32_t i = 0; i < k->kir->n_exprs; i++)
         if (mp_c_reduced_in(k, i, pass)) cost += 1 + k->kir->exprs[k->kir->exprs[i].arg[0]].cost;
     if (!extent) return 0;
