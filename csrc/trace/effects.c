@@ -398,7 +398,7 @@ void mp_effect_read(mp_call *call, PyObject *argument, bool deep)
         mp_rec_operand(call->rec, argument, false);
 }
 
-static void read_all(mp_call *call, Py_ssize_t from, bool deep)
+void mp_effect_read_all(mp_call *call, Py_ssize_t from, bool deep)
 {
     for (Py_ssize_t i = from; i < call->nargs; i++) mp_effect_read(call, call->args[i], deep);
     for (Py_ssize_t i = 0; i < call->nkw; i++) mp_effect_read(call, call->kwvalues[i], deep);
@@ -681,11 +681,11 @@ void mp_effect_apply(mp_call *call, const mp_effect *effect)
     switch ((mp_effect_class)effect->effect) {
     case MP_EFFECT_SPECIAL: effect->handler(call); return;
     case MP_EFFECT_PURE:
-        read_all(call, 0, true);
+        mp_effect_read_all(call, 0, true);
         mp_effect_check_result(call);
         return;
     case MP_EFFECT_READS:
-        read_all(call, 0, false);
+        mp_effect_read_all(call, 0, false);
         mp_effect_check_result(call);
         return;
     case MP_EFFECT_KEYS:

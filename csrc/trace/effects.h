@@ -95,6 +95,8 @@ void mp_effect_apply(mp_call *call, const mp_effect *effect);
 void mp_effect_callback(mp_call *call, PyObject *callable);
 /* Reads of an argument: all of it, or that it is gone through. */
 void mp_effect_read(mp_call *call, PyObject *argument, bool deep);
+/* All arguments from number `from` on, and keyword arguments. */
+void mp_effect_read_all(mp_call *call, Py_ssize_t from, bool deep);
 /* Has the call set what this getter of a switch gives, for these arguments? (effects_flags.c) */
 bool mp_flag_is_set(const mp_recorder *rec, PyObject *getter, PyObject *place);
 /* The result must be a scalar, known, fresh, or from an argument of the call's own. */
