@@ -16,30 +16,53 @@ from magpy.joint import Joint
 class Repeated:
     """A program that computes the same once more: no random numbers, nothing written, nothing that looks at data."""
 
-    def __init__(self, program: Any, joint: Joint, places: dict[int, int]):
+    def __init__(self, program: Any, inputs: Sequence[torch.Tensor], joint: Joint, places: dict[int, int]):
         self.program = program
         self.places = places  # number of a differentiable result -> which of the program's outputs it is
         self.differentiable = joint.differentiable
         self.sources = joint.grad_inputs
-        # Behind what the backward pass keeps of the inputs, as the tensors that they are, all others are saved.
-        own = {i: k for k, i in enumerate(joint.kept_inputs) if i not in joint.viewed_inputs}
-        others = [i for i in range(len(program.input_values)) if i not in own]
-        self.others = others
-        first, behind = len(joint.kept), len(joint.kept) + len(joint.kept_inputs)
-        self.saved_at = [
-            first + own[i] if i in own else behind + others.index(i) for i in range(len(program.input_values))
-        ]
+        own = {i: len(joint.kept) + k for k, i in enumerate(joint.kept_inputs) if i not in joint.viewed_inputs}
+        others = [i for i in range(len(inputs)) if i not in own]
+        # Leaves are found again at autograd's graph: a program may rely on nothing else holding a weight that the
+        # backward pass does not need. Of tensors without a gradient the memory is saved, all others are saved.
+        self.leaves = [i for i in others if inputs[i].requires_grad and inputs[i].is_leaf]
+        self.saved = [i for i in others if i not in self.leaves]
+        behind = len(joint.kept) + len(joint.kept_inputs)
+        self.saved_at = own | {i: behind + k for k, i in enumerate(self.saved)}
         self.modes = aten_trace.Modes()
 
+    def saved_of(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What is saved of the inputs, behind all that the backward pass keeps."""
+        return [inputs[i] if inputs[i].requires_grad else inputs[i].detach() for i in self.saved]
+
+    def versions_of(self, inputs: Sequence[torch.Tensor]) -> list[int]:
+        """Of the leaves."""
+        return [inputs[i]._version for i in self.leaves]
+
     def gradients(
-        self, saved: Sequence[torch.Tensor], present: Sequence[int], grads: Sequence[torch.Tensor]
+        self,
+        ctx: Any,
+        versions: Sequence[int],
+        present: Sequence[int],
+        grads: Sequence[torch.Tensor],
     ) -> dict[int, torch.Tensor | None]:
         """By input: the gradients of the results with the tangents of numbers `present`, differentiable by all that
-        they were computed from. Raises what autograd raises."""
-        sources = [saved[k] for k in self.saved_at]
+        they were computed from. ctx: of the autograd function; versions: of the leaves in the forward pass. Raises
+        what autograd raises."""
+        saved = [tensor.unpack() for tensor in ctx._raw_saved_tensors]
+        sources = {i: saved[k] for i, k in self.saved_at.items()}
+        for i, version in zip(self.leaves, versions, strict=True):
+            sources[i] = leaf = ctx.next_functions[i][0].variable
+            if leaf._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"[{leaf.type()} {[*leaf.shape]}] is at version {leaf._version}; expected version {version} instead"
+                )
         with torch.enable_grad():
             # What an input was computed of may be an input, too: the gradient of each is that of its own uses.
-            inputs = [t.view_as(t) if t.requires_grad else t for t in sources]
+            inputs = [
+                t.view_as(t) if t.requires_grad else t for _, t in sorted(sources.items(), key=lambda item: item[0])
+            ]
         with self.modes.again():
             outs = self.program.run(inputs)
         results = [outs[self.places[self.differentiable[i]]] for i in present]
@@ -60,7 +83,7 @@ def repeated(program: Any, inputs: Sequence[torch.Tensor], joint: Joint) -> Repe
     if program.reset or program.opaque or not all(_is_torch(func) for func, *_ in program.ops):
         return None
     places = {k: p for p, (kind, k) in enumerate(joint.wanted) if kind == "result"}
-    return Repeated(program, joint, places) if all(k in places for k in joint.differentiable) else None
+    return Repeated(program, inputs, joint, places) if all(k in places for k in joint.differentiable) else None
 
 
 def _is_torch(func: Any) -> bool:

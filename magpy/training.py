@@ -145,7 +145,7 @@ class Compiled:
         """What is kept of the inputs: where autograd keeps a view, tensor.data = other does not reach it."""
         viewed = self.viewed
         kept = [inputs[i].detach() if i in viewed else inputs[i] for i in self.joint.kept_inputs]
-        return kept + [inputs[i] for i in self.repeated.others] if self.repeated else kept
+        return kept + self.repeated.saved_of(inputs) if self.repeated else kept
 
     def backward_from(self, present: tuple[int, ...]) -> _Backward:
         """The backward pass of a call with the tangents `present`."""
@@ -265,6 +265,7 @@ class _Function(torch.autograd.Function):
         for place, k, counted, *_ in joint.shown:
             kept[place] = outs[k].data if not counted else outs[k] if k in silent else outs[k].detach()
         ctx.save_for_backward(*kept, *compiled.kept_inputs(inputs))
+        ctx.versions = compiled.repeated.versions_of(inputs) if compiled.repeated else ()
         ctx.n_inputs = len(inputs)
         return tuple([outs[k] if k in own or k in silent else None for k in range(compiled.n_forward)])
 
@@ -285,9 +286,8 @@ class _Function(torch.autograd.Function):
         values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
         refusing = None
         if torch.is_grad_enabled() and compiled.repeated and not ctx.hooks:
-            saved = [tensor.unpack() for tensor in ctx._raw_saved_tensors]
             given = [grads[compiled.tangents[i][0]] for i in present]
-            for i, grad in compiled.repeated.gradients(saved, present, given).items():
+            for i, grad in compiled.repeated.gradients(ctx, ctx.versions, present, given).items():
                 result[i + 3] = grad
             return tuple(result)
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
