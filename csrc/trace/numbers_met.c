@@ -601,6 +601,8 @@ bool mp_number_call(mp_call *call, const mp_effect *effect)
         entry->in_c = true;
         entry->in_unknown_c = !known;
     }
+    PyObject *callable = call->callable; /* all other C code that asks a tensor for a number computes with it unseen */
+    if (entry) entry->converts = callable == (PyObject *)&PyLong_Type || callable == (PyObject *)&PyFloat_Type;
     bool done = false;
     if (mp_numbers_any(call->rec)) {
         PyObject *name = look_up(mp_number_tables.functions, call->callable);

@@ -560,7 +560,7 @@ void mp_rec_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int
     mp_rec_frame *entry = rec->why.code ? NULL : mp_rec_frame_of(rec, frame);
     if (!entry || !handlers[opcode]) return;
     entry->offset = frame->offset;
-    entry->wrote = entry->in_c = entry->in_unknown_c = entry->shows = false;
+    entry->wrote = entry->in_c = entry->in_unknown_c = entry->converts = entry->shows = false;
     entry->opcode = opcode;
     rec->whole = NULL;
     mp_kept kept = mp_keep();

@@ -107,7 +107,8 @@ static const char *looks_at_element(const mp_running_op *op, PyObject *out)
 {
     static const struct {
         const char *method, *how;
-    } looks[] = {{"item", ""}, {"__bool__", "bool"}, {"is_nonzero", "bool"}, {"__int__", "int"}, {"__index__", "int"}};
+    } looks[] = {{"item", ""},       {"__bool__", "bool"}, {"is_nonzero", "bool"},
+                 {"__int__", "int"}, {"__index__", "int"}, {"__float__", "float"}};
     PyObject *name = Py_IS_TYPE(op->func, &PyMethodDescr_Type) || Py_IS_TYPE(op->func, &PyWrapperDescr_Type)
                          ? PyDescr_NAME(op->func)
                          : NULL;
@@ -163,6 +164,7 @@ bool mp_op_read_number(mp_recorder *rec, mp_running_op *op, PyObject **out)
     if (!number || !name || !mp_numbers_ready() || op->kwargs || PyTuple_GET_SIZE(op->real_args) != 1) return false;
     for (size_t i = 0; i < sizeof reads / sizeof *reads; i++) {
         if (PyUnicode_CompareWithASCIIString(name, reads[i].method) != 0) continue;
+        if (reads[i].how && !rec->frames[rec->n_frames - 1].converts) return false; /* math.exp(x), "%d" % x */
         PyObject *value = mp_rec_snapshot(rec, PyTuple_GET_ITEM(op->real_args, 0));
         if (value) mp_number_read(rec, out, mp_index_of(value), reads[i].how);
         Py_XDECREF(value);
