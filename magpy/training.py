@@ -279,7 +279,8 @@ class _Function(torch.autograd.Function):
         reverse = compiled.backward_from(present)
         n_saved = len(joint.kept) + len(joint.kept_inputs)
         needed = ctx.saves or any(i < n_saved for i in reverse.uses)
-        values: list[Any] = _saved(ctx, reverse.uses)[:n_saved] if needed else [None] * n_saved
+        used = {i for i in reverse.uses if i < n_saved}
+        values: list[Any] = _saved(ctx, used)[:n_saved] if needed else [None] * n_saved
         for place, _, _, *layout in joint.shown:
             if values[place] is not None:
                 values[place] = values[place].as_strided(*layout)
@@ -302,13 +303,12 @@ class _Function(torch.autograd.Function):
         return tuple(result)
 
 
-def _saved(ctx: Any, uses: Sequence[int]) -> list[torch.Tensor | None]:
-    """The saved tensors, at least those of the numbers `uses`. Raises, as in eager, if they were freed or one of those
+def _saved(ctx: Any, used: set[int]) -> list[torch.Tensor | None]:
+    """The saved tensors, at least those of the numbers `used`. Raises, as in eager, if they were freed or one of those
     was changed in place; what another pass needs may change."""
     try:
         return [*ctx.saved_tensors]
     except RuntimeError:
-        used = {*uses}
         return [saved.unpack() if i in used else None for i, saved in enumerate(ctx._raw_saved_tensors)]
 
 
