@@ -136,6 +136,9 @@ void mp_call_any(mp_call *call);
 /* Is the next instruction one that drops the call's result (deferred.c)? */
 bool mp_result_unused(const mp_frame *frame);
 void mp_handle_lru_cache(mp_call *call); /* a function under a cache that may hold its result */
+/* Does the function under a functools.lru_cache belong to an installed library, whose caches nobody clears? The program's own may be cleared,
+** and a guard that asked them would run the program's code. */
+bool mp_caches_installed(PyObject *wrapper);
 /* If the call makes one of tqdm's progress bars: call magpy's stand-in instead, on the interpreter's stack and in `call` (effects_outside.c). */
 void mp_stand_in_for_bar(mp_call *call);
 /* The call is an effect that is put off until the commit (deferred.c). text: it shows its arguments as text; at_frames: it may look at the

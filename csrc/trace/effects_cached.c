@@ -4,17 +4,14 @@
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
-/* Does a cached function belong to an installed library, whose caches nobody clears? The program's own may be cleared, and a guard that
-** asked them would run the program's code. */
-static bool library_function(PyObject *cached)
+bool mp_caches_installed(PyObject *wrapper)
 {
-    PyObject *function = PyObject_GetAttrString(cached, "__wrapped__"); /* in its dict */
-    PyCodeObject *code = function && PyFunction_Check(function) ? (PyCodeObject *)PyFunction_GET_CODE(function) : NULL;
-    const char *file = code ? PyUnicode_AsUTF8(code->co_filename) : NULL;
-    bool library = code && (mp_is_library_code(code) || (file && strstr(file, "-packages/")));
+    PyObject *function = PyObject_GetAttrString(wrapper, "__wrapped__"); /* in its dict */
+    bool installed =
+        function && PyFunction_Check(function) && mp_is_installed_code((PyCodeObject *)PyFunction_GET_CODE(function));
     PyErr_Clear();
     Py_XDECREF(function);
-    return library;
+    return installed;
 }
 
 static bool is_fixed(PyObject *object) { return mp_is_scalar(object) || mp_is_identity_type(object); }
@@ -177,7 +174,7 @@ void mp_handle_lru_cache(mp_call *call)
         return;
     }
     mp_kept kept = mp_keep();
-    if (!library_function(call->callable)) {
+    if (!mp_caches_installed(call->callable)) {
         call_cached_own(call);
         mp_restore(kept);
         return;

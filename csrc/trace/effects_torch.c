@@ -437,17 +437,6 @@ static void call_instead(mp_call *call, const char *module_name, const char *nam
 static bool is_own_tensor(mp_recorder *rec, PyObject *object)
 { return mp_is_tensor(object) && mp_rec_find(rec, object) == MP_NO_OBJ; }
 
-/* Is the function under a cache an installed library's? */
-static bool caches_installed(PyObject *wrapper)
-{
-    PyObject *function = PyObject_GetAttrString(wrapper, "__wrapped__"); /* in its dict */
-    bool installed =
-        function && PyFunction_Check(function) && mp_is_installed_code((PyCodeObject *)PyFunction_GET_CODE(function));
-    PyErr_Clear();
-    Py_XDECREF(function);
-    return installed;
-}
-
 /* A function under functools.lru_cache. A tensor that the call has made is a key of its own, for which no cache holds anything: the function
 ** itself is called. */
 void mp_handle_cached_function(mp_call *call)
@@ -455,7 +444,7 @@ void mp_handle_cached_function(mp_call *call)
     bool own = false;
     for (Py_ssize_t i = 0; i < call->nargs; i++) own = own || is_own_tensor(call->rec, call->args[i]);
     for (Py_ssize_t i = 0; i < call->nkw; i++) own = own || is_own_tensor(call->rec, call->kwvalues[i]);
-    if (own && mp_rec_find(call->rec, call->callable) != MP_NO_OBJ && caches_installed(call->callable))
+    if (own && mp_rec_find(call->rec, call->callable) != MP_NO_OBJ && mp_caches_installed(call->callable))
         call_instead(call, "magpy.functions", "uncached", call->callable);
     else
         mp_handle_lru_cache(call);
