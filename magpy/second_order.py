@@ -40,18 +40,14 @@ class Repeated:
         return [inputs[i]._version for i in self.leaves]
 
     def gradients(
-        self,
-        ctx: Any,
-        versions: Sequence[int],
-        present: Sequence[int],
-        grads: Sequence[torch.Tensor],
+        self, ctx: Any, present: Sequence[int], grads: Sequence[torch.Tensor]
     ) -> dict[int, torch.Tensor | None]:
         """By input: the gradients of the results with the tangents of numbers `present`, differentiable by all that
-        they were computed from. ctx: of the autograd function; versions: of the leaves in the forward pass. Raises
+        they were computed from. ctx: of the autograd function, with the leaves' `versions` in the forward pass. Raises
         what autograd raises."""
         saved = [tensor.unpack() for tensor in ctx._raw_saved_tensors]
         sources = {i: saved[k] for i, k in self.saved_at.items()}
-        for i, version in zip(self.leaves, versions, strict=True):
+        for i, version in zip(self.leaves, ctx.versions, strict=True):
             sources[i] = leaf = ctx.next_functions[i][0].variable
             if leaf._version != version:
                 raise RuntimeError(
@@ -60,9 +56,8 @@ class Repeated:
                 )
         with torch.enable_grad():
             # What an input was computed of may be an input, too: the gradient of each is that of its own uses.
-            inputs = [
-                t.view_as(t) if t.requires_grad else t for _, t in sorted(sources.items(), key=lambda item: item[0])
-            ]
+            ordered = [sources[i] for i in range(len(sources))]
+            inputs = [t.view_as(t) if t.requires_grad else t for t in ordered]
         with self.modes.again():
             outs = self.program.run(inputs)
         results = [outs[self.places[self.differentiable[i]]] for i in present]

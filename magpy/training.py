@@ -276,21 +276,20 @@ class _Function(torch.autograd.Function):
         present = tuple([i for i, (k, _) in enumerate(compiled.tangents) if grads[k] is not None])
         if not present:
             return tuple(result)
+        if torch.is_grad_enabled() and compiled.repeated and not ctx.hooks:
+            given = [grads[compiled.tangents[i][0]] for i in present]
+            for i, grad in compiled.repeated.gradients(ctx, present, given).items():
+                result[i + 3] = grad
+            return tuple(result)
         reverse = compiled.backward_from(present)
         n_saved = len(joint.kept) + len(joint.kept_inputs)
-        needed = ctx.saves or any(i < n_saved for i in reverse.uses)
         used = {i for i in reverse.uses if i < n_saved}
-        values: list[Any] = _saved(ctx, used)[:n_saved] if needed else [None] * n_saved
+        values: list[Any] = _saved(ctx, used)[:n_saved] if ctx.saves or used else [None] * n_saved
         for place, _, _, *layout in joint.shown:
             if values[place] is not None:
                 values[place] = values[place].as_strided(*layout)
         values += [_laid_out(grads[k], meta) for k, meta in (compiled.tangents[i] for i in reverse.taken)]
         refusing = None
-        if torch.is_grad_enabled() and compiled.repeated and not ctx.hooks:
-            given = [grads[compiled.tangents[i][0]] for i in present]
-            for i, grad in compiled.repeated.gradients(ctx, ctx.versions, present, given).items():
-                result[i + 3] = grad
-            return tuple(result)
         if torch.is_grad_enabled():  # create_graph=True: the gradients would look like constants
             given = [g for g in grads if g is not None and g.requires_grad]
             refusing = functools.partial(_refusing_double_backward, ctx, given)
