@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -124,6 +125,7 @@ class Compiled:
         self.place = log.place
         self.forward: Runner = plan_graph(joint.forward, log)
         self._backward: dict[tuple[int, ...], _Backward] = {}  # by present tangents
+        self._making = threading.RLock()  # of backward passes: making one changes the joint's graph
         first = len(joint.mutated)
         self.n_forward = first + joint.n_results
         self.silent = [
@@ -152,32 +154,37 @@ class Compiled:
         known = self._backward.get(present)
         if known is not None:
             return known
-        with choices.noted() as made:
-            mark = self.joint.mark  # the backward graph reads what this forward graph keeps
-            place = Place(None, "") if mark is None else self.place.within("backward", mark, *present)
-            reverse = self._found_backward(place) or self._made_backward(present, place, made)
-        self._backward[present] = reverse
-        return reverse
+        with self._making:
+            known = self._backward.get(present)  # another thread may have made it by now
+            if known is None:
+                with choices.noted() as made:
+                    mark = self.joint.mark  # the backward graph reads what this forward graph keeps
+                    place = Place(None, "") if mark is None else self.place.within("backward", mark, *present)
+                    known = self._found_backward(place) or self._made_backward(present, place, made)
+                self._backward[present] = known
+        return known
 
     def _made_backward(self, present: tuple[int, ...], place: Place, made: dict[str, str]) -> _Backward:
         joint = self.joint
-        taken: Sequence[int] = range(len(joint.tangents))
-        numbers, graph = joint.grad_inputs, joint.backward
-        if len(present) < len(taken) and joint.partial is not None:
+        everything = tuple(range(len(joint.tangents)))
+        if present == everything:
+            numbers, graph = joint.grad_inputs, joint.backward
+        elif joint.partial is None:
+            return self.backward_from(everything)
+        else:
             try:
                 numbers, graph = joint.partial.make(present)
-                taken = present
             except Exception as error:  # zeros for the absent ones: right unless a derivative is infinite
                 interrupts.pass_on(error)
                 logging.getLogger("magpy").warning("backward pass from some of the results: %s", error)
-                place = Place(None, "")
+                return self.backward_from(everything)
         uses = _without_unused_inputs(graph)
         rewrite(graph)
         place.keep(
-            lambda: {"graph": graph_form.graph_data(graph), "taken": [*taken], "uses": uses, "numbers": [*numbers]},
+            lambda: {"graph": graph_form.graph_data(graph), "taken": [*present], "uses": uses, "numbers": [*numbers]},
             made,
         )
-        return _Backward(plan_graph(graph, self.log), taken, uses, numbers)
+        return _Backward(plan_graph(graph, self.log), present, uses, numbers)
 
     def _found_backward(self, place: Place) -> _Backward | None:
         data = place.find()

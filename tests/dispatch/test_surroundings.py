@@ -11,6 +11,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 from torch import nn
 
+from magpy import training
 from tests.traps.differential import attempt, same_as_eager
 
 X = torch.tensor([-1.0, 0.0, 2.0, 3.0])
@@ -413,6 +415,37 @@ def test_first_calls_at_the_same_time(training: bool) -> None:
                         torch.autograd.grad(y.sum(), [p for p in (fast._orig_mod.a.weight,)])
 
         in_threads(work)
+
+
+def test_first_backward_passes_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making one changes what it is made from: a thread that comes by then has to wait."""
+    rewrite = training.rewrite
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.05)
+        return rewrite(*args)
+
+    monkeypatch.setattr(training, "rewrite", slow)
+
+    def whole(x, w, v):
+        return (w.floor() + (x @ w).tanh() @ v + w,)
+
+    def parts(x, w, v):
+        return w.floor(), (x @ w).exp(), (x * v).sin()
+
+    def ready(target: Any, i: int) -> Any:
+        x = torch.arange(16.0).view(4, 4) / (8 + i)
+        w, v = torch.full((4, 4), 0.5, requires_grad=True), torch.full((4, 4), 0.25, requires_grad=True)
+        results = target(x, w, v)
+        return lambda: torch.autograd.grad(results[-1 - i % len(results)].sum(), [w, v], allow_unused=True)
+
+    for program in (whole, parts):
+        fast = compiled(program)
+        expected = [ready(program, i)() for i in range(4)]
+        passes = [ready(fast, i) for i in range(4)]
+        in_threads(lambda i, e=expected, p=passes: torch.testing.assert_close(p[i](), e[i]))
+        for i in range(4):
+            torch.testing.assert_close(ready(fast, i)(), expected[i])
 
 
 def test_threads_that_write_what_is_theirs() -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import magpy
+from magpy import joint
 from magpy.report import find_callable, report_of
 
 PROGRAMS: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
@@ -49,6 +50,30 @@ def outcomes(program: Callable[..., Any], order: list[tuple[int, bool]]) -> Any:
             seen.append(str(error))
             break  # what an error leaves in the gradients is nobody's promise
     return seen
+
+
+@pytest.mark.parametrize("first", [(0, 1, 2), (0, 1), ()])
+def test_a_part_that_cannot_be_made_on_its_own(monkeypatch: pytest.MonkeyPatch, first: tuple[int, ...]) -> None:
+    """Zeros stand for the gradients that are absent, whichever passes were made before."""
+
+    def refuse(*_: Any) -> Any:
+        raise joint.Unsupported("on purpose")
+
+    def gradients(program: Callable[..., Any], which: tuple[int, ...]) -> Any:
+        x = torch.arange(3.0)
+        w, v = torch.ones(3, requires_grad=True), torch.full((3,), 2.0, requires_grad=True)
+        h = program(x, w, v)
+        torch.autograd.backward([h[i].sum() for i in which])
+        return w.grad, torch.zeros(3) if v.grad is None else v.grad
+
+    def program(x, w, v):
+        return (w * v).floor(), (x * w).exp() * v, (w * v).sin() * x  # of the first, the gradient is not used
+
+    monkeypatch.setattr(joint.Partial, "make", refuse)
+    fast = torch.compile(program, backend="magpy")
+    for which in [first, (2,), (0, 1), (0, 1, 2)]:
+        if which:
+            torch.testing.assert_close(gradients(fast, which), gradients(program, which))
 
 
 @pytest.mark.parametrize("name", list(PROGRAMS))
