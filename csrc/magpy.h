@@ -59,6 +59,13 @@ const char *mp_reason_text(mp_reason_code code);
 /* One line for people: "text: detail (file:line)". Returns an owned str, or NULL with an exception. */
 PyObject *mp_reason_describe(const mp_reason *why);
 
+/* -- Python's modules --------------------------------------------------------------------------------------------- */
+
+/* `name` of `module`, which is imported if need be. Owned, or NULL with an exception. */
+PyObject *mp_import(const char *module, const char *name);
+/* What that gives when it is called with a tuple of arguments (`format` of Py_BuildValue, in parentheses). Owned, or NULL with an exception. */
+PyObject *mp_call_imported(const char *module, const char *name, const char *format, ...);
+
 /* -- Rooms' module parts ------------------------------------------------------------------------------------------ */
 
 /* Each room adds its types and functions to the module. Return 0, or -1 with an exception set. */

@@ -1,5 +1,26 @@
-/* Module definition of magpy._C; everything in it comes from the rooms. */
+/* Module definition of magpy._C; everything in it comes from the rooms. What they ask Python's modules for. */
 #include "magpy.h"
+
+PyObject *mp_import(const char *module, const char *name)
+{
+    PyObject *imported = PyImport_ImportModule(module);
+    PyObject *found = imported ? PyObject_GetAttrString(imported, name) : NULL;
+    Py_XDECREF(imported);
+    return found;
+}
+
+PyObject *mp_call_imported(const char *module, const char *name, const char *format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    PyObject *args = Py_VaBuildValue(format, values);
+    va_end(values);
+    PyObject *function = args ? mp_import(module, name) : NULL;
+    PyObject *result = function ? PyObject_Call(function, args, NULL) : NULL;
+    Py_XDECREF(function);
+    Py_XDECREF(args);
+    return result;
+}
 
 static int module_exec(PyObject *module)
 {

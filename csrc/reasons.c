@@ -27,9 +27,7 @@ static _Thread_local PyObject *kept; /* owned: an exception that is to be raised
 /* What a signal handler of the program's raised, if the exception comes from that. Owned, or NULL without an exception. */
 static PyObject *interrupt_of(PyObject *value)
 {
-    PyObject *module = PyImport_ImportModule("magpy.interrupts");
-    PyObject *found = module ? PyObject_CallMethod(module, "interrupt_of", "O", value) : NULL;
-    Py_XDECREF(module);
+    PyObject *found = mp_call_imported("magpy.interrupts", "interrupt_of", "(O)", value);
     if (found == Py_None) Py_CLEAR(found);
     PyErr_Clear();
     return found;

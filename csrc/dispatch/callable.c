@@ -207,10 +207,8 @@ static int try_traces(mp_callable *self, const mp_call *call, PyObject **result)
 /* torch.compiler.set_stance asked for another backend: torch compiles the target for it. */
 static PyObject *call_forced_backend(mp_callable *self, const mp_call *call)
 {
-    PyObject *module = PyImport_ImportModule("magpy.backend");
-    PyObject *forced = module ? PyObject_CallMethod(module, "_forced", "OO", self, call->target) : NULL;
+    PyObject *forced = mp_call_imported("magpy.backend", "_forced", "(OO)", self, call->target);
     PyObject *result = forced ? PyObject_Vectorcall(forced, call->args, call->nargs, call->kwnames) : NULL;
-    Py_XDECREF(module);
     Py_XDECREF(forced);
     return result;
 }

@@ -36,13 +36,11 @@ static bool is_twister(PyObject *object)
     static bool looked;
     if (!looked) {
         looked = true;
-        PyObject *module = PyImport_ImportModule("_random");
-        PyObject *type = module ? PyObject_GetAttrString(module, "Random") : NULL;
+        PyObject *type = mp_import("_random", "Random");
         PyObject *one = type ? PyObject_CallFunction(type, "i", 7) : NULL;
         if (one && known_layout(one, (PyTypeObject *)type)) twister_type = (PyTypeObject *)Py_NewRef(type);
         Py_XDECREF(one);
         Py_XDECREF(type);
-        Py_XDECREF(module);
         PyErr_Clear();
     }
     return twister_type && PyObject_TypeCheck(object, twister_type);
@@ -150,16 +148,12 @@ PyObject *mp_draw_tensor(PyObject *drawn, PyObject *meta)
 {
     static PyObject *make, *make_array; /* owned by the process: magpy.effects.number_tensor, magpy.arrays.drawn */
     if (meta && !make_array) {
-        PyObject *module = PyImport_ImportModule("magpy.arrays");
-        make_array = module ? PyObject_GetAttrString(module, "drawn") : NULL;
-        Py_XDECREF(module);
+        make_array = mp_import("magpy.arrays", "drawn");
         if (!make_array) return NULL;
     }
     if (meta) return PyObject_CallFunctionObjArgs(make_array, drawn, meta, NULL);
     if (!make) {
-        PyObject *module = PyImport_ImportModule("magpy.effects");
-        make = module ? PyObject_GetAttrString(module, "number_tensor") : NULL;
-        Py_XDECREF(module);
+        make = mp_import("magpy.effects", "number_tensor");
         if (!make) return NULL;
     }
     return PyObject_CallOneArg(make, drawn);

@@ -92,14 +92,6 @@ static void remember_vain(mp_callable *self, uint64_t shape, const mp_reason *wh
 
 /* -- From recording to trace -------------------------------------------------------------------------------------------- */
 
-static PyObject *import_attribute(const char *module_name, const char *name)
-{
-    PyObject *module = PyImport_ImportModule(module_name);
-    PyObject *object = module ? PyObject_GetAttrString(module, name) : NULL;
-    Py_XDECREF(module);
-    return object;
-}
-
 /* Append a row (func, args, kwargs, out, state, site) to the list *rows, which is cleared where that fails. Steals `row`; NULL: it failed. */
 static void add_row(PyObject **rows, PyObject *row)
 {
@@ -185,12 +177,12 @@ static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
 {
     PyObject *tensor = mp_object_get(&recording->objects[id]);
     if (tensor && (PyLong_CheckExact(tensor) || PyFloat_CheckExact(tensor))) {
-        PyObject *make = import_attribute("magpy.steps", "number_input");
+        PyObject *make = mp_import("magpy.steps", "number_input");
         Py_XSETREF(make, make ? PyObject_CallOneArg(make, tensor) : NULL);
         return make;
     }
     if (tensor && mp_is_array(tensor)) {
-        PyObject *make = import_attribute("magpy.arrays", "array_input");
+        PyObject *make = mp_import("magpy.arrays", "array_input");
         Py_XSETREF(make, make ? PyObject_CallOneArg(make, tensor) : NULL);
         return make;
     }
@@ -201,7 +193,7 @@ static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
         return tensor ? Py_NewRef(tensor) : PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
     PyObject *layout = mp_recording_layout(meta), *made = NULL;
     int same = layout && tensor ? lies_as_recorded(tensor, layout) : layout ? 0 : -1;
-    PyObject *make = same == 0 ? import_attribute("magpy.backend", "_empty_like_recorded") : NULL;
+    PyObject *make = same == 0 ? mp_import("magpy.backend", "_empty_like_recorded") : NULL;
     if (same == 1)
         made = Py_NewRef(tensor);
     else if (make)
@@ -463,7 +455,7 @@ static int lower(mp_callable *self, const mp_recording *recording, mp_trace *tra
     PyMem_Free(wanted);
     PyObject *function = NULL, *lowered = NULL, *state = NULL;
     if (!output_values || !(state = state_inputs(recording))) goto done;
-    if (!(function = import_attribute("magpy.lower", "lower")) || !(trace->marks = marked_inputs(recording))) goto done;
+    if (!(function = mp_import("magpy.lower", "lower")) || !(trace->marks = marked_inputs(recording))) goto done;
     mp_state_busy++;
     PyObject *looks = mp_mock_looks(trace->mocks);
     lowered = PyObject_CallFunctionObjArgs(function, ops, inputs, input_values, output_values, self->options,
@@ -563,7 +555,7 @@ static mp_trace *trace_make(mp_callable *self, const mp_call *call, mp_recorder 
 /* Tell torch.compiler.reset() that there is something to forget. */
 static void keep_reset(void)
 {
-    PyObject *keep = import_attribute("magpy.backend", "_keep_reset"), *done = keep ? PyObject_CallNoArgs(keep) : NULL;
+    PyObject *keep = mp_import("magpy.backend", "_keep_reset"), *done = keep ? PyObject_CallNoArgs(keep) : NULL;
     mp_error_clear(); /* without torch.compile there is no reset to hear of */
     Py_XDECREF(done);
     Py_XDECREF(keep);

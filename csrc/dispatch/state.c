@@ -34,11 +34,9 @@ static mp_stance stance_read(PyObject *object)
         for (size_t i = 0; i < sizeof stance_names / sizeof *stance_names; i++)
             if (PyUnicode_CompareWithASCIIString(name, stance_names[i].name) == 0) result = stance_names[i].value;
     if (backend && backend != Py_None && result == MP_STANCE_DEFAULT) {
-        PyObject *module = PyImport_ImportModule("magpy.backend");
-        PyObject *ours = module ? PyObject_CallMethod(module, "_is_magpy", "O", backend) : NULL;
+        PyObject *ours = mp_call_imported("magpy.backend", "_is_magpy", "(O)", backend);
         if (ours != Py_True) result = MP_STANCE_FORCE_BACKEND;
         Py_XDECREF(ours);
-        Py_XDECREF(module);
     }
     Py_XDECREF(name);
     Py_XDECREF(backend);

@@ -114,9 +114,7 @@ static PyObject *number_input(PyObject *number)
 {
     static PyObject *make; /* owned by the process: magpy.steps.number_input */
     if (!make) {
-        PyObject *steps = PyImport_ImportModule("magpy.steps");
-        make = steps ? PyObject_GetAttrString(steps, "number_input") : NULL;
-        Py_XDECREF(steps);
+        make = mp_import("magpy.steps", "number_input");
         if (!make) return NULL;
     }
     return PyObject_CallOneArg(make, number);
@@ -307,8 +305,7 @@ static uint32_t copy_mutated(const mp_trace *trace, PyObject *const *inputs, PyO
 ** exception. */
 static PyObject *random_state(const mp_trace *trace)
 {
-    PyObject *random = PyImport_ImportModule("torch.random");
-    PyObject *own = random ? PyObject_GetAttrString(random, "default_generator") : NULL;
+    PyObject *own = mp_import("torch.random", "default_generator");
     PyObject *others =
         trace->info && PyDict_Check(trace->info) ? PyDict_GetItemString(trace->info, "generators") : NULL;
     Py_ssize_t n = others && PyTuple_Check(others) ? PyTuple_GET_SIZE(others) : 0;
@@ -324,7 +321,6 @@ static PyObject *random_state(const mp_trace *trace)
             Py_CLEAR(states);
     }
     Py_XDECREF(own);
-    Py_XDECREF(random);
     return states;
 }
 
@@ -467,14 +463,10 @@ static mp_run_end verify_with(mp_trace *trace, PyObject *const *bound, const mp_
     PyErr_Fetch(&error_type, &error, &traceback); /* of the compiled run: part of what is compared */
     PyErr_NormalizeException(&error_type, &error, &traceback);
     if ((result = mp_call_plain(call))) {
-        PyObject *module = PyImport_ImportModule("magpy.verify");
-        PyObject *done =
-            module ? PyObject_CallMethod(module, "compare", "OOOOO", compiled ? compiled : Py_None, result,
-                                         pairs ? pairs : Py_None, stores ? stores : Py_None, error ? error : Py_None)
-                   : NULL;
+        PyObject *done = mp_call_imported("magpy.verify", "compare", "(OOOOO)", compiled ? compiled : Py_None, result,
+                                          pairs ? pairs : Py_None, stores ? stores : Py_None, error ? error : Py_None);
         if (!done) Py_CLEAR(result);
         Py_XDECREF(done);
-        Py_XDECREF(module);
     }
     Py_XDECREF(error_type);
     Py_XDECREF(error);
@@ -507,9 +499,7 @@ static PyObject **with_shown(const mp_trace *trace, PyObject *const *bound)
 {
     static PyObject *make; /* owned by the process: magpy.arrays.array_input */
     if (!make) {
-        PyObject *module = PyImport_ImportModule("magpy.arrays");
-        make = module ? PyObject_GetAttrString(module, "array_input") : NULL;
-        Py_XDECREF(module);
+        make = mp_import("magpy.arrays", "array_input");
         if (!make) return NULL;
     }
     uint32_t n = trace->n_inputs + trace->n_objects;

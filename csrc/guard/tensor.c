@@ -303,11 +303,7 @@ static bool find_and_verify(void)
 int guard_tensor_load(void)
 {
     if (torch_.loaded) return 0;
-    PyObject *torch = PyImport_ImportModule("torch");
-    PyObject *c = torch ? PyObject_GetAttrString(torch, "_C") : NULL;
-    PyObject *base = c ? PyObject_GetAttrString(c, "TensorBase") : NULL;
-    Py_XDECREF(c);
-    Py_XDECREF(torch);
+    PyObject *base = mp_import("torch._C", "TensorBase");
     if (!base) return -1;
     if (!PyType_Check(base)) {
         Py_DECREF(base);

@@ -40,10 +40,8 @@ static PyObject *make_NUMBER(const mp_mock_run *run, const mp_step *step, const 
     static PyObject *item; /* owned by the process */
     PyObject *tensor = ARG(0);
     if (!item) {
-        PyObject *torch = PyImport_ImportModule("torch._C");
-        PyObject *base = torch ? PyObject_GetAttrString(torch, "TensorBase") : NULL;
+        PyObject *base = mp_import("torch._C", "TensorBase");
         item = base ? PyObject_GetAttrString(base, "item") : NULL;
-        Py_XDECREF(torch);
         Py_XDECREF(base);
         if (!item) return NULL;
     }
@@ -81,9 +79,7 @@ static PyObject *make_ARRAY(const mp_mock_run *run, const mp_step *step, const m
 {
     static PyObject *make; /* owned by the process: magpy.arrays.array_result */
     if (!make) {
-        PyObject *module = PyImport_ImportModule("magpy.arrays");
-        make = module ? PyObject_GetAttrString(module, "array_result") : NULL;
-        Py_XDECREF(module);
+        make = mp_import("magpy.arrays", "array_result");
         if (!make) return NULL;
     }
     return PyObject_CallFunctionObjArgs(make, ARG(0), PyTuple_GET_ITEM(step->data, 0), PyTuple_GET_ITEM(step->data, 1),

@@ -62,10 +62,7 @@ static PyObject *torch_device(int64_t type)
     static const char *const names[] = {"cpu", "cuda"};
     const char *name = type >= 0 && type < 2 ? names[type] : type == 14 ? "meta" : NULL;
     if (!name) return PyErr_Format(PyExc_ValueError, "unknown device type %lld", (long long)type);
-    PyObject *torch = PyImport_ImportModule("torch");
-    PyObject *device = torch ? PyObject_CallMethod(torch, "device", "s", name) : NULL;
-    Py_XDECREF(torch);
-    return device;
+    return mp_call_imported("torch", "device", "(s)", name);
 }
 
 static bool has_tensor(const mp_arg *arg)

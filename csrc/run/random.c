@@ -201,16 +201,12 @@ bool mp_random_usable(void)
 {
     if (default_.asked) return default_.usable;
     default_.asked = true;
-    PyObject *module = PyImport_ImportModule("magpy.random_ops");
-    PyObject *answer = module ? PyObject_CallMethod(module, "draws_as_known", NULL) : NULL;
-    PyObject *torch = answer == Py_True ? PyImport_ImportModule("torch._C") : NULL;
-    PyObject *generator = torch ? PyObject_GetAttrString(torch, "default_generator") : NULL;
+    PyObject *answer = mp_call_imported("magpy.random_ops", "draws_as_known", "()");
+    PyObject *generator = answer == Py_True ? mp_import("torch._C", "default_generator") : NULL;
     if (generator) default_.impl = find(generator, &default_.at);
     default_.usable = default_.impl != NULL;
     mp_error_clear();
-    Py_XDECREF(module);
     Py_XDECREF(answer);
-    Py_XDECREF(torch);
     Py_XDECREF(generator);
     return default_.usable;
 }

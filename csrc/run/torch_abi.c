@@ -201,13 +201,10 @@ PyObject *mp_tensor_wrap(mp_handle handle)
 
 PyObject *mp_leave_inference_mode(void)
 {
-    PyObject *torch = PyImport_ImportModule("torch"), *c = torch ? PyObject_GetAttrString(torch, "_C") : NULL;
-    PyObject *guard = c ? PyObject_CallMethod(c, "_InferenceMode", "O", Py_False) : NULL;
+    PyObject *guard = mp_call_imported("torch._C", "_InferenceMode", "(O)", Py_False);
     PyObject *entered = guard ? PyObject_CallMethod(guard, "__enter__", NULL) : NULL;
     if (!entered) Py_CLEAR(guard);
     Py_XDECREF(entered);
-    Py_XDECREF(c);
-    Py_XDECREF(torch);
     return guard;
 }
 

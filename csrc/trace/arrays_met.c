@@ -62,13 +62,7 @@ typedef struct {
     PyObject *tensors; /* owned list of the tensors among the arguments */
 } description;
 
-static PyObject *ours(const char *name)
-{
-    PyObject *module = PyImport_ImportModule("magpy.arrays"),
-             *found = module ? PyObject_GetAttrString(module, name) : NULL;
-    Py_XDECREF(module);
-    return found;
-}
+static PyObject *ours(const char *name) { return mp_import("magpy.arrays", name); }
 
 static PyObject *cannot(mp_recorder *rec, const char *what)
 {
@@ -632,18 +626,10 @@ static const char *const binary_names[] = {
 };
 static const char *const compare_names[] = {"lt", "le", "eq", "ne", "gt", "ge"};
 
-static PyObject *operator_named(const char *name)
-{
-    PyObject *module = PyImport_ImportModule("_operator"),
-             *found = module ? PyObject_GetAttrString(module, name) : NULL;
-    Py_XDECREF(module);
-    return found;
-}
-
 static void compute(mp_recorder *rec, const mp_frame *frame, const char *name, PyObject *const *args, Py_ssize_t n,
                     PyObject *target)
 {
-    PyObject *func = operator_named(name);
+    PyObject *func = mp_import("_operator", name);
     if (func)
         pend(rec, frame, packed(rec, func, args, n, NULL, NULL, target));
     else
@@ -654,7 +640,7 @@ static void compute(mp_recorder *rec, const mp_frame *frame, const char *name, P
 /* array[key] = value is recorded before it happens: it gives nothing that could be waited for. */
 static void store_item(mp_recorder *rec, const mp_frame *frame)
 {
-    PyObject *args[] = {TOP(2), TOP(1), TOP(3)}, *func = operator_named("setitem");
+    PyObject *args[] = {TOP(2), TOP(1), TOP(3)}, *func = mp_import("_operator", "setitem");
     PyObject *data = func ? packed(rec, func, args, 3, NULL, NULL, args[0]) : NULL;
     mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
     if (data) record(rec, data, NULL);

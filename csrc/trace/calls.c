@@ -76,9 +76,7 @@ static bool is_partial(PyObject *callable)
     static PyTypeObject *partial; /* owned for ever, like the interpreter's own types */
     if (!partial) {
         mp_kept kept = mp_keep();
-        PyObject *module = PyImport_ImportModule("functools");
-        partial = module ? (PyTypeObject *)PyObject_GetAttrString(module, "partial") : NULL;
-        Py_XDECREF(module);
+        partial = (PyTypeObject *)mp_import("functools", "partial");
         mp_restore(kept);
     }
     return partial && Py_IS_TYPE(callable, partial);

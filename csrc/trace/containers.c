@@ -532,14 +532,12 @@ void mp_rec_decimal(mp_recorder *rec, PyObject *value)
 {
     if (!mp_is_decimal(value) || mp_rec_abandoned(rec)) return;
     mp_kept kept = mp_keep();
-    PyObject *module = PyImport_ImportModule("magpy.effects"), *none = PyTuple_New(0);
-    PyObject *function = module ? PyObject_GetAttrString(module, "decimal_context") : NULL;
+    PyObject *none = PyTuple_New(0), *function = mp_import("magpy.effects", "decimal_context");
     PyObject *context = function && none ? PyObject_Call(function, none, NULL) : NULL;
     if (context && mp_rec_pin(rec, function, "decimal_context") != MP_NO_OBJ)
         mp_rec_read(rec, function, MP_READ_STATE_CALL, none, context);
     else
         no_memory(rec);
-    Py_XDECREF(module);
     Py_XDECREF(none);
     Py_XDECREF(function);
     Py_XDECREF(context);

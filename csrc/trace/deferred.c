@@ -456,7 +456,7 @@ static PyObject *copy_keywords(copier *c)
 ** logging look at their caller. Outermost first; owned tuple, or NULL with an exception. */
 static PyObject *calling_frames(mp_recorder *rec)
 {
-    PyObject *module = PyImport_ImportModule("magpy.effects"), *rows = PyList_New(0), *made = NULL;
+    PyObject *rows = PyList_New(0), *made = NULL;
     for (uint32_t i = 0; rows && i < rec->n_frames; i++) {
         const mp_rec_frame *frame = &rec->frames[i];
         if (!frame->code || !frame->globals) continue;
@@ -465,8 +465,7 @@ static PyObject *calling_frames(mp_recorder *rec)
         if (!row || PyList_Append(rows, row) < 0) Py_CLEAR(rows);
         Py_XDECREF(row);
     }
-    if (module && rows) made = PyObject_CallMethod(module, "frames", "O", rows);
-    Py_XDECREF(module);
+    if (rows) made = mp_call_imported("magpy.effects", "frames", "(O)", rows);
     Py_XDECREF(rows);
     return made;
 }

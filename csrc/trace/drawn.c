@@ -22,9 +22,7 @@ enum {
 /* Borrowed from the module, which the process keeps; NULL without an exception. */
 static PyObject *function_of(const char *module_name, const char *name)
 {
-    PyObject *module = PyImport_ImportModule(module_name);
-    PyObject *function = module ? PyObject_GetAttrString(module, name) : NULL;
-    Py_XDECREF(module);
+    PyObject *function = mp_import(module_name, name);
     Py_XDECREF(function);
     PyErr_Clear();
     return function;

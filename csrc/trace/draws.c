@@ -22,9 +22,7 @@ static PyObject *again(mp_call *call, PyObject *object)
     if (mp_key_plain(object)) return Py_NewRef(object);
     bool several = PyList_CheckExact(object) || PyTuple_CheckExact(object) || mp_is_array(object);
     if (several && !mp_has_tensor(object)) {
-        PyObject *module = PyImport_ImportModule("magpy.arrays");
-        PyObject *copy = module ? PyObject_CallMethod(module, "kept", "O", object) : NULL;
-        Py_XDECREF(module);
+        PyObject *copy = mp_call_imported("magpy.arrays", "kept", "(O)", object);
         PyErr_Clear();
         if (copy && copy != Py_None) {
             mp_number_settle_inside(call->rec, object);
@@ -71,11 +69,9 @@ static PyObject *packed(mp_call *call)
         good = function != NULL;
         Py_XDECREF(function);
     }
-    PyObject *module = good ? PyImport_ImportModule("magpy.effects") : NULL;
     PyObject *first = call->nargs ? call->args[0] : Py_None;
-    if (module) keeper = PyObject_CallMethod(module, "keeper", "OO", call->callable, first);
+    if (good) keeper = mp_call_imported("magpy.effects", "keeper", "(OO)", call->callable, first);
     if (keeper) data = PyTuple_Pack(4, call->callable, args, kwargs, keeper);
-    Py_XDECREF(module);
     Py_XDECREF(keeper);
     Py_XDECREF(args);
     Py_XDECREF(kwargs);
@@ -448,12 +444,11 @@ void mp_handle_shuffle_list(mp_call *call)
     if (!state || !state->accept_checks || state->muted || PyList_GET_SIZE(list) < 2) return;
     bool drawn = false;
     mp_kept kept = mp_keep();
-    PyObject *module = PyImport_ImportModule("magpy.effects"), *items = PyList_AsTuple(list), *keywords = PyDict_New();
-    PyObject *func = module ? PyObject_GetAttrString(module, "reordered") : NULL, *keeper = NULL, *args = NULL,
-             *data = NULL;
+    PyObject *items = PyList_AsTuple(list), *keywords = PyDict_New(), *func = mp_import("magpy.effects", "reordered");
+    PyObject *keeper = NULL, *args = NULL, *data = NULL;
     PyObject *templates = items ? mp_drawn_operand(rec, items, &drawn) : NULL;
     PyObject *generator = templates ? again(call, call->args[0]) : NULL;
-    if (generator && func) keeper = PyObject_CallMethod(module, "keeper", "OO", call->callable, call->args[0]);
+    if (generator && func) keeper = mp_call_imported("magpy.effects", "keeper", "(OO)", call->callable, call->args[0]);
     if (keeper) args = PyTuple_Pack(3, call->callable, generator, templates);
     if (args && keywords) data = PyTuple_Pack(5, func, args, keywords, keeper, list);
     if (data) {
@@ -463,7 +458,6 @@ void mp_handle_shuffle_list(mp_call *call)
         mp_deferred_silent(rec, call->frame);
     }
     PyErr_Clear();
-    Py_XDECREF(module);
     Py_XDECREF(items);
     Py_XDECREF(keywords);
     Py_XDECREF(func);
@@ -528,8 +522,7 @@ void mp_handle_shuffle(mp_call *call)
         return;
     }
     mp_kept kept = mp_keep();
-    PyObject *module = PyImport_ImportModule("magpy.arrays");
-    PyObject *func = module ? PyObject_GetAttrString(module, "shuffled") : NULL, *draw = func ? packed(call) : NULL;
+    PyObject *func = mp_import("magpy.arrays", "shuffled"), *draw = func ? packed(call) : NULL;
     PyObject *args = NULL, *data = NULL;
     if (draw && PyTuple_GET_SIZE(PyTuple_GET_ITEM(draw, 1)) == 2)
         args = PyTuple_Pack(3, call->callable, PyTuple_GET_ITEM(PyTuple_GET_ITEM(draw, 1), 0),
@@ -540,7 +533,6 @@ void mp_handle_shuffle(mp_call *call)
         mp_deferred_begin(rec, call->frame, true);
     } else
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws"); /* unless there is a reason already */
-    Py_XDECREF(module);
     Py_XDECREF(func);
     Py_XDECREF(draw);
     Py_XDECREF(args);
@@ -561,8 +553,7 @@ void mp_draw_witness(mp_call *call, const char *witness, PyObject *args)
         mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "what it reads is another at nearly every call");
         return;
     }
-    PyObject *module = PyImport_ImportModule("magpy.effects"), *keywords = PyDict_New();
-    PyObject *func = module ? PyObject_GetAttrString(module, witness) : NULL;
+    PyObject *func = mp_import("magpy.effects", witness), *keywords = PyDict_New();
     PyObject *data = func && keywords && args ? PyTuple_Pack(4, func, args, keywords, Py_None) : NULL;
     PyObject *seen = data ? PyObject_Call(func, args, NULL) : NULL;
     if (seen == Py_None)
@@ -572,7 +563,6 @@ void mp_draw_witness(mp_call *call, const char *witness, PyObject *args)
     else
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "files");
     PyErr_Clear();
-    Py_XDECREF(module);
     Py_XDECREF(keywords);
     Py_XDECREF(func);
     Py_XDECREF(data);
@@ -585,14 +575,12 @@ void mp_draw_witness(mp_call *call, const char *witness, PyObject *args)
 ** abandoning. */
 static mp_value_id clock_operator(mp_recorder *rec, const char *name)
 {
-    PyObject *module = PyImport_ImportModule("magpy.steps");
-    PyObject *func = module ? PyObject_GetAttrString(module, "clock") : NULL;
+    PyObject *func = mp_import("magpy.steps", "clock");
     PyObject *args = func ? Py_BuildValue("(s)", name) : NULL;
     PyObject *value = args ? mp_rec_silent_op(rec, Py_NewRef(func), Py_NewRef(args)) : NULL;
     mp_value_id id = value ? mp_index_of(value) : MP_NO_VALUE;
     if (!value) mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws");
     PyErr_Clear();
-    Py_XDECREF(module);
     Py_XDECREF(func);
     Py_XDECREF(args);
     Py_XDECREF(value);
@@ -654,10 +642,10 @@ void mp_handle_moment(mp_call *call)
     bool known = call->nargs + call->nkw <= 2 && type && PyType_Check(type) && state && state->accept_checks &&
                  !state->muted && mp_numbers_ready() && PyCFunction_Check(call->callable);
     mp_kept kept = mp_keep();
-    PyObject *module = known ? PyImport_ImportModule("magpy.moments") : NULL, *way = NULL, *draw = NULL, *data = NULL;
-    if (module)
-        way = PyObject_CallMethod(module, "way_of", "sOO", ((PyCFunctionObject *)call->callable)->m_ml->ml_name, type,
-                                  zone);
+    PyObject *way = NULL, *draw = NULL, *data = NULL;
+    if (known)
+        way = mp_call_imported("magpy.moments", "way_of", "(sOO)", ((PyCFunctionObject *)call->callable)->m_ml->ml_name,
+                               type, zone);
     bool made = way && PyTuple_CheckExact(way);
     if (made) draw = packed(call); /* a zone that the call has made is not known to a run */
     if (draw) data = PySequence_Concat(draw, way);
@@ -670,7 +658,6 @@ void mp_handle_moment(mp_call *call)
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "draws"); /* unless there is a reason already */
     Py_XDECREF(way);
     Py_XDECREF(draw);
-    Py_XDECREF(module);
     mp_restore(kept);
 }
 

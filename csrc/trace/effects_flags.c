@@ -9,9 +9,7 @@
 
 static PyObject *attribute(const char *module_name, const char *name) /* owned, or NULL without an exception */
 {
-    PyObject *module = PyImport_ImportModule(module_name);
-    PyObject *value = module ? PyObject_GetAttrString(module, name) : NULL;
-    Py_XDECREF(module);
+    PyObject *value = mp_import(module_name, name);
     PyErr_Clear();
     return value;
 }

@@ -86,12 +86,12 @@ static PyObject *handling(mp_call *call)
         Py_XDECREF(error);
         return Py_NewRef(Py_None);
     }
-    PyObject *module = PyImport_ImportModule("magpy.effects"), *made = NULL;
+    PyObject *made = NULL;
     if (!is_remade(rec, error))
         mp_call_abandon(call, MP_REASON_EFFECT,
                         "the traceback of an exception whose arguments are objects or new each time");
-    else if (module &&
-             !(made = PyObject_CallMethod(module, "handling", "OO", error, rec->handled ? rec->handled : Py_None)))
+    else if (!(made =
+                   mp_call_imported("magpy.effects", "handling", "(OO)", error, rec->handled ? rec->handled : Py_None)))
         mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "exceptions");
     if (made && PyUnicode_Check(made)) { /* why not */
         mp_call_abandon(call, MP_REASON_EFFECT, PyUnicode_AsUTF8(made));
@@ -99,7 +99,6 @@ static PyObject *handling(mp_call *call)
     }
     PyErr_Clear();
     Py_XDECREF(error);
-    Py_XDECREF(module);
     return made;
 }
 
@@ -198,24 +197,22 @@ void mp_handle_warn(mp_call *call)
     }
     mp_kept kept = mp_keep();
     mp_number_settle(call->rec, message); /* filters look at it */
-    PyObject *module = PyImport_ImportModule("magpy.effects");
     PyObject *row = warning_row(message, given ? category : PyExc_UserWarning, level ? PyLong_AsLong(level) : 1);
-    if (row && module && mp_deferred_filters_changed(call->rec)) {
-        PyObject *function = PyObject_GetAttrString(module, "warning_action");
+    if (row && mp_deferred_filters_changed(call->rec)) {
+        PyObject *function = mp_import("magpy.effects", "warning_action");
         PyObject *action = function ? PyObject_Call(function, row, NULL) : NULL;
         if (!action || !PyUnicode_Check(action) || PyUnicode_CompareWithASCIIString(action, "ignore"))
             mp_call_abandon(call, MP_REASON_EFFECT, "a warning, while the call has filters of its own");
         Py_XDECREF(function);
         Py_XDECREF(action);
-    } else if (row && module) {
-        PyObject *raises = PyObject_GetAttrString(module, "warning_raises");
+    } else if (row) {
+        PyObject *raises = mp_import("magpy.effects", "warning_raises");
         if (raises) mp_rec_check_call(call->rec, raises, row, Py_False);
         Py_XDECREF(raises);
         mp_defer(call, true, true);
         mp_deferred_warned(call->rec);
     } else
         mp_call_abandon(call, MP_REASON_EFFECT, "a warning from a frame that cannot be told");
-    Py_XDECREF(module);
     Py_XDECREF(row);
     mp_restore(kept);
 }
@@ -287,14 +284,12 @@ void mp_handle_open(mp_call *call)
     else if (!state || !state->accept_checks)
         mp_call_abandon(call, MP_REASON_EFFECT, "a file is written");
     else {
-        PyObject *module = PyImport_ImportModule("magpy.effects"), *args = PyTuple_Pack(1, path);
-        PyObject *check = module ? PyObject_GetAttrString(module, "can_write") : NULL;
+        PyObject *args = PyTuple_Pack(1, path), *check = mp_import("magpy.effects", "can_write");
         if (check && args) {
             mp_rec_check_call(call->rec, check, args, Py_True);
             mp_defer_making(call);
         } else
             mp_rec_abandon(call->rec, MP_REASON_NO_MEMORY, "files");
-        Py_XDECREF(module);
         Py_XDECREF(args);
         Py_XDECREF(check);
     }
@@ -383,15 +378,13 @@ void mp_stand_in_for_bar(mp_call *call)
     if (!slot) return;
     mp_kept kept = mp_keep();
     mp_rec_ensure(call->rec, call->callable);
-    PyObject *module = PyImport_ImportModule("magpy.progress");
-    PyObject *type = module ? PyObject_CallMethod(module, "stand_in", "O", call->callable) : NULL;
+    PyObject *type = mp_call_imported("magpy.progress", "stand_in", "(O)", call->callable);
     if (type) {
         Py_INCREF(type);
         Py_SETREF(*slot, type);
         call->callable = type; /* kept by the stack */
     }
     Py_XDECREF(type);
-    Py_XDECREF(module);
     mp_restore(kept);
 }
 

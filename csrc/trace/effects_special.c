@@ -113,14 +113,12 @@ void mp_handle_abc_check(mp_call *call)
 {
     mp_handle_instancecheck(call);
     mp_kept kept = mp_keep();
-    PyObject *module = PyImport_ImportModule("_abc"), *none = PyTuple_New(0);
-    PyObject *getter = module ? PyObject_GetAttrString(module, "get_cache_token") : NULL;
+    PyObject *none = PyTuple_New(0), *getter = mp_import("_abc", "get_cache_token");
     PyObject *token = getter ? PyObject_CallNoArgs(getter) : NULL;
     if (token && none && mp_rec_ensure(call->rec, getter) != MP_NO_OBJ)
         mp_rec_read(call->rec, getter, MP_READ_STATE_CALL, none, token);
     else
         mp_rec_abandon(call->rec, MP_REASON_UNGUARDABLE, "the cache token of abstract classes");
-    Py_XDECREF(module);
     Py_XDECREF(none);
     Py_XDECREF(getter);
     Py_XDECREF(token);

@@ -422,10 +422,8 @@ static PyObject **on_stack(const mp_call *call)
 static void call_instead(mp_call *call, const char *module_name, const char *name, PyObject *self)
 {
     mp_kept kept = mp_keep();
-    PyObject *module = PyImport_ImportModule(module_name);
-    PyObject *function = module ? PyObject_GetAttrString(module, name) : NULL;
+    PyObject *function = mp_import(module_name, name);
     PyObject *callable = function && self ? PyMethod_New(function, self) : Py_XNewRef(function);
-    Py_XDECREF(module);
     if (callable && mp_rec_pin(call->rec, function, module_name) == MP_NO_OBJ) Py_CLEAR(callable);
     call_other(call, on_stack(call), callable);
     PyErr_Clear();
@@ -502,12 +500,11 @@ void mp_handle_script_method(mp_call *call)
     mp_kept kept = mp_keep();
     bool unbound = false;
     PyObject **slot = callable_slot(call, &unbound), *names = call->nkw ? Py_NewRef(call->kwnames) : PyTuple_New(0);
-    PyObject *module = PyImport_ImportModule("magpy.scripted"), *made = NULL;
-    if (module && names)
-        made = PyObject_CallMethod(module, "method", "OniO", call->callable, call->nargs, unbound, names);
+    PyObject *made = NULL;
+    if (names)
+        made = mp_call_imported("magpy.scripted", "method", "(OniO)", call->callable, call->nargs, unbound, names);
     call_stand_in(call, slot, made);
     Py_XDECREF(names);
-    Py_XDECREF(module);
     mp_restore(kept);
 }
 
@@ -523,10 +520,8 @@ void mp_handle_script_attr(mp_call *call)
     bool unbound = false;
     PyObject **slot = callable_slot(call, &unbound);
     const char *asked = PyCFunction_Check(call->callable) ? ((PyCFunctionObject *)call->callable)->m_ml->ml_name : "";
-    PyObject *module = PyImport_ImportModule("magpy.scripted"), *made = NULL;
-    if (module) made = PyObject_CallMethod(module, "attribute", "OsO", call->args[0], asked, call->args[1]);
-    call_stand_in(call, slot, made);
-    Py_XDECREF(module);
+    call_stand_in(call, slot,
+                  mp_call_imported("magpy.scripted", "attribute", "(OsO)", call->args[0], asked, call->args[1]));
     mp_restore(kept);
 }
 

@@ -12,9 +12,7 @@
 
 static PyObject *helper(const char *name) /* owned, or NULL with an exception */
 {
-    PyObject *module = PyImport_ImportModule("magpy.backward");
-    PyObject *function = module ? PyObject_GetAttrString(module, name) : NULL;
-    Py_XDECREF(module);
+    PyObject *function = mp_import("magpy.backward", name);
     return function;
 }
 

@@ -401,16 +401,13 @@ void mp_rec_op_raised(mp_recorder *rec, void *token, PyObject *error)
     if (mp_rec_abandoned(rec) || !plain || own || !error || mp_op_named_in_place(op->func, op->kwargs) ||
         (PyFunction_Check(op->func) && !is_python_operator(op->func)))
         return;
-    PyObject *module = PyImport_ImportModule("magpy.raised"),
-             *kwargs = op->kwargs ? Py_NewRef(op->kwargs) : PyDict_New();
-    PyObject *same = NULL;
-    if (module && kwargs)
-        same = PyObject_CallMethod(module, "without_data", "OOOO", op->func, op->real_args, kwargs, error);
+    PyObject *kwargs = op->kwargs ? Py_NewRef(op->kwargs) : PyDict_New(), *same = NULL;
+    if (kwargs)
+        same = mp_call_imported("magpy.raised", "without_data", "(OOOO)", op->func, op->real_args, kwargs, error);
     op->raised = same == Py_True && mp_rec_note_changes(rec, op->real_args, op->kwargs, false) == 0;
     PyErr_Clear();
     Py_XDECREF(same);
     Py_XDECREF(kwargs);
-    Py_XDECREF(module);
 }
 
 void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)

@@ -17,18 +17,15 @@ struct mp_oracle {
 int mp_oracle_start(mp_recorder *rec)
 {
     struct mp_oracle *oracle = PyMem_RawCalloc(1, sizeof *oracle);
-    PyObject *gc = PyImport_ImportModule("gc");
-    if (!oracle || !gc) goto fail;
-    oracle->objects = PyObject_CallMethod(gc, "get_objects", NULL);
+    if (!oracle) goto fail;
+    oracle->objects = mp_call_imported("gc", "get_objects", "()");
     oracle->holes = PySet_New(NULL);
     if (!oracle->objects || !oracle->holes) goto fail;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(oracle->objects); i++)
         if (mp_map_put(&oracle->index, PyList_GET_ITEM(oracle->objects, i), 0) < 0) goto fail;
-    Py_DECREF(gc);
     rec->oracle = oracle;
     return 0;
 fail:
-    Py_XDECREF(gc);
     rec->oracle = oracle;
     mp_oracle_free(rec);
     if (!PyErr_Occurred()) PyErr_NoMemory();

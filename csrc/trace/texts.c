@@ -44,9 +44,7 @@ PyObject *mp_text_function(PyObject *how)
 {
     static PyObject *functions; /* owned by the process: magpy.steps.TEXTS, in the order of the kinds */
     if (!functions) {
-        PyObject *steps = PyImport_ImportModule("magpy.steps");
-        functions = steps ? PyObject_GetAttrString(steps, "TEXTS") : NULL;
-        Py_XDECREF(steps);
+        functions = mp_import("magpy.steps", "TEXTS");
         PyErr_Clear();
     }
     long kind = PyLong_AsLong(how);
