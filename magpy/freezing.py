@@ -22,8 +22,6 @@ from magpy.aten_rewrites import Builder
 
 aten = torch.ops.aten
 
-_epoch = 0  # of magpy.refresh
-
 
 def refresh(model: Any = None) -> None:
     """Have frozen weights read again at the next call of each compiled function.
@@ -31,8 +29,8 @@ def refresh(model: Any = None) -> None:
     Needed after writes to a parameter or buffer that its version counter does not count: through ``.data``, a numpy
     array, or memory shared with another library. `model` says whose weights changed; at present all are read again.
     """
-    global _epoch
-    _epoch += 1
+    for runner in list(_all):
+        runner.forget()
 
 
 # -- Affine operators into convolutions -------------------------------------------------------------------------------
@@ -219,7 +217,13 @@ def freeze(graph: Graph, frozen: Sequence[int], compile_rest: Callable[[Graph], 
     if not constants and not packs:
         return runner
     made_of = [*(s for s in sources if isinstance(s, int)), *(i for i, pack in packs if pack.source in numbers)]
-    return Frozen(make, sources, [val.meta for val in constants], packs, list(dict.fromkeys(made_of)), runner)
+    weights = tuple(dict.fromkeys(made_of))
+    maker = _Maker(make, sources, [val.meta for val in constants], packs, weights)
+    run, fixed_first = (runner.run, runner.first) if isinstance(runner, _C.BoundPlan) else (runner, ())
+    bound = _C.BoundPlan(run, fixed_first, weights, maker)
+    _watch()
+    _all.add(bound)
+    return bound
 
 
 def _copied(graph: Graph) -> Graph:
@@ -239,32 +243,15 @@ def _copied(graph: Graph) -> Graph:
 # -- Running ----------------------------------------------------------------------------------------------------------
 
 
-class _State:
-    """Constants and the marks of what they were made from. The memory of the weights is kept as well: no other can lie
-    there, even if a weight is given other memory."""
-
-    __slots__ = ("constants", "marks", "kept", "epoch")
-
-    def __init__(self, constants: tuple, weights: list[torch.Tensor], gone: Callable[[Any], None]):
-        self.constants = constants
-        self.marks = _C._weight_marks(weights, gone)
-        self.kept = [t.detach() for t in weights]
-        self.epoch = _epoch
-
-    def holds(self, weights: list[torch.Tensor]) -> bool:
-        return self.epoch == _epoch and _C._weights_hold(weights, self.marks)
-
-
-_all: weakref.WeakSet[Frozen] = weakref.WeakSet()
+_all: weakref.WeakSet[_C.BoundPlan] = weakref.WeakSet()
 
 
 def _after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
     """Fused optimizers change parameters without counting it."""
     changed = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for frozen in list(_all):
-        state = frozen._state
-        if state is not None and any(id(mark[0]()) in changed for mark in state.marks):
-            frozen._state = None
+    for runner in list(_all):
+        if any(id(weight) in changed for weight in runner.made_of):
+            runner.forget()
 
 
 @functools.cache
@@ -273,13 +260,12 @@ def _watch() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-class Frozen:
-    """The runner of a frozen graph: list of inputs -> outputs.
+class _Maker:
+    """Makes what is kept: list of inputs -> (constants and packs, what keeps the weights' memory).
 
     make: weights -> constants, of the metadata `metas`; sources: for each of make's inputs the number of an input, or a
     tensor that is constant anyway; packs: what is packed besides, with the number of the input or, behind these, of the
-    constant that it is made of; numbers: the inputs that anything is made of; rest: inputs, constants and packs ->
-    outputs."""
+    constant that it is made of; numbers: the inputs that anything is made of."""
 
     def __init__(
         self,
@@ -287,41 +273,17 @@ class Frozen:
         sources: Sequence[Any],
         metas: list[tuple],
         packs: Sequence[tuple[int, packing.Pack]],
-        numbers: list[int],
-        rest: Callable,
+        numbers: Sequence[int],
     ):
-        self._make, self._sources, self._metas, self._packs, self._rest = make, sources, metas, packs, rest
-        self._numbers = numbers
-        self._state: _State | None = None
-        _watch()
-        _all.add(self)
-        own = weakref.ref(self)
+        self._make, self._sources, self._metas, self._packs, self._numbers = make, sources, metas, packs, numbers
 
-        def gone(ref: Any) -> None:
-            """A weight has gone: neither its memory nor what was made of it is wanted."""
-            if (frozen := own()) is not None:
-                frozen._state = None
-
-        self._gone = gone
-
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
-        weights = [inputs[i] for i in self._numbers]
-        state = self._state
-        if state is None or not state.holds(weights):
-            state = self._fresh(inputs, weights)
-        return self._rest([*inputs, *state.constants])
-
-    def _fresh(self, inputs: Sequence[torch.Tensor], weights: list[torch.Tensor]) -> _State:
-        self._state = None  # its memory goes before new constants are made
+    def __call__(self, inputs: list[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
         with torch.inference_mode(False), torch.no_grad():
             made = self._make([inputs[s] if isinstance(s, int) else s for s in self._sources])
             constants = tuple([_laid_out(t, meta) for t, meta in zip(made, self._metas, strict=True)])
             of = [*inputs, *constants]
             constants += tuple([pack.of(of[i]) for i, pack in self._packs])
-            if any(t.is_inference() for t in weights):  # without a version counter nothing can be kept
-                return _State(constants, [], self._gone)
-            self._state = state = _State(constants, weights, self._gone)
-        return state
+            return constants, [inputs[i].detach() for i in self._numbers]
 
 
 def _laid_out(tensor: torch.Tensor, meta: tuple) -> torch.Tensor:

@@ -447,8 +447,7 @@ def plan_graph(graph: Graph, log: _Log) -> Runner:
     log.plans.append(plan)
     if not graph.constants:
         return plan
-    constants = tuple(graph.constants)
-    return lambda inputs: plan((*constants, *inputs))
+    return _C.BoundPlan(plan, tuple(graph.constants))
 
 
 # -- Lowering ---------------------------------------------------------------------------------------------------------

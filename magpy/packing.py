@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,12 @@ class Pack(NamedTuple):
     sizes: tuple[int, int]
     strides: tuple[int, int]
     offset: int
+
+    @property
+    def compared_bytes(self) -> int:
+        """How much each run compares to see that the source has not changed."""
+        size = math.prod(self.source.meta[2]) * 4
+        return size if size <= _C.COMPARED_BYTES else 0
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The source's tensor, packed."""

@@ -480,7 +480,8 @@ class _Product:
             if pack is not None:
                 packed = _Turns(_filled((_C._packed_size(*pack.sizes),), (1,)), far)
                 small = _plan(a, packed.take(), bias if own.args[2] is not None else None, own.args[3], pack.sizes[1])
-                calls["packed"] = lambda: small(a, packed.take())
+                content, copy = (bytes(bytearray(pack.compared_bytes)) for _ in range(2))
+                calls["packed"] = lambda: content == copy and small(a, packed.take())
         preferred = own is not None and (chained or self._needs_copy(own))
         return dict(sorted(calls.items(), key=lambda row: row[0] != "own")) if preferred else calls
 
@@ -506,7 +507,7 @@ class _Product:
         if own is not None:
             text += " own " + " ".join(_text(*val.meta[2:4]) for val in own.args[:2]) + f" {own.args[3]}"
         far = " far" if base_of(self.w).node.target is None else ""
-        frozen = " frozen" if pack is not None else ""
+        frozen = f" frozen {pack.compared_bytes}" if pack is not None else ""
         return f"product float32 {text}{' bias' if self.bias is not None else ''}{far}{frozen}"
 
 

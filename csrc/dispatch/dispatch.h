@@ -12,7 +12,7 @@
 #include "guard/guard.h"
 #include "guard/torch_state.h"
 #include "mock/mock.h"
-#include "run/plan.h"
+#include "run/bound.h"
 #include "trace/recorder.h"
 
 /* -- Traces (trace.c) ---------------------------------------------------------------------------------------------- */
@@ -51,6 +51,7 @@ typedef struct {
     mp_mock_program *mocks;   /* owned */
     PyObject *runner; /* owned: a _C.Plan, or any callable list-of-tensors -> sequence of tensors; NULL: no operators */
     mp_plan *plan;    /* borrowed from runner if it is a _C.Plan, else NULL */
+    mp_bound *bound;  /* likewise a _C.BoundPlan */
     uint32_t n_inputs;  /* graph inputs: the first n_inputs of the guards' wanted objects */
     uint32_t n_numbers; /* graph inputs that are ints or floats and become tensors */
     uint32_t n_arrays;  /* those that are numpy arrays, likewise: over their memory */

@@ -245,6 +245,7 @@ static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject
         return -1;
     }
     trace->plan = mp_plan_from_object(trace->runner);
+    trace->bound = mp_bound_from_object(trace->runner);
     trace->n_mutated = (uint32_t)PyTuple_GET_SIZE(numbers);
     trace->n_outputs += trace->n_mutated;
     for (uint32_t i = 0; i < trace->n_checks; i++)
@@ -269,6 +270,11 @@ static int take_lowered(const mp_recording *recording, mp_trace *trace, PyObject
                         mp_plan_n_outputs(trace->plan) != trace->n_outputs)) {
         PyErr_Format(PyExc_RuntimeError, "the plan takes %u inputs and gives %u outputs instead of %u and %u",
                      mp_plan_n_inputs(trace->plan), mp_plan_n_outputs(trace->plan), trace->n_inputs + trace->n_drawn,
+                     trace->n_outputs);
+        return -1;
+    }
+    if (trace->bound && mp_bound_n_outputs(trace->bound) != trace->n_outputs) {
+        PyErr_Format(PyExc_RuntimeError, "the plan gives %u outputs instead of %u", mp_bound_n_outputs(trace->bound),
                      trace->n_outputs);
         return -1;
     }

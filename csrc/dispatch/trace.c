@@ -148,8 +148,9 @@ static int compute_from(mp_trace *trace, PyObject *const *inputs, PyObject **out
         return 0;
     }
     if (!trace->runner) return 0;
-    if (trace->plan) return mp_plan_run(trace->plan, inputs, outputs);
     uint32_t n = trace->n_inputs + trace->n_drawn;
+    if (trace->plan) return mp_plan_run(trace->plan, inputs, outputs);
+    if (trace->bound) return mp_bound_run(trace->bound, inputs, n, outputs);
     PyObject *list = PyList_New(n);
     if (!list) return -1;
     for (uint32_t i = 0; i < n; i++) PyList_SET_ITEM(list, i, Py_NewRef(inputs[i]));

@@ -1,6 +1,8 @@
 /* Version counters of results that share memory: which of them count together is eager's (magpy/aten_trace.py, counters_of). */
 #include "run/torch_abi.h"
 
+#include <string.h>
+
 /* The tensor's counter, an intrusive pointer: NULL where it has none (inference tensors). */
 static void *counter_of(mp_handle tensor) { return *(void *const *)mp_torch.version_counter(tensor); }
 
@@ -69,4 +71,73 @@ int mp_counters_arrange(PyObject *sets, PyObject *const *inputs, PyObject *const
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(sets); i++)
         if (arrange(PyTuple_GET_ITEM(sets, i), inputs, outputs) < 0) return -1;
     return 0;
+}
+
+/* -- Versions ------------------------------------------------------------------------------------------------------------- */
+
+static struct {
+    bool asked;
+    int offset; /* of the version in what the intrusive pointer points to, or 0: not as known */
+} counter_layout;
+
+/* What _version says: a number, or -1 with an exception. */
+static long long asked_version(PyObject *tensor)
+{
+    PyObject *number = PyObject_GetAttrString(tensor, "_version");
+    long long version = number ? PyLong_AsLongLong(number) : -1;
+    Py_XDECREF(number);
+    return version;
+}
+
+/* Does a version lie there, after three changes of a tensor and after one more? */
+static bool lies_at(PyObject *tensor, int offset)
+{
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < (round ? 1 : 3); i++) {
+            PyObject *same = PyObject_CallMethod(tensor, "zero_", NULL);
+            if (!same) return false;
+            Py_DECREF(same);
+        }
+        uint32_t found;
+        memcpy(&found, (const char *)counter_of(mp_tensor_handle(tensor)) + offset, sizeof found);
+        if (found != asked_version(tensor)) return false;
+    }
+    return true;
+}
+
+/* A counter is an intrusive target, whose counts of references take one word or two behind its table of functions, and a number. */
+static void find_layout(void)
+{
+    mp_handle made;
+    if (make_tensor(&made) < 0 || !counter_of(made)) {
+        PyErr_Clear();
+        return; /* an inference tensor: another time */
+    }
+    counter_layout.asked = true;
+    PyObject *tensor = mp_tensor_wrap(made);
+    if (tensor && lies_at(tensor, 16))
+        counter_layout.offset = 16;
+    else if (tensor && lies_at(tensor, 24))
+        counter_layout.offset = 24;
+    PyErr_Clear();
+    Py_XDECREF(tensor);
+}
+
+int mp_counter_version(PyObject *tensor, uint32_t *version)
+{
+    if (mp_torch.version_counter && mp_torch.layout_verified && PyObject_TypeCheck(tensor, mp_torch.tensor_type)) {
+        const void *counter = counter_of(mp_tensor_handle(tensor));
+        if (!counter) return 1;
+        if (!counter_layout.asked) find_layout();
+        if (counter_layout.offset && mp_tensor_exact(tensor)) {
+            memcpy(version, (const char *)counter + counter_layout.offset, sizeof *version);
+            return 0;
+        }
+    }
+    long long asked = asked_version(tensor);
+    *version = (uint32_t)asked;
+    if (asked >= 0) return 0;
+    if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) return -1;
+    PyErr_Clear(); /* an inference tensor */
+    return 1;
 }

@@ -26,6 +26,12 @@ uint32_t mp_plan_n_outputs(const mp_plan *plan);
 ** written. */
 int mp_plan_run(mp_plan *plan, PyObject *const *inputs, PyObject **outputs);
 
+/* Has `object` what the plan was compiled to take as input `number`? Returns 0, or -1 with an exception. */
+int mp_plan_check_input(const mp_plan *plan, PyObject *object, uint32_t number);
+
+/* A tuple of n outputs (stolen), with None for NULL. Owned, or NULL with an exception. */
+PyObject *mp_plan_answer(PyObject *const *outputs, uint32_t n);
+
 /* Python: _C.compile_graph(nodes, outputs, fuse=True) -> _C.Plan; Plan is callable with a list/tuple of tensors and returns a tuple; its
 ** attributes: steps (list of (tier, name, detail) in order), kernels (list of dicts: name, ops, source_path, source, cuda_source, ir),
 ** arena_bytes. Unwraps a _C.Plan, or NULL without an exception if `object` is none. Borrowed. */

@@ -1,6 +1,7 @@
 /* _C.Plan and _C.compile_graph: plans as Python sees them. */
 #include "run/plan_inside.h"
 
+#include "run/bound.h"
 #include "run/build_id.h"
 #include "run/cache.h"
 #include "run/compiler.h"
@@ -28,8 +29,8 @@ static void plan_dealloc(PyObject *self)
 
 /* -- Calling --------------------------------------------------------------------------------------------------------------- */
 
-/* From Python nobody has checked the inputs, and kernels trust them. Returns 0, or -1 with an exception. */
-static int check_input(const mp_plan *plan, PyObject *object, uint32_t number)
+/* From Python nobody has checked the inputs, and kernels trust them. */
+int mp_plan_check_input(const mp_plan *plan, PyObject *object, uint32_t number)
 {
     const mp_meta *meta = &plan->graph->metas[number];
     int64_t ndim, *sizes, *strides;
@@ -68,8 +69,21 @@ static PyObject *checked_inputs(const mp_plan *plan, PyObject *inputs)
         Py_CLEAR(fast);
     }
     for (uint32_t i = 0; fast && i < n; i++)
-        if (check_input(plan, PyTuple_GET_ITEM(fast, i), i) < 0) Py_CLEAR(fast);
+        if (mp_plan_check_input(plan, PyTuple_GET_ITEM(fast, i), i) < 0) Py_CLEAR(fast);
     return fast;
+}
+
+PyObject *mp_plan_answer(PyObject *const *outputs, uint32_t n)
+{
+    PyObject *answer = PyTuple_New(n);
+    for (uint32_t i = 0; i < n; i++) {
+        PyObject *output = outputs[i] ? outputs[i] : Py_NewRef(Py_None);
+        if (answer)
+            PyTuple_SET_ITEM(answer, i, output);
+        else
+            Py_DECREF(output);
+    }
+    return answer;
 }
 
 static PyObject *plan_call(PyObject *self, PyObject *args, PyObject *kwargs)
@@ -84,16 +98,7 @@ static PyObject *plan_call(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_NoMemory();
         goto done;
     }
-    if (mp_plan_run(plan, &PyTuple_GET_ITEM(fast, 0), outputs) == 0) {
-        result = PyTuple_New(n);
-        for (uint32_t i = 0; i < n; i++) {
-            PyObject *output = outputs[i] ? outputs[i] : Py_NewRef(Py_None);
-            if (result)
-                PyTuple_SET_ITEM(result, i, output);
-            else
-                Py_DECREF(output);
-        }
-    }
+    if (mp_plan_run(plan, &PyTuple_GET_ITEM(fast, 0), outputs) == 0) result = mp_plan_answer(outputs, n);
     if (outputs != small) PyMem_Free(outputs);
 done:
     Py_DECREF(fast);
@@ -420,6 +425,7 @@ static PyMethodDef functions[] = {
 int mp_run_module_init(PyObject *module)
 {
     if (!plan_type && !(plan_type = (PyTypeObject *)PyType_FromSpec(&plan_spec))) return -1;
-    if (PyModule_AddFunctions(module, functions) < 0 || mp_weights_init(module) < 0) return -1;
+    if (PyModule_AddFunctions(module, functions) < 0 || mp_weights_init(module) < 0 || mp_bound_init(module) < 0)
+        return -1;
     return PyModule_AddObjectRef(module, "Plan", (PyObject *)plan_type);
 }

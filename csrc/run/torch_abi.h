@@ -98,6 +98,10 @@ int mp_restore_inference_mode(PyObject *guard);
 ** with an exception (no memory). Does nothing where libtorch does not export what it takes. */
 int mp_counters_arrange(PyObject *sets, PyObject *const *inputs, PyObject *const *outputs);
 
+/* The tensor's version, as _version gives it. Returns 0, 1 where it has none (an inference tensor), or -1 with an exception. Runs no Python
+** code for tensors of classes that do not override _version. */
+int mp_counter_version(PyObject *tensor, uint32_t *version);
+
 /* A Python tensor that takes over `handle` (stolen, also on failure). Owned, or NULL with an exception. */
 PyObject *mp_tensor_wrap(mp_handle handle);
 

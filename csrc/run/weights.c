@@ -1,4 +1,4 @@
-/* Marks of weights, for magpy/freezing.py: by what one knows that tensors are the same and hold the same numbers.
+/* See weights.h.
 **
 ** The version counter does not count every write (batch norm's statistics, fused optimizers), so that small tensors are compared by content.
 */
@@ -32,79 +32,43 @@ static int look(PyObject *tensor, void **data, int64_t *bytes)
     return 0;
 }
 
-static int needs_torch(void)
+int mp_weight_mark_take(mp_weight_mark *mark, PyObject *tensor, PyObject *gone)
 {
+    memset(mark, 0, sizeof *mark);
     if (mp_torch_load() < 0) return -1;
-    if (mp_torch.layout_verified) return 0;
-    PyErr_SetString(PyExc_RuntimeError, "this torch lays tensors out in an unknown way");
-    return -1;
-}
-
-/* (weak reference, version, address, content or None) of `tensor`. Owned, or NULL with an exception. */
-static PyObject *mark(PyObject *tensor, PyObject *gone)
-{
-    void *data;
-    int64_t bytes;
-    if (look(tensor, &data, &bytes) < 0) return NULL;
-    PyObject *version = PyObject_GetAttrString(tensor, "_version"), *content = NULL;
-    if (!version) return NULL;
-    content = bytes <= COMPARED_BYTES ? PyBytes_FromStringAndSize(data, bytes) : Py_NewRef(Py_None);
-    PyObject *reference = content ? PyWeakref_NewRef(tensor, gone) : NULL;
-    if (reference) return Py_BuildValue("(NNNN)", reference, version, PyLong_FromVoidPtr(data), content);
-    Py_XDECREF(content);
-    Py_DECREF(version);
-    return NULL;
-}
-
-static PyObject *weight_marks(PyObject *module, PyObject *args)
-{
-    PyObject *weights, *gone;
-    if (!PyArg_ParseTuple(args, "OO:_weight_marks", &weights, &gone) || needs_torch() < 0) return NULL;
-    PyObject *fast = PySequence_Tuple(weights), *marks = fast ? PyTuple_New(PyTuple_GET_SIZE(fast)) : NULL;
-    for (Py_ssize_t i = 0; marks && i < PyTuple_GET_SIZE(fast); i++) {
-        PyObject *one = mark(PyTuple_GET_ITEM(fast, i), gone);
-        if (one)
-            PyTuple_SET_ITEM(marks, i, one);
-        else
-            Py_CLEAR(marks);
+    if (!mp_torch.layout_verified) {
+        PyErr_SetString(PyExc_RuntimeError, "this torch lays tensors out in an unknown way");
+        return -1;
     }
-    Py_XDECREF(fast);
-    return marks;
+    if (look(tensor, &mark->data, &mark->bytes) < 0) return -1;
+    int none = mp_counter_version(tensor, &mark->version);
+    if (none) return none;
+    if (mark->bytes <= COMPARED_BYTES) {
+        if (!(mark->content = PyMem_Malloc((size_t)mark->bytes + 1))) return PyErr_NoMemory(), -1;
+        if (mark->bytes) memcpy(mark->content, mark->data, (size_t)mark->bytes);
+    }
+    mark->reference = PyWeakref_NewRef(tensor, gone);
+    return mark->reference ? 0 : -1;
 }
 
-/* 1, 0, or -1 with an exception. */
-static int holds(PyObject *tensor, PyObject *mark)
+int mp_weight_mark_holds(const mp_weight_mark *mark, PyObject *tensor)
 {
-    static PyObject *name; /* interned, lives as long as the process */
     void *data;
     int64_t bytes;
-    if (PyWeakref_GET_OBJECT(PyTuple_GET_ITEM(mark, 0)) != tensor) return 0;
+    uint32_t version;
+    if (PyWeakref_GET_OBJECT(mark->reference) != tensor) return 0;
     if (look(tensor, &data, &bytes) < 0) return -1;
-    if (data != PyLong_AsVoidPtr(PyTuple_GET_ITEM(mark, 2))) return PyErr_Occurred() ? -1 : 0;
-    if (!name && !(name = PyUnicode_InternFromString("_version"))) return -1;
-    PyObject *version = PyObject_GetAttr(tensor, name);
-    int same = version ? PyObject_RichCompareBool(version, PyTuple_GET_ITEM(mark, 1), Py_EQ) : -1;
-    Py_XDECREF(version);
-    PyObject *content = PyTuple_GET_ITEM(mark, 3);
-    if (same <= 0 || content == Py_None) return same;
-    return bytes == PyBytes_GET_SIZE(content) && memcmp(data, PyBytes_AS_STRING(content), (size_t)bytes) == 0;
+    if (data != mark->data || bytes != mark->bytes) return 0;
+    int none = mp_counter_version(tensor, &version);
+    if (none) return none < 0 ? -1 : 0;
+    return version == mark->version && (!mark->content || !memcmp(data, mark->content, (size_t)bytes));
 }
 
-static PyObject *weights_hold(PyObject *module, PyObject *args)
+void mp_weight_mark_free(mp_weight_mark *mark)
 {
-    PyObject *weights, *marks;
-    if (!PyArg_ParseTuple(args, "O!O!:_weights_hold", &PyList_Type, &weights, &PyTuple_Type, &marks)) return NULL;
-    if (PyList_GET_SIZE(weights) != PyTuple_GET_SIZE(marks)) Py_RETURN_FALSE;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(marks); i++) {
-        PyObject *one = PyTuple_GET_ITEM(marks, i);
-        PyObject *content = PyTuple_Check(one) && PyTuple_GET_SIZE(one) == 4 ? PyTuple_GET_ITEM(one, 3) : NULL;
-        if (!content || !PyWeakref_Check(PyTuple_GET_ITEM(one, 0)) || (content != Py_None && !PyBytes_Check(content)))
-            return PyErr_Format(PyExc_TypeError, "marks are what _weight_marks gives");
-        int same = holds(PyList_GET_ITEM(weights, i), one);
-        if (same < 0) return NULL;
-        if (!same) Py_RETURN_FALSE;
-    }
-    Py_RETURN_TRUE;
+    Py_CLEAR(mark->reference);
+    PyMem_Free(mark->content);
+    mark->content = NULL;
 }
 
 static PyObject *packed_size(PyObject *module, PyObject *args)
@@ -134,13 +98,11 @@ static PyMethodDef functions[] = {
     {"_pack_weight", pack_weight, METH_VARARGS,
      "_pack_weight(address, (k, n), (row, col), to): copy a matrix of float32 of these sizes and strides to `to`, "
      "where there is room for _packed_size(k, n)."},
-    {"_weight_marks", weight_marks, METH_VARARGS,
-     "_weight_marks(tensors, gone) -> tuple of (weak reference, version, address, content or None), one for each. "
-     "gone(ref) is called when "
-     "a tensor has gone."},
-    {"_weights_hold", weights_hold, METH_VARARGS,
-     "_weights_hold(tensors: list, marks: tuple) -> bool: are they the tensors of these marks, unchanged?"},
     {NULL},
 };
 
-int mp_weights_init(PyObject *module) { return PyModule_AddFunctions(module, functions); }
+int mp_weights_init(PyObject *module)
+{
+    if (PyModule_AddFunctions(module, functions) < 0) return -1;
+    return PyModule_AddIntConstant(module, "COMPARED_BYTES", COMPARED_BYTES);
+}
