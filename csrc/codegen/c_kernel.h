@@ -5,6 +5,8 @@
 
 #define ROW_BYTES 32768 /* of row arrays in one kernel */
 
+#define MP_LINE 64 /* bytes of a line of the cache */
+
 typedef struct {
     mp_printer p;
     const mp_kir *kir;

@@ -12,7 +12,7 @@
 #define CHECK_VECTORS 16 /* the same where indices are checked on the way, which takes a result of each run of lanes */
 #define AHEAD_LEAST (1 << 20) /* bytes of what rows are fetched from ahead: less is in a near cache */
 #define AHEAD 4096            /* bytes that are fetched ahead at least */
-#define LINE 64               /* bytes of a line of the cache */
+#define STORE_AHEAD 2048      /* the same of what is stored to */
 #define AHEAD_VECTORS 4       /* that a loop stores between fetching */
 #define MOST_RUNS 3
 #define MOST_HALVES (2 * MP_HALF_BLOCK) /* elements that are converted at once (half.h) */
@@ -214,34 +214,44 @@ static void print_element(mp_c_kernel *k, int pass, const char *lane, const sum_
 /* -- Fetching ahead ------------------------------------------------------------------------------------------------- */
 
 /* While the last pass computes from a row that is in cache, the memory has nothing to do: it brings what the first pass of the next rows
-** reads. The CPU's own prefetching does not see that far, and stops at pages. */
+** reads, and what the next row is stored to, which has to be in cache as well. The CPU's own prefetching does not see that far, and stops at
+** pages. */
 
-/* Elements from a load's place to the one in a later row that is to be fetched; 0: the load's memory is not fetched ahead. */
-static int64_t ahead(const mp_c_kernel *k, const mp_kexpr *e)
+/* Elements from the place `at` to the one in a later row, `least` bytes behind at least, that is to be fetched; 0: the buffer's memory is not
+** fetched ahead. */
+static int64_t ahead(const mp_c_kernel *k, const mp_affine *at, uint32_t buffer, int64_t least)
 {
     const mp_kir *kir = k->kir;
-    if (e->op != MP_K_LOAD || e->arg[0] != MP_NO_KID || e->arg[1] != MP_NO_KID || e->at.coef[kir->vector] != 1)
-        return 0;
-    int64_t bytes = mp_dtype_bytes(kir->buffers[e->aux].dtype), row = 0, touched = bytes;
+    if (at->coef[kir->vector] != 1) return 0;
+    int64_t bytes = mp_dtype_bytes(kir->buffers[buffer].dtype), row = 0, touched = bytes;
     for (uint32_t i = 0; i < kir->n_loops; i++) {
-        if (e->at.coef[i]) touched *= kir->extent[i];
-        if (!(kir->reduced >> i & 1))
-            row = e->at.coef[i] < 0 ? 0 : e->at.coef[i]; /* of the last one, which runs first */
+        if (at->coef[i]) touched *= kir->extent[i];
+        if (!(kir->reduced >> i & 1)) row = at->coef[i] < 0 ? 0 : at->coef[i]; /* of the last one, which runs first */
     }
     if (!row || touched < AHEAD_LEAST) return 0;
-    int64_t rows = (AHEAD + row * bytes - 1) / (row * bytes);
+    int64_t rows = (least + row * bytes - 1) / (row * bytes);
     return rows * row;
 }
 
-/* Mark the loads of the first pass that are to be fetched ahead. */
+static int64_t load_ahead(const mp_c_kernel *k, const mp_kexpr *e)
+{
+    bool plain = e->op == MP_K_LOAD && e->arg[0] == MP_NO_KID && e->arg[1] == MP_NO_KID;
+    return plain ? ahead(k, &e->at, e->aux, AHEAD) : 0;
+}
+
+static int64_t store_ahead(const mp_c_kernel *k, const mp_kstore *store)
+{ return ahead(k, &store->at, store->buffer, STORE_AHEAD); }
+
+/* Mark the loads of the first pass and the stores that are to be fetched ahead. */
 static void choose_ahead(mp_c_kernel *k)
 {
     const mp_kir *kir = k->kir;
     k->ahead = NULL;
-    if (!mp_c_need_pass(k, 0)) return;
     bool *chosen = MP_NEW(k->p.out->pool, bool, kir->n_exprs + 1), any = false;
-    for (uint32_t i = 0; i < kir->n_exprs; i++)
-        if (k->p.need[i] && ahead(k, &kir->exprs[i])) chosen[i] = any = true;
+    if (mp_c_need_pass(k, 0))
+        for (uint32_t i = 0; i < kir->n_exprs; i++)
+            if (k->p.need[i] && load_ahead(k, &kir->exprs[i])) chosen[i] = any = true;
+    for (uint32_t i = 0; i < kir->n_stores; i++) any |= store_ahead(k, &kir->stores[i]) != 0;
     int last = -1, vector_passes = 0;
     for (int pass = 0; pass <= kir->n_passes; pass++)
         if (mp_c_need_pass(k, pass)) last = pass, vector_passes++;
@@ -250,20 +260,29 @@ static void choose_ahead(mp_c_kernel *k)
     k->ahead_pass = last;
 }
 
+/* Fetch what lies `elements` behind the places of `lanes` elements from `from` on. */
+static void print_fetches(mp_c_kernel *k, mp_affine at, uint32_t buffer, int64_t elements, const char *from,
+                          int64_t lanes, const char *how)
+{
+    at.coef[k->kir->vector] = 0;
+    at.base += elements;
+    for (int64_t l = 0; l < lanes; l += MP_LINE / mp_dtype_bytes(k->kir->buffers[buffer].dtype))
+        mp_print_line(&k->p, "__builtin_prefetch(p%u + (%s + %s + %lld), %s);", buffer, mp_print_affine(&k->p, &at),
+                      from, (long long)l, how);
+}
+
 /* Fetch what lies ahead of the `lanes` elements of the vector loop from `from` on. */
 static void print_ahead(mp_c_kernel *k, const char *from, int64_t lanes)
 {
-    mp_printer *p = &k->p;
     const mp_kir *kir = k->kir;
     for (uint32_t i = 0; i < kir->n_exprs; i++) {
-        if (!k->ahead[i]) continue;
-        mp_affine at = kir->exprs[i].at;
-        int64_t bytes = mp_dtype_bytes(kir->buffers[kir->exprs[i].aux].dtype);
-        at.coef[kir->vector] = 0;
-        at.base += ahead(k, &kir->exprs[i]);
-        for (int64_t l = 0; l < lanes; l += LINE / bytes)
-            mp_print_line(p, "__builtin_prefetch(p%u + (%s + %s + %lld), 0, 2);", kir->exprs[i].aux,
-                          mp_print_affine(p, &at), from, (long long)l);
+        const mp_kexpr *e = &kir->exprs[i];
+        if (k->ahead[i]) print_fetches(k, e->at, e->aux, load_ahead(k, e), from, lanes, "0, 2");
+    }
+    for (uint32_t i = 0; i < kir->n_stores; i++) {
+        const mp_kstore *store = &kir->stores[i];
+        int64_t elements = store_ahead(k, store);
+        if (elements) print_fetches(k, store->at, store->buffer, elements, from, lanes, "1, 3");
     }
 }
 

@@ -5,6 +5,7 @@
 #define LANE_CHUNK 256  /* the same for tiles */
 #define LEAST_ROWS 8    /* for which what they have in common is computed before */
 #define GATHER_COST 8   /* most additions beside elements that are read one by one */
+#define FETCHED_ROWS 2  /* ahead of the one that is stored */
 #define LEAST_PLACES 32 /* of a tile for which they are found before */
 
 static void open_lanes(mp_c_kernel *k) { mp_c_open_lanes(k, "c0", "c1"); }
@@ -70,6 +71,25 @@ static void declare_lanes(mp_c_kernel *k, int pass, char letter)
     mp_c_close(k);
 }
 
+/* Fetch the lines that the pass stores to two rows of loop `along` later. The CPU's own prefetching does not follow pieces of rows, and what
+** is stored to has to be in cache. */
+static void print_fetched(mp_c_kernel *k, int pass, int along)
+{
+    mp_printer *p = &k->p;
+    const mp_kir *kir = k->kir;
+    const bool *stored = mp_c_pass_stores(k, pass);
+    for (uint32_t i = 0; i < kir->n_stores; i++) {
+        const mp_kstore *store = &kir->stores[i];
+        int64_t bytes = mp_dtype_bytes(kir->buffers[store->buffer].dtype);
+        mp_affine at = store->at;
+        if (!stored[i] || at.coef[kir->vector] != 1 || llabs(at.coef[along]) < kir->extent[kir->vector]) continue;
+        at.coef[kir->vector] = 0;
+        at.base += FETCHED_ROWS * at.coef[along];
+        mp_print_line(p, "for (int64_t s = c0; s < c1; s += %lld) __builtin_prefetch(p%u + (%s + s), 1, 3);",
+                      (long long)(MP_LINE / bytes), store->buffer, mp_print_affine(p, &at));
+    }
+}
+
 static void print_tile_pass(mp_c_kernel *k, int pass)
 {
     mp_printer *p = &k->p;
@@ -101,6 +121,7 @@ static void print_tile_pass(mp_c_kernel *k, int pass)
         mp_c_open_loop(k, (uint32_t)last);
     }
     mp_print_needed(p, bit, 0);
+    if (k->n_tiles > 1) print_fetched(k, pass, last);
     bool halves = mp_half_choose(k, mp_c_pass_stores(k, pass));
     if (halves) mp_half_begin(k, "c0", "c1", k->tile);
     open_lanes(k);
