@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magpy import _C, decompositions, opaque_tensors, own_kernels, random_ops, steps
+from magpy import _C, conditions, decompositions, opaque_tensors, own_kernels, random_ops, steps
 from magpy.aten_graph import (
     Graph,
     Node,
@@ -159,6 +159,10 @@ class _Tracer(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
+        if func in conditions.LOOKS and (usual := self.usual_answer(func, args)) is not None:
+            with self:
+                steps.check(usual, False, ("lambda v: bool(v)", args[0]))
+            return usual
         if func in _IDENTITIES:
             if isinstance(args[0], FakeTensor):
                 return args[0]
@@ -177,6 +181,14 @@ class _Tracer(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             return out  # a constant's number, taken in place of a number; of a fake tensor it would have raised
         return self.append(func, lifted, out)
+
+    def usual_answer(self, func: Any, args: tuple) -> bool | None:
+        """What an operator finds that looks at its arguments before it computes. None if nothing is known."""
+        if not isinstance(args[0], FakeTensor) or args[0].numel() != 1 or args[0].dtype is not torch.bool:
+            return None
+        if func is aten.equal.default and not conditions.is_true(self.lift(args[1])):
+            return None
+        return conditions.usual_answer(self.lift(args[0]))
 
     def compute(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """The operator on fake tensors. Some of torch's descriptions refuse what the operator itself does (_grouped_mm

@@ -447,6 +447,7 @@ void mp_number_leaves(mp_recorder *rec, const mp_frame *frame, PyObject *value)
     if (!entry || entry <= rec->frames + 1) return; /* the target itself gives its result to the caller */
     const mp_rec_frame *caller = entry - 1;
     if (caller->shows && (PyUnicode_CheckExact(value) || mp_is_number(value))) return;
+    if (caller->converts && caller->opcode == FORMAT_VALUE) return; /* a tensor's text, which is passed on */
     if (caller->in_c || !passes_on(caller->opcode) || is_asked_by_c(frame->code))
         settle_reached(rec, value, caller->in_unknown_c ? REACH_ANY : REACH_CALLED);
 }

@@ -263,6 +263,8 @@ static void format_value(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
     PyObject *value = oparg & 4 ? TOP(2) : TOP(1);
     if (mp_is_scalar(value)) return;
+    mp_rec_frame *entry = mp_is_tensor(value) && !(oparg & 3) ? mp_rec_frame_of(rec, frame) : NULL;
+    if (entry) entry->converts = true;
     mp_rec_operand(rec, value, true);
     mp_rec_shown(rec, value);
     if (Py_TYPE(value)->tp_repr == PyBaseObject_Type.tp_repr) mp_rec_identity(rec, value); /* shows its address */

@@ -436,7 +436,7 @@ void mp_rec_op_end(mp_recorder *rec, void *token, PyObject **result)
             mp_rec_set_data(rec, op->args_template, PyTuple_GET_ITEM(op->real_args, 0),
                             PyTuple_GET_ITEM(op->real_args, 1));
         else if (op->check) {
-            if (!mp_op_read_number(rec, op, result)) mp_op_add_check(rec, op, out);
+            if (!mp_op_read_number(rec, op, result) && !mp_op_read_text(rec, op, result)) mp_op_add_check(rec, op, out);
         } else if (op->draws && !rec->op_state->muted)
             mp_rec_draw(rec, op->func, op->real_args, op->tensors, out);
         else if (op->effect != MP_EFFECT_META && op->effect != MP_EFFECT_DATA && !rec->op_state->muted)

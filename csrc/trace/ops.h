@@ -54,5 +54,7 @@ PyObject *mp_op_batch_sizes(const mp_running_op *op);
 void mp_op_add_check(mp_recorder *rec, mp_running_op *op, PyObject *out);
 /* The program has read one number, whose value may stay open. False: it is looked at. */
 bool mp_op_read_number(mp_recorder *rec, mp_running_op *op, PyObject **out);
+/* Likewise the text of a tensor's only element. */
+bool mp_op_read_text(mp_recorder *rec, mp_running_op *op, PyObject **out);
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "trace/numbers.h"
 #include "trace/raw.h"
+#include "trace/texts.h"
 
 PyObject *mp_rec_silent_op(mp_recorder *rec, PyObject *func, PyObject *args)
 {
@@ -171,6 +172,49 @@ bool mp_op_read_number(mp_recorder *rec, mp_running_op *op, PyObject **out)
         return true;
     }
     return false;
+}
+
+/* The number that Tensor.__format__ makes text of. Owned, or NULL without an exception if it makes it of more. */
+static PyObject *formatted_number(PyObject *tensor)
+{
+    PyObject *number = NULL, *quiet = mp_quiet_begin();
+    PyObject *dims = PyObject_GetAttrString(tensor, "ndim"), *detached = NULL;
+    if (dims && PyLong_CheckExact(dims) && PyLong_AsLong(dims) == 0)
+        detached = PyObject_CallMethod(tensor, "detach", NULL);
+    if (detached) number = PyObject_CallMethod(detached, "item", NULL);
+    PyErr_Clear();
+    mp_quiet_end(quiet);
+    Py_XDECREF(detached);
+    Py_XDECREF(dims);
+    return number;
+}
+
+bool mp_op_read_text(mp_recorder *rec, mp_running_op *op, PyObject **out)
+{
+    PyObject *args = op->real_args;
+    if (!PyFunction_Check(op->func) || op->kwargs || PyTuple_GET_SIZE(args) != 2 || !mp_numbers_ready() ||
+        PyUnicode_CompareWithASCIIString(((PyFunctionObject *)op->func)->func_name, "__format__") != 0)
+        return false;
+    PyObject *tensor = PyTuple_GET_ITEM(args, 0), *number = NULL;
+    if (Py_IS_TYPE(tensor, mp_names.tensor)) number = formatted_number(tensor);
+    if (!number) return false;
+    bool given = rec->n_frames > 1 && rec->frames[rec->n_frames - 2].converts; /* by Tensor.__format__, to f"{x}" */
+    PyObject *value = given && mp_is_number(number) ? mp_rec_snapshot(rec, tensor) : NULL;
+    if (value && mp_number_read(rec, &number, mp_index_of(value), NULL)) {
+        mp_text_format(rec, number, PyTuple_GET_ITEM(args, 1), out);
+    } else if (!rec->why.code) {
+        mp_running_op look = {.func = mp_op_method("item"), .real_args = PyTuple_Pack(1, tensor), .tensors = 1};
+        if (look.func && look.real_args)
+            mp_op_add_check(rec, &look, number);
+        else
+            mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "check");
+        PyErr_Clear();
+        Py_XDECREF(look.func);
+        Py_XDECREF(look.real_args);
+    }
+    Py_XDECREF(value);
+    Py_DECREF(number);
+    return true;
 }
 
 void mp_rec_check_call(mp_recorder *rec, PyObject *func, PyObject *args, PyObject *result)

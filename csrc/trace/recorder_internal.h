@@ -17,12 +17,13 @@ typedef struct mp_rec_frame { /* one frame on the observed stack */
     int offset;               /* of the instruction now running */
     int site_offset;          /* offset that `site` was made for, or -1 */
     uint32_t site;
-    bool wrote;         /* the instruction now running writes to an outside location */
-    bool in_c;          /* it calls a C function that may use what Python functions give it */
-    bool in_unknown_c;  /* and may look into instances of the program's classes */
-    bool converts;      /* it is int(x) or float(x): the number that a tensor gives is what the program gets */
-    bool shows;         /* it asks the program's code for text, which it only passes on: str(object) */
-    int opcode;         /* it, as far as instructions are shown to the recorder */
+    bool wrote;        /* the instruction now running writes to an outside location */
+    bool in_c;         /* it calls a C function that may use what Python functions give it */
+    bool in_unknown_c; /* and may look into instances of the program's classes */
+    bool
+        converts; /* it is int(x), float(x) or f"{x}": the number or text that a tensor gives is what the program gets */
+    bool shows;   /* it asks the program's code for text, which it only passes on: str(object) */
+    int opcode;   /* it, as far as instructions are shown to the recorder */
     PyObject *kwnames;  /* borrowed from the code's constants: names given by KW_NAMES for the CALL to come, or NULL */
     mp_pending pending; /* to be called when the instruction now running has completed, or NULL */
     PyObject *pending_data; /* owned, may be NULL */

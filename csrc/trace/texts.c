@@ -181,6 +181,18 @@ static bool fits_braces(PyObject *template)
     return true;
 }
 
+void mp_text_format(mp_recorder *rec, PyObject *number, PyObject *spec, PyObject **text)
+{
+    PyObject *how = PyLong_FromLong(FORMAT), *template = NULL;
+    if (how && is_steady_spec(rec, spec) && are_open(rec, &number, 1)) template = PyTuple_Pack(3, how, number, spec);
+    PyErr_Clear(); /* then it is settled */
+    Py_XDECREF(how);
+    if (template)
+        made(rec, template, text);
+    else
+        mp_number_settle(rec, number);
+}
+
 /* -- Instructions ----------------------------------------------------------------------------------------------------- */
 
 static bool formats(mp_recorder *rec, const mp_frame *frame, int oparg)

@@ -16,6 +16,10 @@ bool mp_text_binary(mp_recorder *rec, const mp_frame *frame, int op, PyObject *c
 /* looks: what mp_number_tables.carriers has for the callable, or NULL. */
 bool mp_text_call(mp_call *call, PyObject *looks);
 
+/* *text (owned by who calls, may become another object) is format(number, spec) of an open number, and stays open if it can; else the
+** number is settled. */
+void mp_text_format(mp_recorder *rec, PyObject *number, PyObject *spec, PyObject **text);
+
 /* The function of Python that does what templates of this kind do with their operands, or NULL: it is the first of them. Borrowed. */
 PyObject *mp_text_function(PyObject *how);
 

@@ -1,6 +1,6 @@
 """C code that asks a tensor for its number computes with it unseen: the number is looked at, or the call falls back."""
 
-# ruff: noqa: UP031
+# ruff: noqa: UP030, UP031, UP032
 from __future__ import annotations
 
 import math
@@ -22,6 +22,14 @@ EXPRESSIONS: dict[str, Callable[[Any], Any]] = {
     "str.__mod__": lambda n: "%.2f".__mod__(n),
     "operator.mod": lambda n: operator.mod("%.2f", n),
     "bytes %": lambda n: b"%.2f" % n,
+    "f-string": lambda n: f"{n}",
+    "f-string with a format": lambda n: f"loss {n:.2f} of {n + 1:>8}",
+    "f-string that fails for some": lambda n: f"{n:d}" if n.dtype is torch.int64 else f"{n:g}",
+    "f-string of a condition": lambda n: f"{n > 1}",
+    "f-string as a key": lambda n: {"0": "a", "1": "b", "2": "c"}.get(f"{n:.0f}" if n.is_floating_point() else f"{n}"),
+    "format": lambda n: format(n, ".2f"),
+    "str.format": lambda n: "{:.2f} {}".format(n, n),
+    "__format__": lambda n: n.__format__(".1f") + f"{n.__format__('')}",
     "exp": math.exp,
     "sqrt": math.sqrt,
     "floor": math.floor,
@@ -62,7 +70,7 @@ def test_numbers_that_c_code_asks_for(name: str, dtype: torch.dtype, where: str)
         assert repr(fast(x, n)) == repr(program(x, n))
 
 
-@pytest.mark.parametrize("name", ["float", "int", "computed with", "item"])
+@pytest.mark.parametrize("name", ["float", "int", "computed with", "item", "f-string", "f-string with a format"])
 def test_numbers_that_the_program_gets_stay_open(name: str) -> None:
     expression = EXPRESSIONS[name]
     fast = torch.compile(lambda x, n: (x * 2, expression(n)), backend="magpy")
@@ -72,7 +80,7 @@ def test_numbers_that_the_program_gets_stay_open(name: str) -> None:
     assert counted.hits == 3 and not counted.fallbacks
 
 
-@pytest.mark.parametrize("name", ["%f", "exp", "floor", "pack"])
+@pytest.mark.parametrize("name", ["%f", "format", "str.format", "__format__", "exp", "floor", "pack"])
 def test_numbers_that_c_code_asks_for_are_checked(name: str) -> None:
     expression = EXPRESSIONS[name]
     fast = torch.compile(lambda x, n: (x * 2, expression(n)), backend="magpy")
