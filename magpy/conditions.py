@@ -1,5 +1,5 @@
-"""Conditions that functions of torch ask of their arguments' data before they compute, and go on: torch.istft whether its
-windows cover all places, torch.cov whether weights are negative, the loss for Gaussians whether variances are.
+"""Conditions that functions of torch ask of their arguments' data before they compute, and go on: torch.istft whether
+its windows cover all places, torch.cov whether weights are negative, the loss for Gaussians whether variances are.
 
 Tensors without data do not tell. What a program's call found, which has gone on, is in all likelihood what is usual: no
 element is below a bound or not a number. A trace is made for that answer, and each run checks it.

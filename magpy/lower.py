@@ -200,10 +200,12 @@ class Program:
                 continue
             try:
                 args = self._fill(op_args, env)
-                if self._has_number(op_args) or self._has_number(kwargs):
-                    result = symbols.call(func, list(args), self._fill(kwargs, env) if kwargs else {})
+                given = self._fill(kwargs, env) if kwargs else {}
+                named = symbols.read_as_numbers(func, given) if given else given
+                if named is not given or self._has_number(op_args) or self._has_number(kwargs):
+                    result = symbols.call(func, list(args), named)
                 else:
-                    result = replayed(func)(*args, **(self._fill(kwargs, env) if kwargs else {}))
+                    result = replayed(func)(*args, **given)
                 if func is backward.with_data and op_args[0].index in own:
                     self.reset[own[op_args[0].index]] = result
                 self._bind(out, result, env)

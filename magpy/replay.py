@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from magpy import aten_trace
+from magpy import aten_trace, fused_optimizers
 from magpy.aten_graph import Unsupported
 from magpy.ctc import ctc_loss, functional_ctc_loss
 from magpy.product_gradient import prod
@@ -181,6 +181,7 @@ REPLAYED: dict[Any, Callable[..., Any]] = {
     torch.Generator.manual_seed: OPS.generator_seed,
     torch.Generator.get_state: OPS.generator_state,
     torch.Generator.set_state: OPS.generator_set_state,
+    **fused_optimizers.REPLAYED,
 }
 
 

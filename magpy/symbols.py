@@ -59,6 +59,26 @@ def call(func: Any, args: list, kwargs: dict) -> Any:
     return _RULES[func](func, args, kwargs)
 
 
+def read_as_numbers(func: Any, kwargs: dict) -> dict:
+    """The same with Numbers for tensors that torch reads as numbers (alpha, value). `kwargs` if there are none."""
+    try:
+        rule = _RULES.get(func)
+    except TypeError:  # it has no hash
+        return kwargs
+    if rule not in (_scaled, _weighted):
+        return kwargs
+    read = {
+        name: Number(value.detach().to(torch.float64 if value.is_floating_point() else torch.int64))
+        for name, value in kwargs.items()
+        if name in ("alpha", "value")
+        and isinstance(value, torch.Tensor)
+        and value.numel() == 1
+        and not value.is_complex()
+        and value.dtype is not torch.bool
+    }
+    return {**kwargs, **read} if read else kwargs
+
+
 # -- Rules ------------------------------------------------------------------------------------------------------------
 
 
@@ -111,17 +131,17 @@ def _into(func: Any, args: list, kwargs: dict) -> Any:
 
 
 def _made(func: Any, args: list, kwargs: dict) -> Any:
-    """torch.tensor of numbers and of lists of them."""
-    kwargs = dict(kwargs)
+    """torch.tensor and as_tensor of numbers and of lists of them."""
+    kwargs = {**dict(zip(("dtype", "device"), args[1:], strict=False)), **kwargs}
     data = kwargs.pop("data") if "data" in kwargs else args[0]
     flat: list[Any] = []
     sizes = _gather(data, flat)
-    if sizes is None or kwargs.get("device") is not None:
+    if sizes is None:
         raise NotImplementedError("a tensor of numbers")
     floats = any(isinstance(a.sample if isinstance(a, Number) else a, float) for a in flat)
     dtype = kwargs.get("dtype") or _default(1.0 if floats else 1)
     items = [a.typed(dtype) if isinstance(a, Number) else torch.tensor(a, dtype=dtype) for a in flat]
-    result = torch.stack(items).reshape(sizes)
+    result = torch.stack(items).reshape(sizes).to(device=kwargs.get("device"))
     return result.requires_grad_() if kwargs.get("requires_grad") else result
 
 
@@ -157,6 +177,24 @@ def _weighted(func: Any, args: list, kwargs: dict) -> Any:
     first, second = (*args[1:], *[kwargs[name] for name in ("tensor1", "tensor2") if name in kwargs])
     product = weight * first / second if "div" in func.__name__ else weight * first * second
     return args[0].add_(product) if func.__name__.endswith("_") else args[0] + product
+
+
+def _each(func: Any, args: list, kwargs: dict) -> Any:
+    """Operators over lists (torch._foreach_*), which optimizers use: the method that they are named after, tensor by
+    tensor."""
+    method = getattr(torch.Tensor, func.__name__.removeprefix("_foreach_"))
+    tensors, *given = args
+    alpha = {"alpha": kwargs["alpha"]} if "alpha" in kwargs else {}
+    given += [value for name, value in kwargs.items() if name != "alpha"]
+    weights = method in _WEIGHTED and len(given) == 3
+    results = []
+    for i, tensor in enumerate(tensors):
+        items = [value[i] if isinstance(value, (list, tuple)) else value for value in given]
+        keywords = {"value": items.pop()} if weights else alpha
+        open_ = any(isinstance(item, Number) for item in (*items, *keywords.values()))
+        items = [tensor, *items]
+        results.append(call(method, items, keywords) if open_ else method(*items, **keywords))
+    return tensors if func.__name__.endswith("_") else tuple(results)
 
 
 def _batch_norm(func: Any, args: list, kwargs: dict) -> Any:
@@ -216,7 +254,18 @@ _allow(_into, (2, "weight"), torch, "lerp")
 _allow(_into, (2, "weight"), torch.Tensor, "lerp lerp_")
 _allow(_weighted, ("value",), torch, "addcmul addcdiv")
 _allow(_weighted, ("value",), torch.Tensor, "addcmul addcdiv addcmul_ addcdiv_")
-_allow(_made, (0, "data", True), torch, "tensor")
+_WEIGHTED = {getattr(torch.Tensor, name) for name in ("addcmul", "addcdiv", "addcmul_", "addcdiv_")}
+_allow(
+    _each,
+    (1, 2, 3, "scalar", "scalars", "alpha", "value", "weight", "exponent", True),
+    torch,
+    " ".join(
+        f"_foreach_{name}{end}"
+        for name in ("add", "sub", "mul", "div", "pow", "addcmul", "addcdiv", "lerp")
+        for end in ("", "_")
+    ),
+)
+_allow(_made, (0, "data", True), torch, "tensor as_tensor")
 _allow(_bounded, (1, 2, "min", "max"), torch, "clamp clip clamp_min clamp_max")
 _allow(_bounded, (1, 2, "min", "max"), torch.Tensor, "clamp clip clamp_min clamp_max clamp_ clip_")
 _allow(_batch_norm, (6, "momentum"), F, "batch_norm")
