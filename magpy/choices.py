@@ -28,17 +28,17 @@ GAIN = 0.95  # another candidate must take less than this part of the first one'
 
 _known: dict[str, str] | None = None
 _unsaved: dict[str, str] = {}
-_together = 0  # saved_together blocks that are open
 
 
-class _Noting(threading.local):
-    """The noted blocks that are open in this thread."""
+class _Open(threading.local):
+    """The blocks that are open in this thread."""
 
     def __init__(self) -> None:
-        self.blocks: list[dict[str, str]] = []
+        self.noted: list[dict[str, str]] = []
+        self.saved_together = 0
 
 
-_noting = _Noting()
+_open = _Open()
 
 
 @functools.cache
@@ -67,12 +67,11 @@ def _load() -> dict[str, str]:
 @contextlib.contextmanager
 def saved_together() -> Iterator[None]:
     """Choices that are made inside are written to the file at the end, all at once."""
-    global _together
-    _together += 1
+    _open.saved_together += 1
     try:
         yield
     finally:
-        _together -= 1
+        _open.saved_together -= 1
         _save()
 
 
@@ -80,11 +79,11 @@ def saved_together() -> Iterator[None]:
 def noted() -> Iterator[dict[str, str]]:
     """The choices that are asked for inside."""
     made: dict[str, str] = {}
-    _noting.blocks.append(made)
+    _open.noted.append(made)
     try:
         yield made
     finally:
-        _noting.blocks.pop()
+        _open.noted.pop()
 
 
 def agree(made: Mapping[str, str]) -> bool:
@@ -103,7 +102,7 @@ def _remembered() -> dict[str, str]:
 def _save() -> None:
     """Add the choices that are not saved yet to the file, whole or not at all. Choices of other processes stay."""
     path = _path()
-    if _together or not _unsaved or path is None:
+    if _open.saved_together or not _unsaved or path is None:
         return
     made = dict(_unsaved)
     _unsaved.clear()
@@ -154,6 +153,6 @@ def choose(what: str, make: Callable[[], Mapping[str, Callable[[], Any]]]) -> st
         name = name if best[name] < GAIN * best[first] else first
         known[key] = _unsaved[key] = name
         _save()
-    for made in _noting.blocks:
+    for made in _open.noted:
         made[key] = name
     return name

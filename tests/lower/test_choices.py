@@ -1,6 +1,7 @@
 """Choices between implementations: measured once, remembered across processes, equal in what they compute."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -51,6 +52,25 @@ def test_choices_of_other_processes_are_kept(memory, monkeypatch):
     memory.write_text(json.dumps({**json.loads(memory.read_text()), "theirs": "x"}))
     choices.choose("mine too", dict)
     assert "theirs" in json.loads(memory.read_text()) and len(json.loads(memory.read_text())) == 3
+
+
+def test_a_graph_of_another_thread_does_not_keep_choices_from_being_written(memory, monkeypatch):
+    monkeypatch.setattr(choices, "_seconds", lambda candidates: {"first": 1.0})
+    inside, done = threading.Event(), threading.Event()
+
+    def other():
+        with choices.saved_together():
+            inside.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(20)
+    choices.choose("mine", dict)
+    written = memory.exists() and len(json.loads(memory.read_text()))
+    done.set()
+    thread.join()
+    assert written == 1
 
 
 def test_choices_of_one_graph_are_written_at_once(memory, monkeypatch):
