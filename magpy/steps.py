@@ -237,6 +237,9 @@ def _metas_of(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[
         if first == (n, dims):
             return [(*_replayed.metas[0], long)]
         return [((n, dims), (1, max(n, 1)), long)]
+    if name == "linalg_lstsq":
+        types = (x.dtype, x.dtype, long, x.real.dtype if x.is_complex() else x.dtype)
+        return [(*meta, dtype) for meta, dtype in zip(_replayed.metas, types, strict=True)]
     if name in ("masked_select", "index"):
         return [(*_replayed.metas[0], x.dtype)]
     if name == "bincount":

@@ -463,6 +463,7 @@ SEEN(SIZED, "torch._C.TensorBase", "nonzero masked_select unique_dim? bincount a
 SEEN(SIZED, "torch._C._VariableFunctions", "nonzero masked_select argwhere bincount _unique _unique2 unique_dim unique_consecutive")
 SEEN(SIZED, "torch._C._VariableFunctions", "_pack_padded_sequence _pad_packed_sequence nonzero_static? unique_dim?")
 SEEN(SIZED, "torch.Tensor", "unique unique_consecutive")
+SEEN(SIZED, "torch._C._linalg", "linalg_lstsq")
 SEEN(SIZED, "torch.functional", "_unique_impl? _unique_consecutive_impl? unique unique_consecutive")
 SEEN(META, "torch._C.TensorBase", "numpy")
 SEEN(REFUSED, "torch._C.TensorBase", "data_ptr set_ untyped_storage _make_wrapper_subclass?")

@@ -219,14 +219,14 @@ static PyObject *as_numbers(mp_recorder *rec, PyObject *object, int depth)
 {
     if (mp_is_tensor(object)) {
         mp_facts *facts = mp_rec_facts(rec, mp_rec_find_value(rec, object));
-        if (facts && facts->constant) return Py_NewRef(object);
+        bool constant = facts && facts->constant; /* so is its number */
         PyObject *item = mp_op_method("item"), *number = item ? PyObject_CallOneArg(item, object) : NULL;
         Py_XDECREF(item);
         if (!number || !(PyLong_CheckExact(number) || PyFloat_CheckExact(number))) {
             Py_XDECREF(number);
             return NULL;
         }
-        PyObject *value = mp_rec_snapshot(rec, object);
+        PyObject *value = constant ? NULL : mp_rec_snapshot(rec, object);
         if (value) mp_number_read(rec, &number, mp_index_of(value), NULL);
         Py_XDECREF(value);
         return number;
@@ -254,8 +254,11 @@ static void settle_numbers(mp_recorder *rec, mp_running_op *op)
     bool numbers = op->effect == MP_EFFECT_FACTORY || op->effect == MP_EFFECT_SHAPES || op->effect == MP_EFFECT_LIKE;
     if (!numbers || !rec->op_state->accept_checks || !mp_numbers_ready()) return;
     if (!numbers_are_tensors(op->real_args, op->kwargs, from)) return;
-    if (!mp_rec_check_tensors(rec, op->real_args, NULL, &op->tensors)) return;
-    op->tensors = 0; /* counted later */
+    bool constant = true;
+    int count = 0;
+    if (!mp_rec_check_tensors(rec, op->real_args, &constant, &count)) return;
+    if (op->kwargs && !mp_rec_check_tensors(rec, op->kwargs, &constant, &count)) return;
+    if (constant) return; /* so is the result */
     Py_ssize_t n = PyTuple_GET_SIZE(op->real_args);
     PyObject *args = PyTuple_New(n), *kwargs = op->kwargs ? PyDict_Copy(op->kwargs) : NULL, *key, *value;
     for (Py_ssize_t i = 0; args && i < n; i++) {

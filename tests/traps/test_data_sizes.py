@@ -82,6 +82,14 @@ PROGRAMS: dict[str, Callable[[torch.Tensor], Any]] = {
     "reshaped by data": reshaped,
     "split": lambda x: torch.split(x.flatten(), [count(x), x.numel() - count(x)]),
     "sizes from tensors": lambda x: (torch.zeros((x > 0).sum()), x.expand((x > 0).sum(), *x.shape), torch.arange((x > 0).sum())),
+    "sizes from constant tensors": lambda x: (
+        x.repeat(torch.arange(3).max() + 1, torch.tensor(2)),
+        x.expand(torch.tensor([2, 4]).sum(), *x.shape),
+        x.new_zeros((torch.tensor(2), (x > 0).sum())),
+        torch.full((torch.tensor([2, 1]).max(),), x.sum()),
+        torch.topk(x, k=torch.tensor(2), dim=1),
+    ),
+    "least squares": lambda x: (torch.linalg.lstsq(x, x[:, :2] + 1), torch.linalg.lstsq(x, x * 2).solution + 1),
     "loop": lambda x: [x[i % 4] * i for i in range(count(x))],
     "loop over rows": rows,
     "loop until": halved,
@@ -120,6 +128,21 @@ def test_sizes_of_results_that_are_not_used(size: Callable) -> None:
         fast = torch.compile(program, backend="magpy")
         for k in (0, 1, 2, 3, 0, 1, 2):
             assert_same(fast(data(k).requires_grad_(grad)), program(data(k).requires_grad_(grad)))
+
+
+def test_gradients_of_least_squares() -> None:
+    def program(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.lstsq(x, y).solution * 2
+
+    fast = torch.compile(program, backend="magpy")
+    for k in (0, 1, 2):
+        found = []
+        for call in (program, fast):
+            x, y = data(k).requires_grad_(), data(k + 5).requires_grad_()
+            result = call(x, y)
+            found.append((result, *torch.autograd.grad(result.square().sum(), (x, y))))
+        torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+    assert find_callable(fast).hits == 2
 
 
 def test_nothing_and_everything() -> None:
