@@ -8,11 +8,13 @@
 
 #include "trace/ndarray.h"
 #include "trace/recorder.h"
+#include "trace/tensors.h"
 
 typedef struct {
     mp_obj_id object;
     bool written, array;
-    int part; /* of a sparse tensor: number of the tensor that it consists of, from 1; else 0 */
+    int part;      /* of a sparse tensor: number of the tensor that it consists of, from 1; else 0 */
+    void *storage; /* torch's object for its memory, when recorded */
     char *first, *begin, *end;
 } span;
 
@@ -24,7 +26,9 @@ struct guard_overlaps {
         int64_t distance; /* from a's first element to b's */
     } *pairs;             /* those that overlapped, at least one of them written to */
     uint32_t n_pairs;
-    bool apart; /* one of them is a numpy array or sparse, which the graph takes for a tensor with memory of its own */
+    bool
+        apart; /* the graph takes the two for tensors with memory of their own: as they have no storage in common (arrays, sparse tensors, tensors
+                of one array), or one is gone */
 };
 
 void guard_overlaps_free(struct guard_overlaps *overlaps)
@@ -35,19 +39,34 @@ void guard_overlaps_free(struct guard_overlaps *overlaps)
     PyMem_Free(overlaps);
 }
 
-/* Fill in the spans' memory and sort them by it. False: unknown. */
-static bool locate(struct guard_overlaps *overlaps, PyObject *(*object_of)(const void *, mp_obj_id),
-                   const void *context)
+/* Where a tensor or array lay that the program has let go of meanwhile. False: unknown. */
+static bool locate_gone(const mp_recording *recording, span *s)
+{
+    const mp_tensor_meta *meta = NULL;
+    for (uint32_t i = 0; i < recording->n_reads && !meta; i++)
+        if (recording->reads[i].owner == s->object) meta = recording->reads[i].meta;
+    if (!meta || !meta->first || s->part) return false;
+    s->first = meta->first;
+    s->begin = meta->begin;
+    s->end = meta->end;
+    return true;
+}
+
+/* Fill in the spans' memory and sort them by it. False: unknown. recording: NULL where all objects must be there. */
+static bool locate(const mp_recording *recording, struct guard_overlaps *overlaps,
+                   PyObject *(*object_of)(const void *, mp_obj_id), const void *context)
 {
     for (uint32_t i = 0; i < overlaps->n; i++) {
         span *s = &overlaps->spans[i];
         PyObject *tensor = object_of(context, s->object);
+        if (!tensor && recording && locate_gone(recording, s)) continue;
         if (tensor && mp_is_array(tensor))
             mp_array_range(tensor, &s->first, &s->begin, &s->end);
         else if (!tensor || !guard_tensor_is(tensor) ||
                  !guard_tensor_part_range(tensor, s->part, &s->first, &s->begin, &s->end))
             return false;
         s->array = tensor && mp_is_array(tensor);
+        if (recording && !s->array && !s->part) s->storage = mp_tensor_storage(tensor);
     }
     for (uint32_t i = 1; i < overlaps->n; i++) {
         span s = overlaps->spans[i];
@@ -78,7 +97,7 @@ static bool each_overlap(struct guard_overlaps *overlaps,
 
 static bool remember(struct guard_overlaps *overlaps, const span *a, const span *b)
 {
-    if (a->array || b->array || a->part || b->part) overlaps->apart = true;
+    if (!a->storage || a->storage != b->storage) overlaps->apart = true;
     struct pair *pairs = PyMem_Realloc(overlaps->pairs, (overlaps->n_pairs + 1) * sizeof *pairs);
     if (!pairs) return false;
     overlaps->pairs = pairs;
@@ -118,7 +137,7 @@ int guard_overlaps_new(const mp_recording *recording, struct guard_overlaps **ou
         for (int part = parts > 0; part <= parts; part++)
             overlaps->spans[overlaps->n++] = (span){.object = id, .written = recording->input_mutated[i], .part = part};
     }
-    if (!locate(overlaps, recorded_object, recording)) {
+    if (!locate(recording, overlaps, recorded_object, recording)) {
         guard_overlaps_free(overlaps);
         mp_reason_set(why, MP_REASON_UNGUARDABLE,
                       "an input is changed in place and the memory of the inputs is not known");
@@ -128,7 +147,8 @@ int guard_overlaps_new(const mp_recording *recording, struct guard_overlaps **ou
     if (overlaps->apart) {
         guard_overlaps_free(overlaps);
         mp_reason_set(why, MP_REASON_UNGUARDABLE,
-                      "a numpy array or sparse tensor that overlaps another input, one of which is changed");
+                      "an input that is changed in place overlaps another one, which is known to be of the same memory "
+                      "by its address alone");
         return -1;
     }
     *out = overlaps;
@@ -144,7 +164,7 @@ static PyObject *current_object(const void *current, mp_obj_id id) { return ((Py
 bool guard_overlaps_hold(mp_guard_program *prog, PyObject *const *current)
 {
     struct guard_overlaps *overlaps = prog->overlaps;
-    if (!locate(overlaps, current_object, current) || !each_overlap(overlaps, expected)) return false;
+    if (!locate(NULL, overlaps, current_object, current) || !each_overlap(overlaps, expected)) return false;
     for (uint32_t i = 0; i < overlaps->n_pairs; i++) { /* and those that overlapped still do */
         char *a = NULL, *b = NULL;
         for (uint32_t k = 0; k < overlaps->n; k++) {

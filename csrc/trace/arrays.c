@@ -343,6 +343,7 @@ static region *touch(mp_recorder *rec, PyObject *array, mp_obj_id id)
         read->was = MP_WAS_META;
         read->meta = meta;
         read->value = Py_NewRef(value);
+        mp_array_range(array, &meta->first, &meta->begin, &meta->end);
         uint32_t input = rec->recording->n_inputs;
         mp_value_id number = mp_rec_object_input(rec, id);
         r = number == MP_NO_VALUE ? NULL : add_region(rec, array, number);

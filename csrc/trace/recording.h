@@ -111,8 +111,10 @@ typedef struct {            /* tensor metadata as guarded */
     bool requires_grad, is_leaf, is_conj, is_neg, is_inference, is_view;
     bool
         placed; /* the program has seen where in its memory the tensor lies: storage_offset and storage_bytes are guarded */
-    int64_t storage_bytes;  /* where placed */
-    uint32_t version;       /* _version when first touched; not guarded */
+    int64_t storage_bytes; /* where placed */
+    uint32_t version;      /* _version when first touched; not guarded */
+    char *first, *begin,
+        *end; /* memory of an input then, where the program may let go of it; NULL: unknown; not guarded */
     uint64_t dispatch_keys; /* raw key set as seen by the Python binding, 0 if unknown; not guarded if 0 */
 } mp_tensor_meta;
 

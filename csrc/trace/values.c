@@ -261,6 +261,8 @@ static mp_value_id new_input(mp_recorder *rec, PyObject *tensor, mp_obj_id objec
     if (id == MP_NO_VALUE) return id;
     rec->op_state->facts[id].data = read_data(tensor);
     rec->op_state->facts[id].read = index;
+    if (mp_is_opaque(tensor) || !mp_guard_tensor_range(tensor, &meta->first, &meta->begin, &meta->end))
+        meta->first = NULL;
     rec->recording->objects[object].value = id;
     uint32_t n = rec->recording->n_inputs; /* input_mutated has the same length */
     mp_value_id *input = mp_rec_grow(rec, &rec->recording->inputs, &rec->recording->n_inputs, sizeof *input);
