@@ -98,9 +98,10 @@ static bool accept_bool(const mp_read *read, int value)
     return read->was == MP_WAS_SCALAR && value >= 0 && read->value == (value ? Py_True : Py_False);
 }
 
-static bool accept_size(const mp_read *read, Py_ssize_t size)
+static bool accept_size(mp_guard_program *prog, const mp_read *read, Py_ssize_t size)
 {
     if (read->was == MP_WAS_ANY) return true;
+    if (read->was == MP_WAS_NUMBER) return accept(prog, read, read_lend(prog, PyLong_FromSsize_t(size)));
     return read->was == MP_WAS_SCALAR && PyLong_CheckExact(read->value) && PyLong_AsSsize_t(read->value) == size;
 }
 
@@ -218,13 +219,13 @@ static bool is_deque(PyObject *object)
 static bool read_len(mp_guard_program *prog, const mp_read *read, look at)
 {
     PyObject *o = at.owner;
-    if (PyList_Check(o) || PyTuple_Check(o) || is_deque(o)) return accept_size(read, Py_SIZE(o));
-    if (PyDict_Check(o)) return accept_size(read, ((PyDictObject *)o)->ma_used);
-    if (PyAnySet_Check(o)) return accept_size(read, PySet_GET_SIZE(o));
+    if (PyList_Check(o) || PyTuple_Check(o) || is_deque(o)) return accept_size(prog, read, Py_SIZE(o));
+    if (PyDict_Check(o)) return accept_size(prog, read, ((PyDictObject *)o)->ma_used);
+    if (PyAnySet_Check(o)) return accept_size(prog, read, PySet_GET_SIZE(o));
     if (Py_TYPE(o) == &PyDictProxy_Type) {
         Py_ssize_t size = PyObject_Size(o);
         if (size < 0) PyErr_Clear();
-        return size >= 0 && accept_size(read, size);
+        return size >= 0 && accept_size(prog, read, size);
     }
     return false;
 }

@@ -289,7 +289,9 @@ static void prove_len(builder *b, const mp_read *read)
 {
     PyObject *owner = b->prog->now.current[read->owner];
     guard_object *object = &b->prog->objects[read->owner];
-    if (PyDict_Check(owner))
+    if (read->was == MP_WAS_NUMBER) /* whichever it is now is what the caller is given */
+        add_stop(b);
+    else if (PyDict_Check(owner))
         version_dict(b, read->owner);
     else if (PyList_Check(owner) || (PyTuple_Check(owner) && !(object->proof & GUARD_PROOF_HELD)))
         prove_size(b, read->owner);

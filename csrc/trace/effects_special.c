@@ -3,6 +3,7 @@
 */
 #include "trace/arrays.h"
 #include "trace/effects.h"
+#include "trace/numbers.h"
 #include "trace/raw.h"
 #include "trace/tensors.h"
 
@@ -408,7 +409,7 @@ void mp_handle_len(mp_call *call)
     if (mp_type_python(Py_TYPE(object), "__len__") && !mp_is_tensor(object)) {
         mp_rec_type(call->rec, object); /* the method's frame shows the rest; a raw len of the base shows itself */
         if (!PyCFunction_Check(call->callable)) mp_rec_truth(call->rec, object);
-    } else
+    } else if (!PyList_CheckExact(object) || !mp_number_length(call->rec, call->frame, object))
         mp_rec_truth(call->rec, object);
 }
 

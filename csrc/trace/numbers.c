@@ -547,6 +547,10 @@ void mp_number_met(mp_recorder *rec, uint32_t read)
     mp_read *at = &rec->recording->reads[read];
     if (at->was == MP_WAS_SCALAR && !is_changing(rec, mp_recording_number_name(rec->recording, read))) return;
     if (at->was != MP_WAS_SCALAR && at->was != MP_WAS_NUMBER) return;
+    if (at->kind == MP_READ_LEN) { /* open where the program calls len() alone: mp_number_length */
+        pin_number(rec, read);
+        return;
+    }
     if (rec->in_instruction && rec->n_number_reads < 2)
         rec->number_reads[rec->n_number_reads++] = read;
     else
@@ -577,6 +581,64 @@ static void number_loaded(mp_recorder *rec, PyObject *data, PyObject **slot)
         }
     }
     Py_DECREF(data);
+}
+
+/* data: (the read of the length before the call, how many items the call had appended), of which len() gives the sum. */
+static void length_made(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    uint32_t index = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(data, 0));
+    PyObject *more = PyTuple_GET_ITEM(data, 1);
+    mp_read *read = &rec->recording->reads[index];
+    if (read->was == MP_WAS_SCALAR) {
+        PyObject *own = Py_NewRef(read->value);
+        mp_obj_id id = mp_rec_new_object(rec, own, MP_ROOT_NONE, index);
+        number *entry = id == MP_NO_OBJ ? NULL : add_outside(rec, &own, id);
+        read = &rec->recording->reads[index];
+        if (entry) {
+            entry->read = index;
+            read->was = MP_WAS_NUMBER;
+            read->obj = id;
+            Py_CLEAR(read->value);
+        }
+        Py_DECREF(own);
+    }
+    number *entry = found_by(rec, index);
+    if (!entry || entry->settled || !slot || !*slot || !PyLong_CheckExact(*slot))
+        pin_number(rec, index);
+    else if (Py_SIZE(more) == 0)
+        Py_SETREF(*slot, Py_NewRef(entry->object));
+    else {
+        PyObject *text = PyUnicode_FromFormat("(%U + %R)", entry->text, more), *leaves = PyDict_Copy(entry->leaves);
+        mp_number_add(rec, slot, text, leaves);
+    }
+    Py_DECREF(data);
+}
+
+bool mp_number_length(mp_recorder *rec, const mp_frame *frame, PyObject *list)
+{
+    enum { MOST_NAMES = 64 };
+    Py_ssize_t more = 0;
+    bool first = false;
+    uint32_t index = mp_rec_length(rec, list, &more, &first);
+    if (index == MP_NO_READ || rec->why.code) return false;
+    const mp_read *read = &rec->recording->reads[index];
+    PyObject *name = read->was == MP_WAS_SCALAR && first ? mp_recording_number_name(rec->recording, index) : NULL;
+    bool able = mp_number_tables.functions && mp_rec_op_state(rec) && rec->op_state->accept_checks;
+    if (name && able && more && !rec->changing)
+        rec->changing = PySet_New(NULL); /* it is another one at the next call */
+    if (name && able && more && rec->changing && PySet_GET_SIZE(rec->changing) < MOST_NAMES)
+        PySet_Add(rec->changing, name);
+    PyErr_Clear();
+    bool open = read->was == MP_WAS_NUMBER || (name && able && rec->changing && is_changing(rec, Py_NewRef(name)));
+    Py_XDECREF(name);
+    mp_rec_frame *entry = frame ? mp_rec_frame_of(rec, frame) : NULL;
+    PyObject *data = open && entry && !entry->pending ? Py_BuildValue("(In)", index, more) : NULL;
+    if (data)
+        mp_rec_pend(rec, frame, length_made, data);
+    else
+        pin_number(rec, index);
+    PyErr_Clear();
+    return true;
 }
 
 void mp_number_met_end(mp_recorder *rec, const mp_frame *frame, int opcode)

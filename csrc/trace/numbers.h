@@ -64,6 +64,10 @@ void mp_number_counted(mp_recorder *rec, uint32_t read);
 void mp_number_met(mp_recorder *rec, uint32_t read);
 void mp_number_met_end(mp_recorder *rec, const mp_frame *frame, int opcode);
 
+/* len() of a list from outside, as the instruction that now runs gives it: a number where that is another one each time. False: it is read as other
+** places are. */
+bool mp_number_length(mp_recorder *rec, const mp_frame *frame, PyObject *list);
+
 /* Before an instruction, with the value stack as it finds it. */
 void mp_number_instruction(mp_recorder *rec, const mp_frame *frame, int opcode, int oparg);
 /* Before a call of a C function: mp_number_call, in effects.h. */

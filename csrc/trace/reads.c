@@ -269,12 +269,24 @@ static uint16_t read_bit(mp_read_kind kind)
 
 /* -- Reads ------------------------------------------------------------------------------------------------------------------- */
 
+/* Is this item of a list that the call has only appended to where it was before, or one that the call has appended (*own)? */
+static bool is_in_place(mp_recorder *rec, mp_obj_id id, PyObject *list, PyObject *key, bool *own)
+{
+    Py_ssize_t at = key ? PyLong_AsSsize_t(key) : 0, base = (Py_ssize_t)rec->object_base[id];
+    *own = at < 0 && base <= at + PyList_GET_SIZE(list);
+    if (at == -1) PyErr_Clear();
+    return key && (*own || (at >= 0 && at < base));
+}
+
 /* Does the call's own change of the container make this no read of the state before? */
-static bool hidden_by_changes(mp_recorder *rec, mp_obj_id id, PyObject *owner, mp_read_kind kind, PyObject *value)
+static bool hidden_by_changes(mp_recorder *rec, mp_obj_id id, PyObject *owner, mp_read_kind kind, PyObject *key,
+                              PyObject *value)
 {
     uint16_t state = rec->object_state[id];
     if (!is_contents(kind)) return false;
     if (state & MP_STATE_OWNED) return true;
+    bool own = false;
+    if (state & MP_STATE_APPENDED && kind == MP_READ_ITEM && is_in_place(rec, id, owner, key, &own)) return own;
     if (state & MP_STATE_APPENDED && (kind == MP_READ_LEN || kind == MP_READ_ITEM)) {
         settle_appends(rec, id, owner);
         return true;
@@ -313,7 +325,7 @@ mp_read *mp_rec_read_entry(mp_recorder *rec, PyObject *owner, mp_read_kind kind,
 {
     if (rec->why.code) return NULL;
     mp_obj_id id = mp_rec_ensure(rec, owner);
-    if (id == MP_NO_OBJ || hidden_by_changes(rec, id, owner, kind, NULL)) return NULL;
+    if (id == MP_NO_OBJ || hidden_by_changes(rec, id, owner, kind, key, NULL)) return NULL;
     return register_read(rec, id, kind, key, true);
 }
 
@@ -443,7 +455,7 @@ void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject 
         mp_deferred_conflict(rec, owner, key, false);
     mp_obj_id id = mp_rec_ensure(rec, owner);
     uint16_t bit = read_bit(kind);
-    if (id == MP_NO_OBJ || rec->object_state[id] & bit || hidden_by_changes(rec, id, owner, kind, value)) return;
+    if (id == MP_NO_OBJ || rec->object_state[id] & bit || hidden_by_changes(rec, id, owner, kind, key, value)) return;
     rec->object_state[id] |= bit;
     mp_kept kept = mp_keep();
     PyObject *length = NULL;
@@ -461,6 +473,30 @@ void mp_rec_read(mp_recorder *rec, PyObject *owner, mp_read_kind kind, PyObject 
     }
     Py_XDECREF(length);
     mp_restore(kept);
+}
+
+uint32_t mp_rec_length(mp_recorder *rec, PyObject *list, Py_ssize_t *more, bool *first)
+{
+    mp_obj_id id = rec->why.code ? MP_NO_OBJ : mp_rec_ensure(rec, list);
+    if (id == MP_NO_OBJ || rec->object_state[id] & MP_STATE_OWNED) return MP_NO_READ;
+    if (MP_UNLIKELY(rec->deferred != NULL)) mp_deferred_conflict(rec, list, NULL, false);
+    uint16_t appended = rec->object_state[id] & MP_STATE_APPENDED;
+    Py_ssize_t base = appended ? (Py_ssize_t)rec->object_base[id] : PyList_GET_SIZE(list);
+    uint32_t at = find_location(rec, id, MP_READ_LEN, NULL, MP_NO_OBJ);
+    *first = at == UINT32_MAX;
+    if (*first) {
+        PyObject *n = PyLong_FromSsize_t(base);
+        rec->object_state[id] &= (uint16_t)~MP_STATE_APPENDED; /* what it was before is read */
+        if (n)
+            mp_rec_read(rec, list, MP_READ_LEN, NULL, n);
+        else
+            mp_rec_abandon(rec, MP_REASON_NO_MEMORY, "reading a container");
+        rec->object_state[id] |= appended;
+        Py_XDECREF(n);
+        at = find_location(rec, id, MP_READ_LEN, NULL, MP_NO_OBJ);
+    }
+    *more = PyList_GET_SIZE(list) - base;
+    return at == UINT32_MAX ? MP_NO_READ : rec->locations[at].read;
 }
 
 void mp_rec_read_argument(mp_recorder *rec, mp_obj_id id, PyObject *value)
@@ -574,7 +610,7 @@ void mp_rec_append(mp_recorder *rec, PyObject *list, PyObject *value)
     mp_obj_id id = rec->why.code ? MP_NO_OBJ : mp_rec_find(rec, list);
     if (id == MP_NO_OBJ || rec->object_state[id] & MP_STATE_OWNED) return;
     if (!(rec->object_state[id] & MP_STATE_APPENDED)) {
-        if (!PyList_Check(list) || find_location(rec, id, MP_READ_LEN, NULL, MP_NO_OBJ) != UINT32_MAX) {
+        if (!PyList_Check(list)) {
             mp_rec_own(rec, list);
             return;
         }

@@ -151,6 +151,9 @@ mp_read *mp_rec_read_entry(mp_recorder *rec, PyObject *owner, mp_read_kind kind,
 void mp_rec_read_base_value(mp_recorder *rec, PyObject *object);
 /* The VALUE read of a scalar argument, object `id`. */
 void mp_rec_read_argument(mp_recorder *rec, mp_obj_id id, PyObject *value);
+/* The read of how many items an outside list held before the call, and how many more the call has appended; MP_NO_READ: it is none that was only
+** appended to. first: nothing was told of it before. */
+uint32_t mp_rec_length(mp_recorder *rec, PyObject *list, Py_ssize_t *more, bool *first);
 /* Take that back, before anything else was read. */
 void mp_rec_forget_argument(mp_recorder *rec, mp_obj_id id);
 /* Drop the writes that later ones made void. */

@@ -132,6 +132,7 @@ PyObject *mp_recording_number_name(const mp_recording *recording, uint32_t index
     case MP_READ_TYPE_ATTR:
     case MP_READ_KEY:
     case MP_READ_ITEM:
+    case MP_READ_LEN:
     case MP_READ_CELL: return mp_recording_location(recording, index);
     case MP_READ_SLOT: { /* of a class in Python: C code of other types may look at its own members */
         bool member = read->key && Py_IS_TYPE(read->key, &PyMemberDescr_Type);
