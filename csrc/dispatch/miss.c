@@ -2,6 +2,7 @@
 #include "dispatch/dispatch.h"
 #include "observe/observe.h"
 #include "trace/ndarray.h"
+#include "trace/tensors.h"
 
 #include <string.h>
 #include <time.h>
@@ -159,9 +160,14 @@ static PyObject *ops_tuple(const mp_recording *recording)
     return ops;
 }
 
-/* Does the tensor still lie as it did before the call? -1 with an exception. */
-static int lies_as_recorded(PyObject *tensor, PyObject *layout)
+/* Does the tensor still lie as it did before the call, and hold elements of the same type (`tensor.data = other`)? -1 with an exception. */
+static int lies_as_recorded(PyObject *tensor, PyObject *layout, int dtype)
 {
+    PyObject *type = PyObject_GetAttrString(tensor, "dtype");
+    PyObject *code = type ? PyDict_GetItemWithError(mp_names.dtypes, type) : NULL;
+    Py_XDECREF(type);
+    if (!code) return PyErr_Occurred() ? -1 : 0;
+    if (PyLong_AsLong(code) != dtype) return 0;
     PyObject *sizes = PyObject_GetAttrString(tensor, "shape");
     PyObject *strides = sizes ? PyObject_CallMethod(tensor, "stride", NULL) : NULL;
     int same = strides ? PyObject_RichCompareBool(sizes, PyTuple_GET_ITEM(layout, 0), Py_EQ) : -1;
@@ -192,7 +198,7 @@ static PyObject *input_tensor(const mp_recording *recording, mp_obj_id id)
     if (!meta || !meta->stride)
         return tensor ? Py_NewRef(tensor) : PyErr_Format(PyExc_RuntimeError, "an input tensor is gone");
     PyObject *layout = mp_recording_layout(meta), *made = NULL;
-    int same = layout && tensor ? lies_as_recorded(tensor, layout) : layout ? 0 : -1;
+    int same = layout && tensor ? lies_as_recorded(tensor, layout, meta->dtype) : layout ? 0 : -1;
     PyObject *make = same == 0 ? mp_import("magpy.backend", "_empty_like_recorded") : NULL;
     if (same == 1)
         made = Py_NewRef(tensor);

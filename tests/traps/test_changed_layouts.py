@@ -127,3 +127,38 @@ def test_the_version_counts_as_in_eager() -> None:
             yield function(x), x._version
 
     same_as_eager(scenario, min_hits=2)
+
+
+def test_data_of_another_type():
+    def scenario(wrap):
+        def program(a, y):
+            before = a + 1
+            a.data = y.data
+            return before, a * 2
+
+        compiled = wrap(program)
+        for i in range(4):
+            a = torch.ones(2, 3, dtype=torch.bfloat16)
+            yield compiled(a, torch.full((2, 3), float(i), dtype=torch.float64)), a
+
+    counted = same_as_eager(scenario, hits=3)
+    assert not counted.fallbacks
+
+
+def test_parameters_of_another_type():
+    def scenario(wrap):
+        net = nn.Linear(3, 3)
+
+        def program(x):
+            y = net(x)
+            for p in net.parameters():
+                p.data = p.data.half()
+            return y
+
+        compiled = wrap(program)
+        for _ in range(4):
+            yield compiled(torch.ones(2, 3)), net.weight
+            net.float()
+
+    counted = same_as_eager(scenario, hits=3)
+    assert not counted.fallbacks
