@@ -273,12 +273,25 @@ def size(counted: list[Any]) -> Size:
     return Size(sys.getallocatedblocks(), len(gc.get_objects()), heap(), pages * os.sysconf("SC_PAGE_SIZE"), references)
 
 
+ROUNDS = 3  # of stretches that must all show growth: free lists and caches of Python's fill up slowly, a leak goes on
+
+
 def growth(name: str, calls: int, warm: int) -> str | None:
-    """What grows with the calls of a program, or None: what grows in each of four stretches of calls is a leak."""
+    """What grows with the calls of a program, or None: what grows in each of four stretches of calls, and again in
+    rounds of longer ones, is a leak."""
     torch.manual_seed(0)
     call, counted = PROGRAMS[name]()
     for _ in range(warm):
         call()
+    found = None
+    for number in range(ROUNDS):
+        found = _grown(call, counted, calls << number)
+        if found is None:
+            break
+    return found
+
+
+def _grown(call: Callable[[], Any], counted: list[Any], calls: int) -> str | None:
     sizes = [size(counted)]
     for _ in range(4):
         for _ in range(calls // 4):
