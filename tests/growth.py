@@ -57,6 +57,18 @@ def inference() -> Any:
 
 
 @program
+def frozen_in_inference_mode() -> Any:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()
+    fast, x = torch.compile(net, backend="magpy", options={"freezing": True}), torch.rand(1, 1, 4, 4)
+
+    def call() -> None:
+        with torch.inference_mode():
+            fast(x)
+
+    return call, [x, net, net[0].weight]
+
+
+@program
 def sparse() -> Any:
     places, a = torch.arange(4).expand(2, 4), torch.eye(4).to_sparse()
 

@@ -108,19 +108,19 @@ static bool lies_at(PyObject *tensor, int offset)
 /* A counter is an intrusive target, whose counts of references take one word or two behind its table of functions, and a number. */
 static void find_layout(void)
 {
-    mp_handle made;
-    if (make_tensor(&made) < 0 || !counter_of(made)) {
-        PyErr_Clear();
-        return; /* an inference tensor: another time */
-    }
     counter_layout.asked = true;
-    PyObject *tensor = mp_tensor_wrap(made);
-    if (tensor && lies_at(tensor, 16))
-        counter_layout.offset = 16;
-    else if (tensor && lies_at(tensor, 24))
-        counter_layout.offset = 24;
-    PyErr_Clear();
+    PyObject *guard = mp_leave_inference_mode(), *tensor = NULL;
+    mp_handle made;
+    if (guard && make_tensor(&made) == 0) tensor = mp_tensor_wrap(made);
+    if (tensor && counter_of(mp_tensor_handle(tensor))) {
+        if (lies_at(tensor, 16))
+            counter_layout.offset = 16;
+        else if (lies_at(tensor, 24))
+            counter_layout.offset = 24;
+    }
     Py_XDECREF(tensor);
+    if (guard) mp_restore_inference_mode(guard);
+    PyErr_Clear(); /* then _version is asked */
 }
 
 int mp_counter_version(PyObject *tensor, uint32_t *version)
