@@ -27,12 +27,9 @@ def _adam(decoupled: bool) -> Any:
         lr = _checked(params, lr, grad_scale, found_inf)
         for i, (param, grad, average, square) in enumerate(zip(params, grads, averages, squares, strict=True)):
             count = steps[i].double()
-            if maximize:
-                grad = -grad
             if weight_decay and decoupled:
                 param.mul_(1 - lr * weight_decay)
-            elif weight_decay:
-                grad = grad.add(param, alpha=weight_decay)
+            grad = _descending(param, grad, maximize, 0.0 if decoupled else weight_decay)
             average.lerp_(grad, 1 - beta1)
             square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
             variance = square
@@ -52,10 +49,7 @@ def _sgd(
 ) -> None:  # fmt: skip
     lr = _checked(params, lr, grad_scale, found_inf)
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        if maximize:
-            grad = -grad
-        if weight_decay:
-            grad = grad.add(param, alpha=weight_decay)
+        grad = _descending(param, grad, maximize, weight_decay)
         if momentum:
             if is_first_step:
                 buffers[i].copy_(grad)
@@ -72,12 +66,15 @@ def _adagrad(
 ) -> None:  # fmt: skip
     lr = _checked(params, lr, grad_scale, found_inf)
     for param, grad, total, count in zip(params, grads, sums, steps, strict=True):
-        if maximize:
-            grad = -grad
-        if weight_decay:
-            grad = grad.add(param, alpha=weight_decay)
+        grad = _descending(param, grad, maximize, weight_decay)
         total.addcmul_(grad, grad)
         param.sub_(grad / (total.sqrt() + eps) * (lr / (1 + (count.double() - 1) * lr_decay)))
+
+
+def _descending(param: torch.Tensor, grad: torch.Tensor, maximize: bool, weight_decay: float) -> torch.Tensor:
+    """The gradient to descend along, that of the penalty `weight_decay` included."""
+    grad = -grad if maximize else grad
+    return grad.add(param, alpha=weight_decay) if weight_decay else grad
 
 
 def _checked(params: Tensors, lr: Any, grad_scale: Any, found_inf: Any) -> Any:

@@ -186,7 +186,7 @@ def _each(func: Any, args: list, kwargs: dict) -> Any:
     tensors, *given = args
     alpha = {"alpha": kwargs["alpha"]} if "alpha" in kwargs else {}
     given += [value for name, value in kwargs.items() if name != "alpha"]
-    weights = method in _WEIGHTED and len(given) == 3
+    weights = _RULES.get(method) is _weighted and len(given) == 3
     results = []
     for i, tensor in enumerate(tensors):
         items = [value[i] if isinstance(value, (list, tuple)) else value for value in given]
@@ -254,7 +254,6 @@ _allow(_into, (2, "weight"), torch, "lerp")
 _allow(_into, (2, "weight"), torch.Tensor, "lerp lerp_")
 _allow(_weighted, ("value",), torch, "addcmul addcdiv")
 _allow(_weighted, ("value",), torch.Tensor, "addcmul addcdiv addcmul_ addcdiv_")
-_WEIGHTED = {getattr(torch.Tensor, name) for name in ("addcmul", "addcdiv", "addcmul_", "addcdiv_")}
 _allow(
     _each,
     (1, 2, 3, "scalar", "scalars", "alpha", "value", "weight", "exponent", True),

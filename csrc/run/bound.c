@@ -19,6 +19,7 @@ struct mp_bound {
     PyObject *first;             /* owned tuple: comes before the inputs */
     PyObject *make; /* owned, or NULL: list of inputs -> (tuple of constants, what keeps the weights' memory) */
     uint32_t n_weights, *weights; /* owned: numbers of the inputs that are weights */
+    uint32_t least;               /* inputs of a call, so that all of these are there */
     made_of_weights *made;        /* a reference, or NULL: nothing is made by now, or it does not hold any more */
     uint64_t n_forgotten;
     PyObject *weak; /* list of weak references */
@@ -141,6 +142,8 @@ static made_of_weights *make(mp_bound *self, PyObject *const *inputs, uint32_t n
 static made_of_weights *made_of(mp_bound *self, PyObject *const *inputs, uint32_t n)
 {
     made_of_weights *made = self->made;
+    if (n < self->least)
+        return PyErr_Format(PyExc_TypeError, "%u inputs given, number %u is a weight", n, self->least - 1), NULL;
     if (!made) return make(self, inputs, n);
     made->references++; /* what is asked of a subclass of tensors may run Python code */
     int same = holds(made, self->weights, inputs);
@@ -153,8 +156,6 @@ int mp_bound_run(mp_bound *self, PyObject *const *inputs, uint32_t n, PyObject *
 {
     enum { SMALL = 64 };
     uint32_t n_first = (uint32_t)PyTuple_GET_SIZE(self->first), behind = n_first + n;
-    for (uint32_t i = 0; i < self->n_weights; i++)
-        if (self->weights[i] >= n) return PyErr_SetString(PyExc_TypeError, "too few inputs"), -1;
     made_of_weights *made = NULL;
     if (self->make && !(made = made_of(self, inputs, n))) return -1;
     uint32_t n_made = made ? (uint32_t)PyTuple_GET_SIZE(made->constants) : 0;
@@ -198,11 +199,6 @@ static PyObject *bound_call(PyObject *object, PyObject *args, PyObject *kwargs)
     PyObject *inputs = PySequence_Tuple(PyTuple_GET_ITEM(args, 0)), *result = NULL;
     if (!inputs) return NULL;
     uint32_t n = (uint32_t)PyTuple_GET_SIZE(inputs), n_first = (uint32_t)PyTuple_GET_SIZE(self->first);
-    for (uint32_t i = 0; i < self->n_weights; i++)
-        if (self->weights[i] >= n) {
-            Py_DECREF(inputs);
-            return PyErr_Format(PyExc_TypeError, "%u inputs given, number %u is a weight", n, self->weights[i]);
-        }
     bool good = true;
     if (!self->plan)
         result = run_other(self, inputs);
@@ -281,6 +277,7 @@ static PyObject *bound_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     for (uint32_t i = 0; good && i < self->n_weights; i++) {
         self->weights[i] = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(weights, i));
         good = !PyErr_Occurred();
+        if (self->least <= self->weights[i]) self->least = self->weights[i] + 1;
     }
     for (Py_ssize_t i = 0; good && self->plan && i < PyTuple_GET_SIZE(first); i++) {
         good = i < mp_plan_n_inputs(self->plan);

@@ -102,8 +102,13 @@ void mp_number_counted(mp_recorder *rec, uint32_t read)
     const mp_read *at = &rec->recording->reads[read];
     bool able = at->was == MP_WAS_SCALAR && rec->in_instruction && mp_is_number(at->value) && mp_rec_op_state(rec) &&
                 rec->op_state->accept_checks && mp_number_tables.functions;
-    if (!able || (rec->changing && PySet_GET_SIZE(rec->changing) >= MOST_NAMES) || !loads_to_count(rec)) return;
+    if (able && loads_to_count(rec)) mp_number_will_change(rec, read);
+}
+
+void mp_number_will_change(mp_recorder *rec, uint32_t read)
+{
     if (!rec->changing) rec->changing = PySet_New(NULL);
+    if (rec->changing && PySet_GET_SIZE(rec->changing) >= MOST_NAMES) return;
     PyObject *name = rec->changing ? mp_recording_number_name(rec->recording, read) : NULL;
     if (name) PySet_Add(rec->changing, name);
     Py_XDECREF(name);

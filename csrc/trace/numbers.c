@@ -528,6 +528,19 @@ static number *add_outside(mp_recorder *rec, PyObject **object, mp_obj_id id)
     return &rec->numbers->list[n];
 }
 
+/* *object (owned by who calls) becomes the open number that the scalar of a read is from now on. */
+static void open_read(mp_recorder *rec, PyObject **object, uint32_t index)
+{
+    mp_obj_id id = mp_rec_new_object(rec, *object, MP_ROOT_NONE, index);
+    number *entry = id == MP_NO_OBJ ? NULL : add_outside(rec, object, id);
+    if (!entry) return;
+    mp_read *read = &rec->recording->reads[index];
+    entry->read = index;
+    read->was = MP_WAS_NUMBER;
+    read->obj = id;
+    Py_CLEAR(read->value);
+}
+
 static number *found_by(mp_recorder *rec, uint32_t read)
 {
     for (uint32_t i = 0; rec->numbers && i < rec->numbers->n; i++)
@@ -569,17 +582,8 @@ static void number_loaded(mp_recorder *rec, PyObject *data, PyObject **slot)
             Py_SETREF(*slot, Py_NewRef(entry->object));
         else
             pin_number(rec, index);
-    } else if (result && result == read->value && mp_number_fits(result)) {
-        mp_obj_id id = mp_rec_new_object(rec, result, MP_ROOT_NONE, index);
-        number *entry = id == MP_NO_OBJ ? NULL : add_outside(rec, slot, id);
-        read = &rec->recording->reads[index];
-        if (entry) {
-            entry->read = index;
-            read->was = MP_WAS_NUMBER;
-            read->obj = id;
-            Py_CLEAR(read->value);
-        }
-    }
+    } else if (result && result == read->value && mp_number_fits(result))
+        open_read(rec, slot, index);
     Py_DECREF(data);
 }
 
@@ -591,15 +595,7 @@ static void length_made(mp_recorder *rec, PyObject *data, PyObject **slot)
     mp_read *read = &rec->recording->reads[index];
     if (read->was == MP_WAS_SCALAR) {
         PyObject *own = Py_NewRef(read->value);
-        mp_obj_id id = mp_rec_new_object(rec, own, MP_ROOT_NONE, index);
-        number *entry = id == MP_NO_OBJ ? NULL : add_outside(rec, &own, id);
-        read = &rec->recording->reads[index];
-        if (entry) {
-            entry->read = index;
-            read->was = MP_WAS_NUMBER;
-            read->obj = id;
-            Py_CLEAR(read->value);
-        }
+        open_read(rec, &own, index);
         Py_DECREF(own);
     }
     number *entry = found_by(rec, index);
@@ -616,21 +612,16 @@ static void length_made(mp_recorder *rec, PyObject *data, PyObject **slot)
 
 bool mp_number_length(mp_recorder *rec, const mp_frame *frame, PyObject *list)
 {
-    enum { MOST_NAMES = 64 };
     Py_ssize_t more = 0;
     bool first = false;
     uint32_t index = mp_rec_length(rec, list, &more, &first);
     if (index == MP_NO_READ || rec->why.code) return false;
     const mp_read *read = &rec->recording->reads[index];
-    PyObject *name = read->was == MP_WAS_SCALAR && first ? mp_recording_number_name(rec->recording, index) : NULL;
-    bool able = mp_number_tables.functions && mp_rec_op_state(rec) && rec->op_state->accept_checks;
-    if (name && able && more && !rec->changing)
-        rec->changing = PySet_New(NULL); /* it is another one at the next call */
-    if (name && able && more && rec->changing && PySet_GET_SIZE(rec->changing) < MOST_NAMES)
-        PySet_Add(rec->changing, name);
-    PyErr_Clear();
-    bool open = read->was == MP_WAS_NUMBER || (name && able && rec->changing && is_changing(rec, Py_NewRef(name)));
-    Py_XDECREF(name);
+    bool able = read->was == MP_WAS_SCALAR && first && mp_number_tables.functions && mp_rec_op_state(rec) &&
+                rec->op_state->accept_checks;
+    if (able && more) mp_number_will_change(rec, index);
+    bool open = read->was == MP_WAS_NUMBER ||
+                (able && rec->changing && is_changing(rec, mp_recording_number_name(rec->recording, index)));
     mp_rec_frame *entry = frame ? mp_rec_frame_of(rec, frame) : NULL;
     PyObject *data = open && entry && !entry->pending ? Py_BuildValue("(In)", index, more) : NULL;
     if (data)

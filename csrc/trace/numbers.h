@@ -64,6 +64,9 @@ void mp_number_counted(mp_recorder *rec, uint32_t read);
 void mp_number_met(mp_recorder *rec, uint32_t read);
 void mp_number_met_end(mp_recorder *rec, const mp_frame *frame, int opcode);
 
+/* The value of this read is another one at the next call: it is told as one that changes, unless too many are. */
+void mp_number_will_change(mp_recorder *rec, uint32_t read);
+
 /* len() of a list from outside, as the instruction that now runs gives it: a number where that is another one each time. False: it is read as other
 ** places are. */
 bool mp_number_length(mp_recorder *rec, const mp_frame *frame, PyObject *list);

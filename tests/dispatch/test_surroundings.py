@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from magpy import training
+from tests.threads import in_threads
 from tests.traps.differential import attempt, same_as_eager
 
 X = torch.tensor([-1.0, 0.0, 2.0, 3.0])
@@ -368,33 +369,6 @@ def test_callers_that_wait_in_executors() -> None:
 
 
 # -- Threads --------------------------------------------------------------------------------------------------------
-
-
-def in_threads(work: Callable[[int], None], n: int = 4) -> None:
-    """Run work(0) ... work(n - 1) at the same time; raise what one of them raised."""
-    failures: list[BaseException] = []
-    start = threading.Barrier(n)
-
-    def run(i: int) -> None:
-        try:
-            start.wait(20)
-            work(i)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
-    old = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive(), "a thread hangs"
-    finally:
-        sys.setswitchinterval(old)
-    if failures:
-        raise failures[0]
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -3,7 +3,6 @@
 import gc
 import re
 import sys
-import threading
 import weakref
 
 import numpy as np
@@ -13,6 +12,7 @@ from graphs import Graph
 from torch import nn
 
 from magpy import _C
+from tests.threads import in_threads
 
 aten = torch.ops.aten
 
@@ -229,16 +229,7 @@ def test_threads_with_weights_of_their_own():
             if n % 50 == 0:
                 w += 1
 
-    old = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    finally:
-        sys.setswitchinterval(old)
+    in_threads(work, interval=1e-6)
     assert not failures
 
 

@@ -12,6 +12,7 @@ import weakref
 import pytest
 
 from magpy import _C
+from tests.threads import in_threads
 
 LOG = []
 
@@ -485,21 +486,12 @@ def test_two_threads_observe_at_the_same_time():
 
     results = []
 
-    def work():
+    def work(_):
         for _ in range(50):
             result, seen = _C._observe(program, 200)
             results.append((result, seen["reason"]))
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    finally:
-        sys.setswitchinterval(interval)
+    in_threads(work, n=3, interval=1e-6)
     assert results == [(19900, None)] * 150
     assert gc.isenabled()
 
