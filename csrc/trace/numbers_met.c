@@ -568,6 +568,7 @@ static bool computed(mp_call *call, PyObject *name)
     Py_ssize_t n = call->nargs;
     of_list = of_list && n == 1 && (PyList_CheckExact(items[0]) || PyTuple_CheckExact(items[0]));
     if (of_list) {
+        mp_rec_iterate(call->rec, items[0]); /* an outside list holds more than the call has put into it */
         n = PySequence_Fast_GET_SIZE(items[0]);
         items = PySequence_Fast_ITEMS(items[0]);
     }

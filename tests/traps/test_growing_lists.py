@@ -135,6 +135,24 @@ def test_what_sees_more_of_a_growing_list_is_as_in_eager(name: str, length: int)
     same_as_eager(scenario)
 
 
+@pytest.mark.parametrize("function", [sum, min, max])
+@pytest.mark.parametrize("put", [list.append, lambda h, v: h.insert(0, v), lambda h, v: h.extend([v])])
+@pytest.mark.parametrize("items", [[], [1.0], [9.5, -2.0]])
+def test_what_a_list_held_before_counts_beside_numbers_of_data(function: Any, put: Any, items: list) -> None:
+    def scenario(wrap: Wrap) -> Iterator[Any]:
+        h = list(items)
+
+        def program(x: torch.Tensor) -> Any:
+            put(h, x.mean().item())
+            return x - function(h)
+
+        compiled = wrap(program)
+        for i in range(6):
+            yield compiled(torch.arange(3.0) - i * i), list(h)
+
+    same_as_eager(scenario)
+
+
 def test_two_names_of_one_list() -> None:
     def scenario(wrap: Wrap) -> Iterator[Any]:
         def program(a: list, b: list, x: torch.Tensor) -> Any:
