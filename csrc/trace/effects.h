@@ -133,6 +133,10 @@ void mp_function_code(mp_recorder *rec, PyObject *function);
 /* Any call, methods and partials not yet unwrapped (calls.c). */
 void mp_call_any(mp_call *call);
 
+/* What an autograd.Function's `function` (backward and the like) reads when a gradient is computed, and does: it is read, or the trace ends
+** (effects_backward.c). */
+void mp_backward_reads(mp_call *call, PyObject *function);
+
 /* Is the next instruction one that drops the call's result (deferred.c)? */
 bool mp_result_unused(const mp_frame *frame);
 void mp_handle_lru_cache(mp_call *call); /* a function under a cache that may hold its result */

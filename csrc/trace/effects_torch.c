@@ -245,62 +245,6 @@ typedef struct {
     PyObject *previous; /* borrowed: arguments of the call around it */
 } apply_data;
 
-/* Does the code look name number `index` up among its globals (or is it an attribute's name)? */
-static bool loads_global(PyObject *bytes, Py_ssize_t index)
-{
-    const uint8_t *at = (const uint8_t *)PyBytes_AS_STRING(bytes), *end = at + PyBytes_GET_SIZE(bytes);
-    for (unsigned oparg = 0; at + 1 < end; at += 2) {
-        oparg = oparg << 8 | at[1];
-        if (at[0] == LOAD_GLOBAL && (Py_ssize_t)(oparg >> 1) == index) return true;
-        if (at[0] != EXTENDED_ARG) oparg = 0;
-    }
-    return false;
-}
-
-/* What the code of `backward` will look up by name when a gradient is computed is fixed when the graph is made: its globals and cells are
-** read now, and must be what cannot change inside. */
-static void read_names(mp_call *call, PyObject *function, int depth)
-{
-    if (PyObject_TypeCheck(function, &PyStaticMethod_Type) || PyObject_TypeCheck(function, &PyClassMethod_Type)) {
-        PyObject *inside = PyObject_GetAttrString(function, "__func__");
-        if (inside) read_names(call, inside, depth + 1);
-        Py_XDECREF(inside);
-        return;
-    }
-    if (!PyFunction_Check(function) || depth > 8) return;
-    PyFunctionObject *f = (PyFunctionObject *)function;
-    if (mp_is_library_code((PyCodeObject *)f->func_code)) return;
-    mp_rec_ensure(call->rec, function);
-    PyObject *names = ((PyCodeObject *)f->func_code)->co_names, *cells = f->func_closure;
-    PyObject *bytes = PyCode_GetCode((PyCodeObject *)f->func_code);
-    if (!bytes) {
-        no_memory(call);
-        return;
-    }
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names) + (cells ? PyTuple_GET_SIZE(cells) : 0); i++) {
-        Py_ssize_t n = PyTuple_GET_SIZE(names);
-        PyObject *value = NULL;
-        if (i >= n)
-            value = PyCell_GET(PyTuple_GET_ITEM(cells, i - n));
-        else if (!loads_global(bytes, i) || mp_dict_find_str(f->func_globals, PyTuple_GET_ITEM(names, i), &value) <= 0)
-            continue;
-        if (i < n && value) {
-            mp_rec_pin(call->rec, f->func_globals, "globals");
-            mp_rec_read(call->rec, f->func_globals, MP_READ_KEY, PyTuple_GET_ITEM(names, i), value);
-        } else if (value && mp_rec_find(call->rec, PyTuple_GET_ITEM(cells, i - n)) != MP_NO_OBJ)
-            mp_rec_read(call->rec, PyTuple_GET_ITEM(cells, i - n), MP_READ_CELL, NULL, value);
-        if (!value || PyType_Check(value) || PyModule_Check(value) || PyCFunction_Check(value)) continue;
-        const mp_effect *called = mp_effect_of_instance(Py_TYPE(value));
-        if (PyFunction_Check(value))
-            read_names(call, value, depth + 1);
-        else if (called && called->effect == MP_EFFECT_TORCH) /* a ScriptFunction: this one, which does not change */
-            mp_rec_identity(call->rec, value);
-        else /* a number too: it may be another one by the time the gradient is computed */
-            mp_call_abandon(call, MP_REASON_UNKNOWN_C_CALLABLE, "its backward uses an object of the program's");
-    }
-    Py_DECREF(bytes);
-}
-
 /* May a context keep this value for its backward? Not what can change until then. */
 static bool lasting(PyObject *value)
 {
@@ -558,7 +502,7 @@ void mp_handle_function_apply(mp_call *call)
     for (size_t i = 1; on && i < sizeof methods / sizeof *methods; i++) {
         PyObject *name = mp_intern(methods[i]);
         PyObject *found = name ? mp_raw_type_lookup((PyTypeObject *)call->args[0], name) : NULL;
-        if (found) read_names(call, found, 0);
+        if (found) mp_backward_reads(call, found);
         Py_XDECREF(name);
     }
     mp_call inner = *call;

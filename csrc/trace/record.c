@@ -246,6 +246,9 @@ bool mp_is_library_code(PyCodeObject *code)
     return library;
 }
 
+bool mp_is_installed_file(const char *file)
+{ return strstr(file, "-packages/") || is_beside(file, "torch") || is_beside(file, "os"); }
+
 bool mp_is_installed_code(PyCodeObject *code)
 {
     const char *file = PyUnicode_AsUTF8(code->co_filename);

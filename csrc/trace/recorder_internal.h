@@ -178,6 +178,7 @@ uint32_t mp_rec_site(mp_recorder *rec); /* of the instruction now running; UINT3
 mp_rec_frame *mp_rec_frame_of(mp_recorder *rec, const mp_frame *frame); /* its entry, or NULL */
 bool mp_is_library_code(PyCodeObject *code);   /* torch's or the standard library's, or frozen */
 bool mp_is_installed_code(PyCodeObject *code); /* such, or an installed package's */
+bool mp_is_installed_file(const char *file);   /* likewise, of a module's file */
 bool mp_is_copy_code(PyCodeObject *code);      /* of the standard library's module copy */
 mp_rec_frame *mp_rec_push_frame(mp_recorder *rec, const mp_frame *frame); /* NULL after abandoning */
 void mp_rec_pop_frame(mp_recorder *rec, const mp_frame *frame);           /* and everything above it */

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
+import random
+import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -744,3 +747,110 @@ def test_texts_compared_by_identity_are_no_fallback():
 
     counted = same_as_eager(scenario, hits=3)
     assert counted.fallbacks == {}
+
+
+class Told:
+    """What backward passes count, read and say, reached in several ways."""
+
+    times = 0
+    scale = 2.0
+    said: ClassVar[list] = []
+
+
+def count_in_class(g):
+    Told.times += 1
+    return g
+
+
+def count_in_helper_class(g):
+    class_of = Told
+    setattr(class_of, "times", class_of.times + 1)  # noqa: B010
+    return g
+
+
+def read_class(g):
+    return g * Told.scale
+
+
+def say(g):
+    print("backward")
+    return g
+
+
+def log(g):
+    logging.warning("backward")
+    return g
+
+
+def draw(g):
+    return g * random.random()
+
+
+def keep_in_class(g):
+    Told.said.append(1)
+    return g
+
+
+def nested(g):
+    def inner():
+        Told.times += 1
+        return g
+
+    return inner()
+
+
+def read_module(g):
+    return g * sys.modules[__name__].Told.scale
+
+
+def count_in_other_function(g):
+    class Maker:
+        def __init__(self):
+            self.g = count_in_class(g)
+
+    return Maker().g
+
+
+def count_in_instance(g):
+    return CountsWhenMade(g).g
+
+
+class CountsWhenMade:
+    def __init__(self, g):
+        Told.times += 1
+        self.g = g
+
+
+BACKWARDS = [count_in_class, count_in_helper_class, read_class, say, log, draw, keep_in_class, nested, read_module,
+             count_in_other_function, count_in_instance]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BACKWARDS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("decorate", [lambda f: f, torch.autograd.function.once_differentiable], ids=["plain", "once"])
+def test_what_a_backward_of_the_program_does_is_done_each_time(change, decorate, capsys):
+    def scenario(wrap):
+        random.seed(3)
+        Told.times, Told.scale = 0, 2.0
+        Told.said.clear()
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x * 2
+
+            @staticmethod
+            @decorate
+            def backward(ctx, g):
+                return change(g) * 2
+
+        w = torch.ones(4, requires_grad=True)
+        fast = wrap(lambda x: Function.apply(x * w).sum())
+        for i in range(5):
+            w.grad = None
+            loss = fast(X)
+            if i > 2:
+                Told.scale = i
+            loss.backward()
+            yield w.grad, Told.times, len(Told.said), capsys.readouterr().out
+
+    same_as_eager(scenario)
