@@ -17,6 +17,7 @@
 #include "run/op.h"
 #include "run/random.h"
 #include "run/scan.h"
+#include "run/scatter.h"
 
 #define MAX_WORDS 32
 #define MAX_DOUBLES 4
@@ -77,7 +78,10 @@ static const struct {
     {"aten.grid_sampler_2d_backward.default", "aoti_torch_cpu_grid_sampler_2d_backward", "tttiibm", 2},
     {"aten.grid_sampler_3d.default", "aoti_torch_cpu_grid_sampler_3d", "ttiib", 1},
     {"aten.grid_sampler_3d_backward.default", "aoti_torch_cpu_grid_sampler_3d_backward", "tttiibm", 2},
+    {"aten.embedding_dense_backward.default", "mp_scatter_embedding", "ttiib", 0},
     {"aten.index.Tensor", "aoti_torch_cpu_index_Tensor", "tV", 1},
+    {"aten.index_add.default", "mp_scatter_index_add", "titts", 0},
+    {"aten.index_put.default", "mp_scatter_index_put", "tVtb", 0},
     {"aten.index_put.default", "aoti_torch_cpu_index_put", "tVtb", 1},
     {"aten.index_reduce.default", "aoti_torch_cpu_index_reduce", "tittcb", 1},
     {"aten.kthvalue.default", "aoti_torch_cpu_kthvalue", "tiib", 2},
@@ -100,6 +104,7 @@ static const struct {
     {"aten.replication_pad2d_backward.default", "aoti_torch_cpu_replication_pad2d_backward", "ttl", 1},
     {"aten.scatter.src", "aoti_torch_cpu_scatter_src_out", "titt", 0},
     {"aten.scatter.value", "aoti_torch_cpu_scatter_value_out", "tits", 0},
+    {"aten.scatter_add.default", "mp_scatter_add", "titt", 0},
     {"aten.scatter_reduce.two", "aoti_torch_cpu_scatter_reduce_two_out", "tittcb", 0},
     {"aten.searchsorted.Tensor", "aoti_torch_cpu_searchsorted_Tensor", "ttbbCT", 1},
     {"aten.soft_margin_loss_backward.default", "aoti_torch_cpu_soft_margin_loss_backward", "ttti", 1},
@@ -260,6 +265,7 @@ static void *function_of(const char *symbol, const mp_graph *graph, const mp_gno
         void *address;
     } own = {.address = NULL};
     if (strncmp(symbol, "mp_", 3) != 0) return mp_torch_symbol(symbol);
+    if (strncmp(symbol, "mp_scatter", 10) == 0) return mp_scatter_function(graph, node);
     if (strncmp(symbol, "mp_scan", 7) == 0) {
         own.scan = strcmp(symbol, "mp_scan_cumsum") == 0 ? mp_scan_cumsum : mp_scan_cumprod;
         return mp_scan_covers(graph, node) ? own.address : NULL;

@@ -1,5 +1,5 @@
 #include "run/scan.h"
-#include "run/parallel.h"
+#include "run/wide.h"
 
 #include <string.h>
 
@@ -22,15 +22,14 @@ typedef struct {
 
 /* One block of lanes, count of them: as many as BLOCK side by side, or as APART, whose sums are in registers, or one after the other. */
 #define SCAN(name, type, sum_type, start, operation)                                                                   \
-    static inline __attribute__((always_inline)) void name##_lanes(const scan *s, const type *from, type *to,          \
-                                                                   int64_t count)                                      \
+    static INLINED void name##_lanes(const scan *s, const type *from, type *to, int64_t count)                         \
     {                                                                                                                  \
         sum_type sums[BLOCK];                                                                                          \
         for (int64_t l = 0; l < count; l++) sums[l] = start;                                                           \
         for (int64_t i = 0; i < s->n; i++, from += s->from_step, to += s->to_step)                                     \
             for (int64_t l = 0; l < count; l++) to[l] = (type)(sums[l] = sums[l] operation(sum_type) from[l]);         \
     }                                                                                                                  \
-    static inline __attribute__((always_inline)) void name##_apart(const scan *s, const type *from, type *to)          \
+    static INLINED void name##_apart(const scan *s, const type *from, type *to)                                        \
     {                                                                                                                  \
         sum_type a = start, b = start, c = start, d = start;                                                           \
         const int64_t x = s->from_lane, y = s->to_lane;                                                                \
@@ -41,13 +40,13 @@ typedef struct {
             to[3 * y] = (type)(d = d operation(sum_type) from[3 * x]);                                                 \
         }                                                                                                              \
     }                                                                                                                  \
-    static inline __attribute__((always_inline)) void name##_one(const scan *s, const type *from, type *to)            \
+    static INLINED void name##_one(const scan *s, const type *from, type *to)                                          \
     {                                                                                                                  \
         sum_type sum = start;                                                                                          \
         for (int64_t i = 0; i < s->n; i++, from += s->from_step, to += s->to_step)                                     \
             *to = (type)(sum = sum operation(sum_type) * from);                                                        \
     }                                                                                                                  \
-    static inline __attribute__((always_inline)) void name(const scan *s, const type *from, type *to, int64_t count)   \
+    static INLINED void name(const scan *s, const type *from, type *to, int64_t count)                                 \
     {                                                                                                                  \
         if (s->block == BLOCK)                                                                                         \
             name##_lanes(s, from, to, count);                                                                          \
@@ -66,7 +65,7 @@ SCAN(prod_i64, uint64_t, uint64_t, 1, *)
 
 /* Tasks [begin, end): blocks of lanes of the outer places. */
 #define TASKS(kind, type)                                                                                              \
-    static inline __attribute__((always_inline)) void kind##_tasks(const scan *s, int64_t begin, int64_t end)          \
+    static INLINED void kind##_tasks(const scan *s, int64_t begin, int64_t end)                                        \
     {                                                                                                                  \
         for (int64_t task = begin; task < end; task++) {                                                               \
             int64_t lane = task % s->blocks * s->block, place = task / s->blocks;                                      \
@@ -79,26 +78,7 @@ SCAN(prod_i64, uint64_t, uint64_t, 1, *)
             kind(s, (const type *)s->from + from, (type *)s->to + to, count);                                          \
         }                                                                                                              \
     }                                                                                                                  \
-    WIDE(kind)                                                                                                         \
-    static void kind##_run(void *const *buffers, int64_t begin, int64_t end) { RUN(kind) }
-
-#if defined(__x86_64__)
-#define WIDE(kind)                                                                                                     \
-    static __attribute__((target("avx512f,avx512dq,avx512vl"))) void kind##_512(const scan *s, int64_t b, int64_t e)   \
-    { kind##_tasks(s, b, e); }                                                                                         \
-    static __attribute__((target("avx2"))) void kind##_256(const scan *s, int64_t b, int64_t e)                        \
-    { kind##_tasks(s, b, e); }
-#define RUN(kind)                                                                                                      \
-    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))                                      \
-        kind##_512(buffers[0], begin, end);                                                                            \
-    else if (__builtin_cpu_supports("avx2"))                                                                           \
-        kind##_256(buffers[0], begin, end);                                                                            \
-    else                                                                                                               \
-        kind##_tasks(buffers[0], begin, end);
-#else
-#define WIDE(kind)
-#define RUN(kind) kind##_tasks(buffers[0], begin, end);
-#endif
+    WIDE(kind, const scan)
 
 TASKS(sum_f32, float)
 TASKS(sum_f64, double)
