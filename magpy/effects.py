@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import decimal
 import hashlib
-import itertools
 import locale
 import operator
 import os
@@ -245,12 +244,8 @@ def end(iterator: Any) -> None:
 
 
 def place_in(iterator: Any) -> Any:
-    """What puts back an iterator over a range, tuple or list, or a count: (get, set)."""
-    if isinstance(iterator, itertools.count):
-        return partial(_C._count_place, iterator), partial(_C._set_count_place, iterator)
-    if isinstance(iterator, type(iter([])) | type(iter(()))):
-        return partial(_C._sequence_place, iterator), partial(_C._set_sequence_place, iterator)
-    return lambda: iterator.__reduce__()[2], iterator.__setstate__
+    """What puts back an iterator of C: (get, set)."""
+    return partial(_C._iterator_state, iterator), partial(_C._set_iterator_state, iterator)
 
 
 def reordered(shuffle: Any, generator: Any, items: tuple[Any, ...]) -> list[Any]:

@@ -42,22 +42,7 @@ uint32_t mp_function_version(PyObject *func)
 
 const uint32_t *mp_function_version_address(PyObject *func) { return &((PyFunctionObject *)func)->func_version; }
 
-/* -- Counters ------------------------------------------------------------------------------------------------------------ */
-
-typedef struct {
-    PyObject_HEAD Py_ssize_t next; /* PY_SSIZE_T_MAX: what follows are the objects that count */
-    PyObject *object, *step;
-} count_object;
-
-Py_ssize_t *mp_count_place(PyObject *object)
-{
-    PyTypeObject *type = Py_TYPE(object);
-    if (strcmp(type->tp_name, "itertools.count") != 0 || PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) ||
-        type->tp_basicsize != sizeof(count_object))
-        return NULL;
-    count_object *count = (count_object *)object;
-    return count->next == PY_SSIZE_T_MAX ? NULL : &count->next;
-}
+/* -- Sequence iterators -------------------------------------------------------------------------------------------------- */
 
 mp_sequence_iterator *mp_sequence_iterator_of(PyObject *object)
 {

@@ -45,8 +45,13 @@ uint32_t mp_function_version(PyObject *func); /* forced to exist; 0: impossible 
 const uint32_t *mp_function_version_address(PyObject *func);
 bool mp_generator_suspended(PyObject *object); /* a generator, coroutine or the like that has begun and not ended? */
 void mp_never_finalize(PyObject *object);      /* it may die, but without its __del__ */
-/* Where an itertools.count stands, to which it can be put back; NULL if the object is none, or counts by Python objects. */
-Py_ssize_t *mp_count_place(PyObject *object);
+/* Iterators over lists, tuples and ranges, count() and repeat(), and what enumerate(), zip(), reversed(), cycle(), chain() and islice() make
+** of them: next() runs no code of a program's. seen: called with each list that one walks; false from it is the answer. */
+typedef bool (*mp_sequence_seen)(PyObject *list, void *data);
+bool mp_iterator_plain(PyObject *iterator, mp_sequence_seen seen, void *data);
+PyObject *mp_iterator_state(
+    PyObject *iterator); /* where such a one is, and those inside: owned tuple, or NULL with an exception */
+int mp_iterator_set_state(PyObject *state); /* put it back; -1 with an exception without memory */
 /* An iterator over a list, tuple, text, bytes or bytearray, one over a list or anything else from its end, or one by __getitem__: they are
 ** laid out alike. */
 typedef struct {

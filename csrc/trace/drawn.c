@@ -266,12 +266,21 @@ static void open_draw(mp_recorder *rec, PyObject *data, PyObject **slot)
     if (!mp_rec_abandoned(rec)) mp_draw_append(rec, data, *slot, true);
 }
 
+/* Does the draw advance an iterator that keeps the tuple it gave, to fill it again where nobody else has it? */
+static bool keeps_its_tuple(PyObject *data)
+{
+    PyObject *args = PyTuple_GET_ITEM(data, 1);
+    PyObject *first = PyTuple_GET_SIZE(args) ? PyTuple_GET_ITEM(args, 0) : NULL;
+    return first && (Py_IS_TYPE(first, &PyZip_Type) || Py_IS_TYPE(first, &PyEnum_Type));
+}
+
 /* A tuple or list that nobody else has: by its references, or since the standard library makes new ones (whose frames may live on a little). */
 static bool several_given(mp_recorder *rec, PyObject *data, PyObject *result)
 {
     PyObject *func = PyTuple_GET_ITEM(data, 0);
     bool library = PyFunction_Check(func) && mp_is_library_code((PyCodeObject *)PyFunction_GET_CODE(func));
-    bool several = (PyTuple_CheckExact(result) || PyList_CheckExact(result)) && (library || Py_REFCNT(result) == 1);
+    bool several = (PyTuple_CheckExact(result) || PyList_CheckExact(result)) &&
+                   (library || Py_REFCNT(result) == 1 + keeps_its_tuple(data));
     if (!several || !few_scalars(rec, result)) return false;
     items_given(rec, data, result);
     return true;

@@ -233,58 +233,25 @@ bool mp_draw_takes(mp_call *call, const mp_effect *effect)
     return drawn && !mp_deferred_files(call->rec);
 }
 
-/* The iterator's list, or what cannot change: borrowed, or NULL if the iterator may run code or cannot be put back. */
-static PyObject *walked_by(PyObject *iterator)
-{
-    PyTypeObject *type = Py_TYPE(iterator);
-    if (type == &PyRangeIter_Type || type == &PyLongRangeIter_Type || type == &PyTupleIter_Type) return Py_None;
-    if (mp_count_place(iterator)) return Py_None;
-    return type == &PyListIter_Type ? mp_sequence_iterator_of(iterator)->sequence : NULL; /* none: it has ended */
-}
+/* The call has not changed the list before. */
+static bool is_untouched(PyObject *list, void *rec) { return mp_rec_find(rec, list) == MP_NO_OBJ; }
 
-static PyObject *count_place(PyObject *module, PyObject *count)
-{
-    const Py_ssize_t *place = mp_count_place(count);
-    return place ? PyLong_FromSsize_t(*place) : PyErr_Format(PyExc_TypeError, "not a plain itertools.count");
-}
+static PyObject *iterator_state(PyObject *module, PyObject *iterator) { return mp_iterator_state(iterator); }
 
-static PyObject *set_count_place(PyObject *module, PyObject *args)
+static PyObject *set_iterator_state(PyObject *module, PyObject *args)
 {
-    PyObject *count;
-    Py_ssize_t to, *place;
-    if (!PyArg_ParseTuple(args, "On:_set_count_place", &count, &to)) return NULL;
-    /* one that counts by objects now got there from the last number that it could hold otherwise, and stays */
-    if ((place = mp_count_place(count))) *place = to;
-    Py_RETURN_NONE;
-}
-
-static PyObject *sequence_place(PyObject *module, PyObject *object)
-{
-    mp_sequence_iterator *iterator = mp_sequence_iterator_of(object);
-    if (!iterator) return PyErr_Format(PyExc_TypeError, "not an iterator over a sequence");
-    return Py_BuildValue("(nO)", iterator->place, iterator->sequence ? iterator->sequence : Py_None);
-}
-
-/* One that has come to its end has let go of its sequence, and gets it back. */
-static PyObject *set_sequence_place(PyObject *module, PyObject *args)
-{
-    PyObject *object, *sequence;
-    Py_ssize_t place;
-    if (!PyArg_ParseTuple(args, "O(nO):_set_sequence_place", &object, &place, &sequence)) return NULL;
-    mp_sequence_iterator *iterator = mp_sequence_iterator_of(object);
-    if (!iterator) return PyErr_Format(PyExc_TypeError, "not an iterator over a sequence");
-    iterator->place = place;
-    Py_XSETREF(iterator->sequence, sequence == Py_None ? NULL : Py_NewRef(sequence));
+    PyObject *iterator, *state;
+    if (!PyArg_ParseTuple(args, "OO!:_set_iterator_state", &iterator, &PyTuple_Type, &state)) return NULL;
+    if (!PyTuple_GET_SIZE(state) || PyTuple_GET_ITEM(state, 0) != iterator)
+        return PyErr_Format(PyExc_ValueError, "the state of another iterator");
+    if (mp_iterator_set_state(state) < 0) return NULL;
     Py_RETURN_NONE;
 }
 
 static PyMethodDef functions[] = {
-    {"_sequence_place", sequence_place, METH_O,
-     "_sequence_place(iterator) -> (int, sequence or None): how far an iterator over a sequence is, None at its end."},
-    {"_set_sequence_place", set_sequence_place, METH_VARARGS,
-     "_set_sequence_place(iterator, place): put it back to where _sequence_place said."},
-    {"_count_place", count_place, METH_O, "_count_place(count) -> int: what an itertools.count gives next."},
-    {"_set_count_place", set_count_place, METH_VARARGS, "_set_count_place(count, n): have it give n next."},
+    {"_iterator_state", iterator_state, METH_O, "_iterator_state(iterator) -> tuple: how far an iterator of C is."},
+    {"_set_iterator_state", set_iterator_state, METH_VARARGS,
+     "_set_iterator_state(iterator, state): put it back to where _iterator_state said."},
     {NULL},
 };
 
@@ -295,9 +262,8 @@ static PyObject *next_draw(mp_recorder *rec, PyObject *iterator)
 {
     mp_op_state *state = mp_rec_op_state(rec);
     if (!state || !state->accept_checks || state->muted) return NULL;
-    PyObject *list = walked_by(iterator), *module = NULL, *func = NULL, *keeper = NULL, *args = NULL, *keywords = NULL;
-    PyObject *data = NULL;
-    if (list && mp_rec_find(rec, list) == MP_NO_OBJ) { /* the call has not changed it before */
+    PyObject *module = NULL, *func = NULL, *keeper = NULL, *args = NULL, *keywords = NULL, *data = NULL;
+    if (mp_iterator_plain(iterator, is_untouched, rec)) {
         mp_rec_identity(rec, iterator);
         module = PyImport_ImportModule("magpy.effects");
         func = module ? PyObject_GetAttrString(module, "advanced") : NULL;
@@ -342,7 +308,7 @@ bool mp_draw_walks(mp_recorder *rec, PyObject *iterator)
     mp_obj_id id = mp_rec_find(rec, iterator);
     if (id == MP_NO_OBJ || !rec->recording || rec->recording->objects[id].root != MP_ROOT_NONE)
         return false; /* an argument is another iterator at each call */
-    return state && state->accept_checks && !state->muted && (is_walk(iterator) || mp_count_place(iterator));
+    return state && state->accept_checks && !state->muted && mp_iterator_plain(iterator, is_untouched, rec);
 }
 
 /* The loop ends here: every run asks whether it does, and the iterator notices it at the commit. */
@@ -373,9 +339,9 @@ bool mp_draw_loop(mp_recorder *rec, const mp_frame *frame, PyObject *iterator)
 {
     if (!mp_draw_walks(rec, iterator)) return false;
     mp_kept kept = mp_keep();
-    PyObject *list = walked_by(iterator), *data = NULL;
+    PyObject *data = NULL;
     bool at_end = is_walk(iterator) && PyObject_LengthHint(iterator, 0) == 0; /* none of the program's code */
-    bool good = at_end && (!list || mp_rec_find(rec, list) == MP_NO_OBJ);
+    bool good = at_end && mp_iterator_plain(iterator, is_untouched, rec);
     if (good)
         loop_ends(rec, iterator);
     else if (!at_end && (data = next_draw(rec, iterator)))

@@ -48,6 +48,27 @@ KINDS = {
     "count": lambda: itertools.count(5),
     "negative count": lambda: itertools.count(-3),
     "texts": lambda: iter([f"name {i}" for i in range(50)]),
+    "reversed": lambda: reversed([float(i) for i in range(50)]),
+    "reversed tuple": lambda: reversed(tuple(range(50))),
+    "cycle": lambda: itertools.cycle([3, 1, 7]),
+    "cycle of one": lambda: itertools.cycle([4]),
+    "cycle of a range": lambda: itertools.cycle(range(2, 7)),
+    "chain": lambda: itertools.chain([1, 2], range(3, 6), (), [6, 7, 8], range(40)),
+    "chain of a list": lambda: itertools.chain.from_iterable([[1, 2], [3], [4, 5, 6], list(range(40))]),
+    "islice": lambda: itertools.islice(itertools.count(3), 2, 90, 3),
+    "count of floats": lambda: itertools.count(0.5, 0.25),
+    "repeat": lambda: itertools.repeat(2.5),
+    "cycle of cycles": lambda: itertools.cycle(itertools.islice(itertools.cycle([1, 2, 3]), 5)),
+}
+
+#: Iterators that give new tuples.
+PAIRS = {
+    "enumerate": lambda: enumerate([float(i * i) for i in range(50)]),
+    "enumerate, from 5": lambda: enumerate(range(50), 5),
+    "zip": lambda: zip(range(50), [float(i) / 2 for i in range(40)], strict=False),
+    "zip of an iterator with itself": lambda: zip(*[iter(range(90))] * 2, strict=True),
+    "zip with cycle": lambda: zip(itertools.count(), itertools.cycle([1.5, 2.5]), strict=False),
+    "cycle of zip": lambda: itertools.islice(zip([1, 2, 3], itertools.count(7), strict=False), 3),
 }
 
 
@@ -65,13 +86,16 @@ def test_what_is_given_is_kept(kind):
     assert same(logs, lambda: State(KINDS[kind]())).hits >= 6
 
 
-@pytest.mark.parametrize("kind", ["range", "tuple", "list", "count", "negative count"])
+NUMBERS = [kind for kind in KINDS if kind not in ("texts", "long range")]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
 def test_numbers_flow_into_one_graph(kind):
     counted = same(computes, lambda: State(KINDS[kind]()))
     assert counted.hits == 7 and not counted.fallbacks
 
 
-@pytest.mark.parametrize("kind", ["range", "tuple", "list", "count", "negative count", "texts"])
+@pytest.mark.parametrize("kind", [*NUMBERS, "texts"])
 def test_runs_that_are_thrown_away_put_it_back(kind):
     def program(x, s):
         value = next(s.it)
@@ -80,6 +104,77 @@ def test_runs_that_are_thrown_away_put_it_back(kind):
         return x + 1 if even else x * 2
 
     same(program, lambda: State(KINDS[kind]()), calls=20)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_pairs_are_taken_apart(kind):
+    def program(x, s):
+        i, value = next(s.it)
+        s.log.append((value, i))
+        return x * value + i
+
+    counted = same(program, lambda: State(PAIRS[kind]()))
+    assert kind == "cycle of zip" or (counted.hits == 7 and not counted.fallbacks)
+
+    def decides(x, s):
+        i, value = next(s.it)
+        if i % 3 == 1 or value > 20:
+            s.log.append(i)
+            return x * value + next(s.it)[0]
+        return x - value
+
+    same(decides, lambda: State(PAIRS[kind]()), calls=20)
+
+
+@pytest.mark.parametrize("kind", [*NUMBERS, *PAIRS])
+def test_runs_that_data_throws_away_put_all_of_it_back(kind):
+    def program(x, s):
+        value = next(s.it)
+        first = value[0] if isinstance(value, tuple) else value
+        y = x * first + s.limit
+        if y.sum() > 90:
+            s.log.append(first)
+            return y + 1
+        other = next(s.it)
+        s.log.append(other)
+        return y - (other[1] if isinstance(other, tuple) else other)
+
+    def before(s, i):
+        s.limit = torch.tensor(100.0 if i % 3 == 2 else 0.0)
+
+    same(program, lambda: State({**KINDS, **PAIRS}[kind](), limit=None), calls=22, before=before)
+
+
+def test_parts_of_one_that_are_asked_themselves():
+    def program(x, s):
+        i, value = next(s.it)
+        s.log.append(next(s.inner))
+        if s.log[-1] % 4 == 1:
+            return x * i - value
+        return x * next(s.it)[1] + next(s.inner) + i
+
+    def make():
+        inner = iter(range(200))
+        return State(zip(itertools.count(), inner, strict=False), inner=inner)
+
+    same(program, make, calls=14)
+
+
+def test_lists_inside_that_change():
+    def program(x, s):
+        s.items[-1] = 5
+        step = next(s.it)
+        s.items.append(2)
+        s.log.append(step)
+        return x + s.items[0]
+
+    for make in (itertools.cycle, enumerate, reversed, lambda items: itertools.chain(items, items)):
+
+        def state(make=make):
+            items = [1, 2, 3]
+            return State(make(items), items=items)
+
+        same(program, state, calls=7)
 
 
 def test_a_check_of_data_behind_it_throws_the_run_away_too():
@@ -245,6 +340,10 @@ SHORT = {
     "all kinds": lambda: iter([1, None, True, "t", 2.5, None]),
     "nothing": lambda: iter([]),
     "tuples": lambda: iter([(1,), ("a", 2)]),
+    "reversed": lambda: reversed([1, 2, 3, 4.5, 6]),
+    "cycle": lambda: itertools.islice(itertools.cycle([1, 2, 3]), 11),
+    "chain": lambda: itertools.chain([1, 2], (), range(3, 6)),
+    "enumerate": lambda: enumerate([1, 2.5, 7, -1]),
 }
 
 
@@ -350,6 +449,6 @@ def test_iterators_that_run_code_are_left_to_python():
     def gives():
         yield from range(50)
 
-    for make in (gives, lambda: map(abs, range(50)), lambda: itertools.cycle([1, 2]), lambda: (i for i in range(50))):
+    for make in (gives, lambda: map(abs, range(50)), lambda: itertools.cycle(gives()), lambda: (i for i in range(50))):
         counted = same(computes, lambda make=make: State(make()))
         assert not counted.hits and set(counted.fallbacks) == {"EXTERNAL_ITERATOR"}
