@@ -605,10 +605,13 @@ bool mp_number_call(mp_call *call, const mp_effect *effect)
     }
     PyObject *callable = call->callable; /* all other C code that asks a tensor for a number computes with it unseen */
     if (entry) entry->converts = callable == (PyObject *)&PyLong_Type || callable == (PyObject *)&PyFloat_Type;
-    bool done = false;
-    if (mp_numbers_any(call->rec)) {
+    bool done = false, any = mp_numbers_any(call->rec);
+    if (any) {
         PyObject *name = look_up(mp_number_tables.functions, call->callable);
         done = mp_drawn_call(call, effect) || (name && computed(call, name)) || mp_text_call(call, looks);
+    }
+    bool made = !done && mp_text_shown(call); /* its arguments are read as those of any other call */
+    if (any && !made) {
         bool text = !done && shows(call);
         if (entry && text) entry->shows = true;
         if (text || (!done && (mp_drawn_blind(call) || mp_draw_takes(call, effect))))

@@ -9,6 +9,7 @@
 #include "trace/numbers.h"
 #include "trace/opcodes.h"
 #include "trace/raw.h"
+#include "trace/texts.h"
 
 #include "guard/torch_state.h"
 #include "observe/observe.h"
@@ -241,6 +242,7 @@ static void binary_op(mp_recorder *rec, const mp_frame *frame, int oparg)
     bool text = PyUnicode_Check(left) || PyBytes_Check(left); /* "%s" % (a, b) looks deep into b */
     mp_rec_operand(rec, left, text);
     mp_rec_operand(rec, right, text);
+    if (text && oparg % NB_INPLACE_ADD == NB_REMAINDER) mp_text_percent(rec, frame, &TOP(2));
     if (oparg < NB_INPLACE_ADD || !is_outside(rec, left) || mp_is_tensor(left) || mp_is_scalar(left)) return;
     if (PyList_Check(left) && oparg == NB_INPLACE_ADD) mp_rec_iterate(rec, right);
     if (PyTuple_Check(left) || PyFrozenSet_Check(left) || PyUnicode_Check(left) || PyLong_Check(left)) return;
@@ -301,6 +303,14 @@ static void precall(mp_recorder *rec, const mp_frame *frame, int oparg)
     read_member(rec, method, "__self__", PyMethod_GET_SELF(method));
 }
 
+/* separator.join: it makes a list of what an iterator gives before it looks at any of it. */
+static bool is_join(PyObject *callable, bool method)
+{
+    PyObject *descr = PyDict_GetItemString(PyUnicode_Type.tp_dict, "join");
+    if (!descr || !PyCFunction_Check(callable)) return descr && method && callable == descr;
+    return ((PyCFunctionObject *)callable)->m_ml == ((PyMethodDescrObject *)descr)->d_method;
+}
+
 static void call(mp_recorder *rec, const mp_frame *frame, int oparg)
 {
     mp_rec_frame *entry = mp_rec_frame_of(rec, frame);
@@ -311,6 +321,11 @@ static void call(mp_recorder *rec, const mp_frame *frame, int oparg)
     if (PyFunction_Check(callable) && !mp_effect_of_function(callable)) return;
     size_t nargs = (size_t)(oparg + method);
     if (kwnames) nargs -= (size_t)PyTuple_GET_SIZE(kwnames);
+    if (oparg == 1 && !kwnames && PyGen_CheckExact(TOP(1)) &&
+        is_join(callable, method)) { /* its text stays what it is */
+        mp_rec_iterate(rec, TOP(1));
+        if (mp_rec_abandoned(rec) || !mp_observe_gather(&TOP(1))) return;
+    }
     mp_rec_call(rec, frame, callable, &TOP(oparg + method), nargs, kwnames);
 }
 

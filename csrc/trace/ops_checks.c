@@ -165,9 +165,12 @@ bool mp_op_read_number(mp_recorder *rec, mp_running_op *op, PyObject **out)
     if (!number || !name || !mp_numbers_ready() || op->kwargs || PyTuple_GET_SIZE(op->real_args) != 1) return false;
     for (size_t i = 0; i < sizeof reads / sizeof *reads; i++) {
         if (PyUnicode_CompareWithASCIIString(name, reads[i].method) != 0) continue;
-        if (reads[i].how && !rec->frames[rec->n_frames - 1].converts) return false; /* math.exp(x), "%d" % x */
+        mp_rec_frame *entry = &rec->frames[rec->n_frames - 1];
+        bool text = mp_text_reads(entry);                            /* "%d" % x */
+        if (reads[i].how && !entry->converts && !text) return false; /* math.exp(x) */
         PyObject *value = mp_rec_snapshot(rec, PyTuple_GET_ITEM(op->real_args, 0));
         if (value) mp_number_read(rec, out, mp_index_of(value), reads[i].how);
+        if (value && text) mp_text_read(rec, entry, PyTuple_GET_ITEM(op->real_args, 0), *out);
         Py_XDECREF(value);
         return true;
     }
@@ -198,10 +201,15 @@ bool mp_op_read_text(mp_recorder *rec, mp_running_op *op, PyObject **out)
     PyObject *tensor = PyTuple_GET_ITEM(args, 0), *number = NULL;
     if (Py_IS_TYPE(tensor, mp_names.tensor)) number = formatted_number(tensor);
     if (!number) return false;
-    bool given = rec->n_frames > 1 && rec->frames[rec->n_frames - 2].converts; /* by Tensor.__format__, to f"{x}" */
+    mp_rec_frame *entry =
+        rec->n_frames > 1 ? &rec->frames[rec->n_frames - 2] : NULL; /* the caller of Tensor.__format__ */
+    bool part = entry && mp_text_reads(entry), given = part || (entry && entry->converts); /* f"{x}" */
     PyObject *value = given && mp_is_number(number) ? mp_rec_snapshot(rec, tensor) : NULL;
     if (value && mp_number_read(rec, &number, mp_index_of(value), NULL)) {
-        mp_text_format(rec, number, PyTuple_GET_ITEM(args, 1), out);
+        if (part)
+            mp_text_read(rec, entry, tensor, number);
+        else
+            mp_text_format(rec, number, PyTuple_GET_ITEM(args, 1), out);
     } else if (!rec->why.code) {
         mp_running_op look = {.func = mp_op_method("item"), .real_args = PyTuple_Pack(1, tensor), .tensors = 1};
         if (look.func && look.real_args)

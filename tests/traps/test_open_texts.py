@@ -34,6 +34,21 @@ Program = Callable[[torch.Tensor], Any]
 log = logging.getLogger("tests.open_texts")
 
 
+def caught(compute: Callable[[], Any]) -> Any:
+    try:
+        return compute()
+    except (ValueError, ArithmeticError, TypeError, LookupError) as error:
+        return type(error).__name__, str(error)
+
+
+def braced(template: str, *items: Any, **named: Any) -> Any:
+    return caught(lambda: template.format(*items, **named))
+
+
+def percent(template: str, items: Any) -> Any:
+    return caught(lambda: template % items)
+
+
 def first(x: torch.Tensor) -> float:
     return x[0].item()
 
@@ -72,6 +87,10 @@ def built(x: torch.Tensor) -> str:
     return text
 
 
+def grown(x: torch.Tensor) -> Any:
+    return "%.2f" % x[0], x.add_(1), "%.2f" % x[0]
+
+
 def written(text: str) -> str:
     out: list[str] = []
     print(text, end="")
@@ -91,7 +110,7 @@ VALUES = [
 
 #: Programs that let text go through: one trace serves all of it.
 OPEN: dict[str, Program] = {
-    "format": lambda x: f"loss {first(x):.3f} at {count(x):>5d} or {count(x)}",
+    "f-strings": lambda x: f"loss {first(x):.3f} at {count(x):>5d} or {count(x)}",
     "pieces": lambda x: (f"{first(x)}", f"{count(x)}", f"{first(x):e}{count(x):+,}", f"{count(x)!r}{first(x)!s}"),
     "digits": lambda x: (f"{count(x)}", f"{count(x)}{count(x)}", str(count(x)), "%d" % count(x), "{}".format(count(x))),
     "percent": lambda x: ("step %d loss %.4f" % (count(x), first(x)), "%s%%" % first(x), "%5.1f|%-8s|%x" % (first(x), "a", count(x))),
@@ -110,6 +129,16 @@ OPEN: dict[str, Program] = {
     "the same twice": lambda x: [f"{first(x)}:"] * 2,
     "printed": lambda x: written(f"{first(x):.3f} {count(x)}"),
     "logged": lambda x: log.warning("%s and %s", f"{first(x):.2f}", "step %d" % count(x)),
+    "percent of tensors": lambda x: ("%.3f" % x[0], "%s %.2f|%d%%" % ("a", x[0], x[1]), "%5.1f" % x[:1], "%s %e" % (first(x), x[2])),
+    "braces of tensors": lambda x: ("{:.3f}".format(x[0]), "{1:.1f} {0} {1:e}".format(x[0], x[1]), "{} {a:.2f} {b}".format(count(x), a=x[0], b="c")),
+    "format of tensors": lambda x: (format(x[0], ".3f"), format(x[0]), str.format("{:>9.2e}", x[0]), "{}".format(x[1].long()), "%+d" % x[1].long()),
+    "tensors of other types": lambda x: ("%.2f" % x[1].half(), "{}".format(x[1].bfloat16()), "%.3f" % (x[0] * torch.ones((), requires_grad=True)), "%.1f" % nn.Parameter(x[0].clone())),
+    "tensors that change": lambda x: grown(x * 1),
+    "tensors in effects": lambda x: (log.warning("loss %.3f" % x[0]), written("{:.2f}".format(x[0]))),
+    "format": lambda x: (format(first(x), ".3f"), format(count(x)), repr(first(x)), repr(count(x))),
+    "named": lambda x: ("{a:.2f} {b} {}".format("c", a=first(x), b=count(x)), percent("%(a).2f %(b)d%%", {"a": first(x), "b": count(x), "c": 1}), "%(a)e" % {"a": x[0]}, braced("{} {a}", first(x), a=x[1])),
+    "containers": lambda x: (str({"a": [first(x), (count(x),)], "b": "{it}"}), str([first(x), None]), repr((f"{count(x)}.", True)), f"{[first(x)]!r}"),
+    "generators": lambda x: (", ".join(f"{k}={v:.2f}" for k, v in {"a": x[0], "b": first(x), "c": 1.5}.items()), " ".join(str(v.item()) for v in x), "".join("a" for _ in "")),
     "beside checks": lambda x: f"{first(x)}" if count(x) > -100 else "",
 }  # fmt: skip
 
@@ -150,13 +179,6 @@ def text_of(x: torch.Tensor) -> str:
 @functools.lru_cache
 def cached(text: str) -> int:
     return len(text)
-
-
-def caught(compute: Callable[[], Any]) -> Any:
-    try:
-        return compute()
-    except (ValueError, ArithmeticError, TypeError, LookupError) as error:
-        return type(error).__name__, str(error)
 
 
 class Shown:
@@ -285,6 +307,13 @@ SEEN: dict[str, Program] = {
     "made into others": lambda x: (Text(text_of(x)) + "a", collections.Counter(text_of(x)), pathlib.PurePath(text_of(x)).suffix, str(Problem(text_of(x))), Kind(text_of(x)).name),
     "run": lambda x: (eval(text_of(x)), re.match("3", text_of(x)) is None, io.StringIO(text_of(x)).read(), bytes(text_of(x), "utf8"), logging.getLogger(text_of(x)).name),
     "kept": lambda x: (cached(text_of(x)), functools.partial(len, text_of(x))(), text_of(x).__len__(), operator.itemgetter(0)(text_of(x)), id(text_of(x)) is None),
+    "tensors": lambda x: (len("%.1f" % x[0]), "%.1f" % x[0] == "1.5", {"{:.0f}".format(x[0]): 1}, "{:.2f}".format(x[0])[-1]),
+    "conversions": lambda x: (caught(lambda: "%d" % x[0]), caught(lambda: "%x" % x[1].long()), caught(lambda: "{!r}".format(x[1].long())), caught(lambda: "%c" % x[1].long())),
+    "formats of tensors": lambda x: (caught(lambda: "{:{}}".format(x[0], 7)), caught(lambda: "%.*f" % (2, x[0])), caught(lambda: "{:.2f}".format(x)), caught(lambda: "%.2f" % x), caught(lambda: "{:.2f}".format(x[:1]))),
+    "no such fields": lambda x: (braced("{} {}", x[0]), braced("{} {0}", x[0]), braced("{a}", x[0], b=1), percent("%.2f %.2f", x[0]), percent("%(a)s", {"b": first(x)}), percent("%(a)s %s", {"a": first(x)})),
+    "other types": lambda x: ("{:d} %d".format(x[1] > 2) % (x[1] > 2), caught(lambda: "{:.1f}".format(x[0] * 1j))),
+    "joined": lambda x: (caught(lambda: ",".join(v for v in (text_of(x), count(x)))), caught(lambda: ",".join(1 / count(x) for _ in "ab")), caught(lambda: str.join(text_of(x) for _ in "ab"))),
+    "containers": lambda x: (f"{[text_of(x)]}" == "['3.']", str({"a": count(x)})[-2], {str((count(x),)): 1}, f"{[text_of(x), Shown('a').text, {1}]}", f"{[count(x)]!a:>5}"),
     "json": lambda x: json.dumps({"a": text_of(x)}),
     "truth of C": lambda x: (bool(text_of(x)), any([text_of(x)]), sorted([text_of(x), "5"])),
     "empty": lambda x: (text_of(x) + "", "" + text_of(x), "%s" % text_of(x), "{}".format(text_of(x)), str(text_of(x)), format(first(x), ".2f")),
@@ -362,6 +391,29 @@ def test_text_as_state() -> None:
         assert_same(mine, plain(x))
         assert_same((model.last, model.lines, model.by), (plain.last, plain.lines, plain.by))
         assert (counted.hits, counted.fallbacks) == (int(k > 0), {})
+
+
+def test_text_of_what_the_program_keeps() -> None:
+    """A dict from outside: what it holds beside the number is part of the text as well."""
+    programs = []
+    for _ in range(2):
+        metrics: dict[str, Any] = {"accuracy": 0.5}
+
+        def program(x: torch.Tensor, metrics: dict[str, Any] = metrics) -> Any:
+            metrics["loss"] = first(x)
+            return f"{metrics}", str(metrics), "%(loss).2f %(accuracy).1f" % metrics, x + 1
+
+        programs.append((program, metrics))
+    (program, mine), (plain, expected) = programs
+    fast = torch.compile(program, backend="magpy")
+    for k in range(10):
+        x = torch.tensor([k + 0.5, 1.0])
+        for metrics in (mine, expected):
+            metrics["accuracy"] = 0.5 if k < 5 else k * 0.25
+            if k == 8:
+                metrics["new"] = "a"
+        assert fast(x)[:3] == plain(x)[:3]
+        assert list(mine.items()) == list(expected.items())
 
 
 def test_text_of_what_is_drawn() -> None:
