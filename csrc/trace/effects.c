@@ -667,16 +667,17 @@ static void change_first(mp_call *call)
     mp_effect_check_result(call);
 }
 
-/* Is it put off, with its arguments unseen? */
-static bool is_deferred(const mp_effect *effect)
+/* Are its arguments left unseen: is it put off, or do Python functions run in its place? */
+static bool is_blind(mp_call *call, const mp_effect *effect)
 {
+    if (effect->handler == mp_handle_function_apply) return mp_applies_forward(call);
     return effect->effect == MP_EFFECT_OUTPUT || effect->effect == MP_EFFECT_EFFECT ||
            effect->handler == mp_handle_log || effect->handler == mp_handle_warn;
 }
 
 void mp_effect_apply(mp_call *call, const mp_effect *effect)
 {
-    if (effect->effect != MP_EFFECT_TORCH && !is_deferred(effect) && mp_number_call(call, effect)) return;
+    if (effect->effect != MP_EFFECT_TORCH && !is_blind(call, effect) && mp_number_call(call, effect)) return;
     if (mp_array_call(call, false)) return;
     switch ((mp_effect_class)effect->effect) {
     case MP_EFFECT_SPECIAL: effect->handler(call); return;

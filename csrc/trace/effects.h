@@ -139,6 +139,8 @@ void mp_backward_reads(mp_call *call, PyObject *function);
 
 /* Is the next instruction one that drops the call's result (deferred.c)? */
 bool mp_result_unused(const mp_frame *frame);
+bool mp_applies_forward(
+    mp_call *call); /* of autograd.Function.apply: will the forward run in its place, as any other Python function? */
 void mp_handle_lru_cache(mp_call *call); /* a function under a cache that may hold its result */
 /* Does the function under a functools.lru_cache belong to an installed library, whose caches nobody clears? The program's own may be cleared,
 ** and a guard that asked them would run the program's code. */

@@ -480,6 +480,15 @@ static bool is_checkpoint(PyObject *type)
            PyDict_GetItemString(PyModule_GetDict(module), "CheckpointFunction") == type;
 }
 
+bool mp_applies_forward(mp_call *call)
+{
+    const mp_op_state *state = mp_rec_op_state(call->rec);
+    if (!state || !call->nargs || !PyType_Check(call->args[0])) return false;
+    if (is_checkpoint(call->args[0])) return true;
+    bool on = gradients_on(); /* a mode of the trace */
+    return !state->muted && !call->nkw && (!on || !requires_gradient(call));
+}
+
 /* autograd.Function.apply is one node where it is differentiated: what its forward does with tensors is its own business, or its gradient
 ** would be lost. Elsewhere it is its forward. */
 void mp_handle_function_apply(mp_call *call)
@@ -491,11 +500,11 @@ void mp_handle_function_apply(mp_call *call)
         call_instead(call, "magpy.checkpoint", "reentrant", NULL);
         return;
     }
-    bool on = gradients_on(); /* a mode of the trace */
-    if (!state->muted && !call->nkw && (!on || !requires_gradient(call))) {
+    if (mp_applies_forward(call)) {
         call_instead(call, "magpy.functions", "undifferentiated", call->args[0]);
         return;
     }
+    bool on = gradients_on();
     for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
         mp_type_attr_named(call->rec, (PyTypeObject *)call->args[0], methods[i]);
     mp_kept kept = mp_keep();

@@ -592,11 +592,40 @@ static bool computed(mp_call *call, PyObject *name)
     return true;
 }
 
+static bool is_method(PyObject *callable, PyTypeObject *type, const char *name)
+{
+    PyObject *descr = PyDict_GetItemString(type->tp_dict, name);
+    if (!descr || !PyCFunction_Check(callable)) return descr && callable == descr;
+    return ((PyCFunctionObject *)callable)->m_ml == ((PyMethodDescrObject *)descr)->d_method;
+}
+
+/* dict(...), dict.update and dict.setdefault of plain containers: keys are hashed, values only carried. */
+static bool fills_dict(mp_call *call)
+{
+    bool makes = call->callable == (PyObject *)&PyDict_Type;
+    Py_ssize_t n = call->nargs - !makes;
+    PyObject *const *args = call->args + !makes;
+    if (n < 0 || (!makes && !PyDict_Check(call->args[0]))) return false;
+    if (!makes && n == 2 && !call->nkw && is_method(call->callable, &PyDict_Type, "setdefault")) {
+        settle_hashed(call->rec, args[0]);
+        return true;
+    }
+    if (n > 1 || (!makes && !is_method(call->callable, &PyDict_Type, "update"))) return false;
+    if (!n || PyDict_CheckExact(args[0])) return true; /* whose keys were looked at when they came in */
+    if (!PyList_CheckExact(args[0]) && !PyTuple_CheckExact(args[0])) return false;
+    PyObject *const *pairs = PySequence_Fast_ITEMS(args[0]);
+    Py_ssize_t n_pairs = PySequence_Fast_GET_SIZE(args[0]);
+    for (Py_ssize_t i = 0; i < n_pairs; i++)
+        if (!PyTuple_CheckExact(pairs[i]) || PyTuple_GET_SIZE(pairs[i]) != 2) return false;
+    for (Py_ssize_t i = 0; i < n_pairs; i++) settle_hashed(call->rec, PyTuple_GET_ITEM(pairs[i], 0));
+    return true;
+}
+
 bool mp_number_call(mp_call *call, const mp_effect *effect)
 {
     if (!mp_number_tables.functions || call->rec->why.code) return false;
     mp_kept kept = mp_keep();
-    PyObject *looks = look_up_method(mp_number_tables.carriers, call);
+    PyObject *looks = fills_dict(call) ? Py_None : look_up_method(mp_number_tables.carriers, call);
     mp_rec_frame *entry = call->frame ? mp_rec_frame_of(call->rec, call->frame) : NULL;
     bool known = reads_by_class(effect);
     if (entry && looks != Py_None) { /* what Python functions below it give goes to C code */

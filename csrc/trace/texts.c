@@ -350,17 +350,19 @@ void mp_text_percent(mp_recorder *rec, const mp_frame *frame, PyObject *const *o
 
 /* -- Calls ------------------------------------------------------------------------------------------------------------ */
 
-/* A C callable that carries objects on may look into strings: the arguments before this one do not only move. */
+/* A C callable that carries objects on may look into strings: the arguments before this one do not only move. -1: all only move, also those
+** with names. */
 static Py_ssize_t looked_into(const mp_call *call)
 {
-    static const char *const none[] = {"append", "appendleft", "isinstance", "__instancecheck__", "callable", "type"};
+    static const char *const none[] = {"append", "appendleft", "isinstance", "__instancecheck__", "callable",
+                                       "type",   "dict",       "update",     "setdefault"};
     static const char *const last[] = {"setattr", "__setattr__"};
     PyObject *name = PyObject_GetAttrString(call->callable, "__name__"); /* by C code */
     const char *text = name && PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
     Py_ssize_t n = call->nargs;
     for (size_t i = 0; text && i < sizeof none / sizeof *none; i++)
-        if (!strcmp(text, none[i])) n = 0;
-    for (size_t i = 0; text && n && i < sizeof last / sizeof *last; i++)
+        if (!strcmp(text, none[i])) n = -1;
+    for (size_t i = 0; text && n > 0 && i < sizeof last / sizeof *last; i++)
         if (!strcmp(text, last[i])) n--;
     Py_XDECREF(name);
     PyErr_Clear();
@@ -399,7 +401,7 @@ bool mp_text_call(mp_call *call, PyObject *looks)
         Py_ssize_t n = looked_into(call);
         for (Py_ssize_t i = 0; i < n; i++)
             if (is_looked_into(rec, call->args[i])) mp_number_settle(rec, call->args[i]);
-        for (Py_ssize_t i = 0; i < call->nkw; i++)
+        for (Py_ssize_t i = 0; n >= 0 && i < call->nkw; i++)
             if (is_looked_into(rec, call->kwvalues[i])) mp_number_settle(rec, call->kwvalues[i]);
         return false;
     }

@@ -32,6 +32,17 @@ def counts(fast: Callable, program: Callable, calls: list[tuple]) -> list[int]:
     return hits
 
 
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, by: float) -> torch.Tensor:
+        ctx.by = by
+        return x.view_as(x) * -by
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return -ctx.by * gradients[0], None
+
+
 SERVED: dict[str, tuple[Callable, list[tuple]]] = {
     "a float": (lambda x, t: x / t, [(X, 0.5 + k) for k in range(6)]),
     "an int": (lambda x, n: (x * n + n, x.long() + n, n, -n, n / 3), [(X, 3 * k - 7) for k in range(6)]),
@@ -42,6 +53,7 @@ SERVED: dict[str, tuple[Callable, list[tuple]]] = {
     "given twice": (lambda x, n: (x * n, n + n, (n, [n])), [(X, k) for k in range(300, 306)]),
     "by name": (lambda x, *, n: x * n, []),
     "handed on": (lambda x, n: (lambda y, m=1.0: y * m)(x, m=n) + (lambda: n * x)(), [(X, k / 4) for k in range(6)]),
+    "of a function of torch": (lambda x, t: Reversed.apply(x, t) + 1, [(X, k / 4) for k in range(6)]),
     "special floats": (lambda x, t: x * t, [(X, t) for t in (1.0, 2.0, math.inf, -0.0, 0.0, math.nan, 1e300)]),
 }
 
@@ -87,6 +99,21 @@ def test_the_same_number_by_two_ways() -> None:
         pair.a, pair.b = a, b
         assert_same(fast(X, n), program(X, n))
     assert find_callable(fast).describe()["fallbacks"] == []
+
+
+def test_dicts_from_outside_that_are_filled_with_numbers() -> None:
+    tables: list[dict[str, Any]] = [{"n": 0, "step": 1}, {"n": 0, "step": 1}]
+
+    def program(x: torch.Tensor, table: dict[str, Any]) -> torch.Tensor:
+        table.update(loss=x.sum().item(), text=f"{x[0, 0].item()}")
+        table.update({"n": table["n"] + 1})
+        table.setdefault("first", x[0, 0].item())
+        return x + 1
+
+    fast = torch.compile(program, backend="magpy")
+    for k in range(6):
+        assert_same(fast(X + k, tables[0]), program(X + k, tables[1]))
+        assert list(tables[0].items()) == list(tables[1].items())
 
 
 def test_counters_in_modules() -> None:

@@ -70,6 +70,44 @@ class Holder:
         return x * self.value
 
 
+def filled(table: dict[str, Any], number: float, text: str) -> Any:
+    table.update(a=number, b=text)
+    table.update({"c": number})
+    table.update([("d", number * 2), ("e", text)])
+    return table, table.setdefault("f", number), table.setdefault("a", 1.0), table.pop("c")
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, by: float) -> torch.Tensor:
+        ctx.by = by
+        return x * by
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0] * ctx.by, None
+
+
+class Late(torch.autograd.Function):
+    @staticmethod
+    def forward(x: torch.Tensor, by: float, more: float = 1.0) -> torch.Tensor:
+        return x * by + more
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
+        ctx.by = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0] * ctx.by, None, None
+
+
+class Branching(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, by: float) -> Any:
+        return (x * by if by > 3 else x, {by: 1}[by], json.dumps(by))[0]
+
+
 #: Programs that nothing of the number's value shows in: one trace serves all data.
 OPEN: dict[str, Program] = {
     "norm": lambda x: x / x.norm().item(),
@@ -110,6 +148,18 @@ OPEN: dict[str, Program] = {
     "changed in place": changed,
     "attributes": lambda x: (Holder(first(x))(x), Holder(first(x)).twice * x, Holder(x[1].item()).value),
     "closures": lambda x: (lambda k=first(x): lambda y: y * k)()(x),
+    "dicts": lambda x: (
+        dict(a=first(x)),
+        dict({"a": first(x)}, b=x[1].item()),
+        dict([("a", first(x))]),
+        dict((("a", first(x)),)),
+    ),
+    "dicts that are filled": lambda x: filled({}, first(x), f"{x[1].item()}"),
+    "functions of torch": lambda x: (
+        Scaled.apply(x, first(x)),
+        Scaled.apply(x, 2 * first(x) + 1),
+        Late.apply(x, first(x)),
+    ),
     "unpacked": lambda x: [x * a + b for a, b in zip([first(x), x[1].item()], [x[2].item(), 1.0], strict=True)],
     "yielded": lambda x: [x * f for f in (t.item() for t in x)],
     "types": lambda x: (x * first(x), isinstance(first(x), float), type(int(x[0])), first(x) is None, len([first(x)])),
@@ -241,6 +291,17 @@ def count(x: torch.Tensor) -> int:
 
 #: Programs that see something of a number: they may cost a trace or a fallback, never a wrong answer.
 SEEN: dict[str, Program] = {
+    "keys of dicts": lambda x: (
+        dict([(first(x), 1)]),
+        dict({first(x): 1}),
+        {}.setdefault(first(x), first(x)),
+        dict([[first(x), 1]]),
+        dict.fromkeys([first(x)]),
+    ),
+    "functions with gradients": lambda x: (
+        Branching.apply(x, first(x)),
+        Scaled.apply(x.clone().requires_grad_(), first(x)),
+    ),
     "text": lambda x: (
         x,
         str(first(x)),
