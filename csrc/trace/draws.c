@@ -85,7 +85,9 @@ static PyObject *packed(mp_call *call)
 static mp_draw *append(mp_recorder *rec, PyObject *data, PyObject *result, mp_value_id value, PyObject *meta)
 {
     mp_recording *recording = rec->recording;
-    mp_draw *draw = mp_rec_grow(rec, &recording->draws, &recording->n_draws, sizeof *draw);
+    bool again = rec->op_state && rec->op_state->muted; /* when the graph is made */
+    if (again) mp_rec_abandon(rec, MP_REASON_EFFECT, "the forward of an autograd.Function draws");
+    mp_draw *draw = again ? NULL : mp_rec_grow(rec, &recording->draws, &recording->n_draws, sizeof *draw);
     if (!draw) {
         Py_XDECREF(meta);
         return NULL;

@@ -197,9 +197,18 @@ static void void_writes(mp_recorder *rec, mp_obj_id id)
     }
 }
 
+/* The forward of an autograd.Function that is differentiated runs once more when the graph is made: what it does outside would be done twice. */
+static bool is_run_again(mp_recorder *rec)
+{
+    if (MP_LIKELY(!rec->op_state || !rec->op_state->muted)) return false;
+    mp_rec_abandon(rec, MP_REASON_EFFECT, "%s", "the forward of an autograd.Function changes what is outside");
+    return true;
+}
+
 static mp_write *new_write(mp_recorder *rec, mp_obj_id owner, mp_write_kind kind, PyObject *key, mp_obj_id key_obj,
                            PyObject *value)
 {
+    if (is_run_again(rec)) return NULL;
     uint32_t site = mp_rec_site(rec);
     mp_write *write = mp_rec_grow(rec, &rec->recording->writes, &rec->recording->n_writes, sizeof *write);
     if (!write) return NULL;
@@ -587,7 +596,7 @@ void mp_rec_write(mp_recorder *rec, PyObject *owner, mp_write_kind kind, PyObjec
     if (rec->locations[i].write == UINT32_MAX) {
         rec->locations[i].write = rec->recording->n_writes;
         new_write(rec, id, kind, key, key_obj, value);
-    } else {
+    } else if (!is_run_again(rec)) {
         Py_XSETREF(rec->recording->writes[rec->locations[i].write].value, Py_XNewRef(value));
         if (rec->n_frames) rec->frames[rec->n_frames - 1].wrote = true;
     }

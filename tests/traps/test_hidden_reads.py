@@ -755,6 +755,7 @@ class Told:
     times = 0
     scale = 2.0
     said: ClassVar[list] = []
+    kept: Any = None
 
 
 def count_in_class(g):
@@ -852,5 +853,41 @@ def test_what_a_backward_of_the_program_does_is_done_each_time(change, decorate,
                 Told.scale = i
             loss.backward()
             yield w.grad, Told.times, len(Told.said), capsys.readouterr().out
+
+    same_as_eager(scenario)
+
+
+def keep_tensor(x):
+    Told.kept = x.detach()
+    return x
+
+
+FORWARDS = [count_in_class, count_in_helper_class, say, log, draw, keep_in_class, nested, count_in_instance,
+            keep_tensor]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", FORWARDS, ids=lambda function: function.__name__)
+def test_what_a_forward_of_the_program_does_is_done_once_in_each_call(change, capsys):
+    def scenario(wrap):
+        random.seed(3)
+        Told.times = 0
+        Told.said.clear()
+
+        class Function(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return change(x) * 2
+
+            @staticmethod
+            def backward(ctx, g):
+                return g * 2
+
+        w = torch.ones(4, requires_grad=True)
+        fast = wrap(lambda x: Function.apply(x * w).sum())
+        for _ in range(5):
+            w.grad = None
+            loss = fast(X)
+            loss.backward()
+            yield loss, w.grad, Told.times, len(Told.said), capsys.readouterr().out, random.random()
 
     same_as_eager(scenario)
