@@ -32,7 +32,7 @@ class Joint:
     aliases: outputs that are made of inputs and results (aliases.py);
     leaves: numbers of the results that are leaves made by the program: further inputs of the autograd function;
     differentiable: numbers of the results that have a tangent, in order; kept_inputs, grad_inputs: input numbers;
-    groups: these numbers by what a backward pass lets go in eager, see _groups;
+    groups: these numbers by what a backward pass lets go in eager, and what a pass comes to, see _groups;
     pure: the program draws no random numbers, writes nothing and looks at no data.
 
     `backward` is for calls with all tangents; `partial` makes the graph for calls where some are absent."""
@@ -46,7 +46,7 @@ class Joint:
         self.pure = False
         self.leaves: list[int] = []
         self.differentiable: list[int] = []
-        self.groups: list[tuple[list[int], bool]] = []
+        self.groups: list[tuple[list[int], bool, list[int]]] = []
         self.tangents: list[tuple] = []  # meta of each tangent
         self.kept: list[int] = []  # positions among the forward graph's outputs
         # (place in kept, result that shows its memory, does a change of that count?, its own sizes, strides, offset)
@@ -102,7 +102,7 @@ _PLAIN: dict[str, Callable[[Any], Any]] = {
     "pure": bool,
     "leaves": list,
     "differentiable": list,
-    "groups": lambda rows: [(list(numbers), saves) for numbers, saves in rows],
+    "groups": _tupled,
     "kept": list,
     "shown": _tupled,
     "kept_inputs": list,
@@ -136,7 +136,8 @@ def trace_joint(
         differentiable = [results[k] for k in joint.differentiable]
         backward.refuse_later_gradients(differentiable, [*new.wrapped, *(results[k] for k in joint.leaves)])
         values += [_fresh(new, t) for t in results]
-        joint.groups = _groups({k: results[k] for k in joint.differentiable})
+        starts = _starts(new, [results[k] for k in joint.leaves])
+        joint.groups = _groups({k: results[k] for k in joint.differentiable}, starts)
         counted = _counted(results, differentiable)
         reverse = _Reverse(new, differentiable, [results[k] for k in joint.leaves])
         joint.tangents = [v.meta for v in reverse.tangent_values]
@@ -244,52 +245,82 @@ def _results(new: Session, joint: Joint, outs: list[Any]) -> list[torch.Tensor]:
 MOST_GROUPS = 8
 
 
-def _groups(results: dict[int, torch.Tensor]) -> list[tuple[list[int], bool]]:
-    """Results by what autograd has saved for them: (numbers, is anything saved at all).
+def _starts(new: Session, leaves: list[torch.Tensor]) -> list[Any]:
+    """Autograd's nodes where gradients of the inputs, and of the leaves behind them, come out; None: there is none."""
+
+    def start(tensor: torch.Tensor, history: Any) -> Any:
+        if history is not None or not tensor.requires_grad:
+            return history
+        return torch.autograd.graph.get_gradient_edge(tensor).node
+
+    inputs = [start(w, history) for w, history in zip(new.wrapped, new.histories, strict=True)]
+    return inputs + [start(t, t.grad_fn) for t in leaves]
+
+
+def _groups(results: dict[int, torch.Tensor], starts: list[Any]) -> list[tuple[list[int], bool, list[int]]]:
+    """Results by what autograd has saved for them: (numbers, is anything saved at all, numbers of the inputs and leaves
+    that a backward pass does not come to).
 
     A backward pass from some results frees what was saved for them; from results of another group one can still go
-    backward after it, and from those for which nothing is saved any number of times."""
-    groups: list[tuple[list[int], set[Any]]] = []
-    free: list[int] = []
+    backward after it, and from those for which nothing is saved any number of times. What was saved before the call,
+    for inputs that the results do not depend on, is not freed."""
+    groups: list[tuple[list[int], set[Any], set[Any]]] = []  # numbers, what is saved, starts that a pass comes to
     for k, result in results.items():
-        saving = _saving_nodes(result.grad_fn)
-        if not saving:
-            free.append(k)
-            continue
-        joined, apart = [k], []
-        for numbers, nodes in groups:
-            if nodes.isdisjoint(saving):
-                apart.append((numbers, nodes))
+        nodes = _nodes(result.grad_fn)
+        joined, saving, reached = [k], _saving(nodes), nodes.intersection(starts)
+        apart = []
+        for group in groups:
+            alike = not saving and not group[1] and reached == group[2]
+            if alike or not group[1].isdisjoint(saving):
+                joined, saving, reached = group[0] + joined, saving | group[1], reached | group[2]
             else:
-                joined, saving = numbers + joined, saving | nodes
-        groups = [*apart, (joined, saving)]
+                apart.append(group)
+        groups = [*apart, (joined, saving, reached)]
     if len(groups) > MOST_GROUPS:  # a backward graph for each costs more than it is worth
-        groups = [(sorted(k for numbers, _ in groups for k in numbers), set())]
-    found = [(sorted(numbers), True) for numbers, _ in groups]
-    return [*found, (free, False)] if free else found
+        merged = [[group for group in groups if bool(group[1]) == saves] for saves in (True, False)]
+        groups = [
+            (
+                sum([group[0] for group in some], []),
+                set().union(*[g[1] for g in some]),
+                set().union(*[g[2] for g in some]),
+            )
+            for some in merged
+            if some
+        ]
+
+    def missed(reached: set[Any]) -> list[int]:
+        return [i for i, start in enumerate(starts) if start is not None and start not in reached]
+
+    return [(sorted(numbers), bool(saving), missed(reached)) for numbers, saving, reached in groups]
 
 
-def _saving_nodes(root: Any) -> set[Any]:
-    """The nodes behind `root` that keep tensors for the backward pass."""
-    saving, seen, stack = set(), {root}, [root]
+def _nodes(root: Any) -> set[Any]:
+    """The nodes of autograd that a backward pass from `root` comes to."""
+    seen, stack = {root}, [root]
     while stack:
-        node = stack.pop()
+        for node, _ in stack.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return seen
+
+
+def _saving(nodes: set[Any]) -> set[Any]:
+    """Those of the nodes that keep tensors for the backward pass."""
+
+    def saves(node: Any) -> bool:
         names = [name for name in dir(node) if name.startswith("_raw_saved_")]
-        if isinstance(node, torch.autograd.function.BackwardCFunction) or any(
+        return isinstance(node, torch.autograd.function.BackwardCFunction) or any(
             getattr(node, name.replace("_raw", "", 1), None) is not None for name in names
-        ):
-            saving.add(node)
-        for next_node, _ in node.next_functions:
-            if next_node is not None and next_node not in seen:
-                seen.add(next_node)
-                stack.append(next_node)
-    return saving
+        )
+
+    return {node for node in nodes if saves(node)}
 
 
 def _saved_by(differentiable: list[torch.Tensor]) -> list[torch.Tensor]:
     """What autograd has saved for the backward pass of these."""
     found: list[torch.Tensor] = []
-    for node in set().union(*[_saving_nodes(t.grad_fn) for t in differentiable]):
+    for node in set().union(*[_saving(_nodes(t.grad_fn)) for t in differentiable]):
         for name in dir(node):
             if name.startswith("_raw_saved_"):
                 saved = getattr(node, name.replace("_raw", "", 1), None)

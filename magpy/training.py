@@ -139,8 +139,8 @@ class Compiled:
             bool(joint.differentiable) and differentiable_inputs and not joint.leaves and torch.is_grad_enabled()
         )
         self.tangents = [(first + k, meta) for k, meta in zip(joint.differentiable, joint.tangents, strict=True)]
-        self.groups = [({first + k for k in numbers}, saves) for numbers, saves in joint.groups]
-        self.groups = self.groups or [(set(), True)]
+        self.groups = [({first + k for k in numbers}, saves, set(apart)) for numbers, saves, apart in joint.groups]
+        self.groups = self.groups or [(set(), True, set())]
         self.plain = joint.wanted == [("result", k) for k in range(joint.n_results)]
 
     def kept_inputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -206,7 +206,7 @@ class Compiled:
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
         if self.alone and len(self.groups) == 1:
-            outs = _Function.apply(self, None, 0, *inputs)
+            outs = _Function.apply(self, None, 0, *self._seen_by(0, inputs))
         else:
             outs = self._with_leaves(inputs)
         if self.plain:
@@ -225,6 +225,14 @@ class Compiled:
                 wanted.append(None)
         return [*outs[:n], *wanted]
 
+    def _seen_by(self, number: int, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Inputs and leaves of a group's function: what its results do not depend on is seen without its history, which
+        a backward pass would else go through, and free."""
+        apart = self.groups[number][2]
+        if not apart:
+            return given
+        return [t.detach() if i in apart and t.requires_grad else t for i, t in enumerate(given)]
+
     def _with_leaves(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         """Leaves that the program makes exist before the autograd function, as inputs of it. Where it has none and no
         input requires grad, a leaf that nobody sees makes its results differentiable."""
@@ -239,7 +247,7 @@ class Compiled:
         outs: list[Any] = [None] * self.n_forward
         with torch.enable_grad():
             for number in range(len(self.groups)):
-                given = _Function.apply(self, made, number, *inputs, *leaves, *unseen)
+                given = _Function.apply(self, made, number, *self._seen_by(number, [*inputs, *leaves]), *unseen)
                 outs = [new if new is not None else old for old, new in zip(outs, given, strict=True)]
         for k, leaf in zip(self.leaves, leaves, strict=True):
             outs[k] = leaf
@@ -260,7 +268,7 @@ class _Function(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, compiled: Compiled, made: Any, number: int, *inputs: torch.Tensor
     ) -> tuple:
-        joint, (own, ctx.saves) = compiled.joint, compiled.groups[number]
+        joint, (own, ctx.saves, _) = compiled.joint, compiled.groups[number]
         outs = [t.data if t._is_view() else t for t in (compiled.forward(inputs) if made is None else made)]
         ctx.compiled = compiled
         ctx.hooks = hooks.given()

@@ -97,6 +97,41 @@ def test_backward_from_one_result_after_the_other(name: str) -> None:
                     torch.testing.assert_close(mine, eager)
 
 
+# Not "shared trunk": of results that share what is saved, a pass from one comes to inputs that only another depends on.
+@pytest.mark.parametrize("name", [*sorted({*PROGRAMS} - {"many", "shared trunk"}), "one is not used"])
+def test_what_inputs_have_saved_before_the_call(name: str) -> None:
+    """A backward pass frees it for those inputs only that its results depend on."""
+    program = PROGRAMS.get(name, lambda x, w, v: (w * v.detach(), x * 2))
+    fast = torch.compile(program, backend="magpy")
+
+    def outcome(call: Callable[..., Any], order: list[int]) -> Any:
+        x, (a, b) = torch.arange(3.0), torch.full((2, 3), 0.5, requires_grad=True)
+        a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
+        w, v = a.exp(), b.sin()
+        ends = [w, v, *call(x, w, v)]
+        seen: list[Any] = []
+        for i in order:
+            try:
+                if ends[i].requires_grad:
+                    ends[i].sum().backward()
+            except RuntimeError as error:
+                return [*seen, str(error)]
+            seen.append([None if p.grad is None else p.grad.clone() for p in (a, b)])
+        return seen
+
+    n = 2 + min(2, len(program(*torch.ones(3, 3))))
+    for order in itertools.permutations(range(n)):
+        for _ in range(2):
+            expected, found = outcome(program, [*order]), outcome(fast, [*order])
+            assert len(found) == len(expected), order
+            for mine, eager in zip(found, expected, strict=True):
+                if isinstance(eager, str):
+                    assert mine == eager, order
+                else:
+                    torch.testing.assert_close(mine, eager)
+    assert find_callable(fast).hits
+
+
 MEAN, VAR = torch.full((3,), 0.1), torch.full((3,), 1.5)
 
 
