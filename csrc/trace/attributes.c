@@ -186,6 +186,20 @@ static void read_slot(mp_recorder *rec, PyObject *descr, PyObject *owner, PyObje
     Py_XDECREF(value);
 }
 
+/* A field of a namedtuple is the item at its place, by whatever way that is read. False: the descriptor is none. */
+static bool read_field(mp_recorder *rec, PyObject *descr, PyObject *owner)
+{
+    if (strcmp(Py_TYPE(descr)->tp_name, "_collections._tuplegetter") != 0 || !PyTuple_Check(owner)) return false;
+    mp_kept kept = mp_keep();
+    PyObject *parts = PyObject_CallMethod(descr, "__reduce__", NULL); /* (type, (place, documentation)): C's own */
+    PyObject *args = parts && PyTuple_Check(parts) && PyTuple_GET_SIZE(parts) == 2 ? PyTuple_GET_ITEM(parts, 1) : NULL;
+    bool known = args && PyTuple_Check(args) && PyTuple_GET_SIZE(args) && PyLong_CheckExact(PyTuple_GET_ITEM(args, 0));
+    mp_restore(kept);
+    if (known) mp_rec_raw_subscript(rec, owner, PyTuple_GET_ITEM(args, 0));
+    Py_XDECREF(parts);
+    return known;
+}
+
 static bool has_known_getter(PyTypeObject *type)
 {
     return PyType_IsSubtype(type, &PyProperty_Type) || PyType_IsSubtype(type, &PyStaticMethod_Type) ||
@@ -222,8 +236,8 @@ static void descriptor(mp_recorder *rec, PyObject *descr, PyObject *object, PyOb
             mp_rec_abandon(rec, MP_REASON_UNKNOWN_OBJECT, "attribute %s by a %s", chars(name), type->tp_name);
         if (PyType_IsSubtype(type, &PyStaticMethod_Type)) read_member(rec, &PyStaticMethod_Type, descr, "__func__");
         if (PyType_IsSubtype(type, &PyClassMethod_Type)) read_member(rec, &PyClassMethod_Type, descr, "__func__");
-    } else if (type->tp_descr_get && object)
-        read_slot(rec, descr, object, name); /* namedtuple fields and the like */
+    } else if (type->tp_descr_get && object && !read_field(rec, descr, object))
+        read_slot(rec, descr, object, name);
 }
 
 /* -- getattr --------------------------------------------------------------------------------------------------------------- */

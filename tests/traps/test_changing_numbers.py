@@ -4,9 +4,10 @@ from the second observation on, as far as the program only computes with them.""
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -32,6 +33,17 @@ def counts(fast: Callable, program: Callable, calls: list[tuple]) -> list[int]:
     return hits
 
 
+class Batch(NamedTuple):
+    x: torch.Tensor
+    rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    x: torch.Tensor
+    rate: float
+
+
 class Reversed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, by: float) -> torch.Tensor:
@@ -53,6 +65,14 @@ SERVED: dict[str, tuple[Callable, list[tuple]]] = {
     "given twice": (lambda x, n: (x * n, n + n, (n, [n])), [(X, k) for k in range(300, 306)]),
     "by name": (lambda x, *, n: x * n, []),
     "handed on": (lambda x, n: (lambda y, m=1.0: y * m)(x, m=n) + (lambda: n * x)(), [(X, k / 4) for k in range(6)]),
+    "a field of a namedtuple": (
+        lambda t: (t.x * t.rate, t.rate * 2, t[1] - t.rate),
+        [(Batch(X, k / 4),) for k in range(6)],
+    ),
+    "a field of a dataclass": (
+        lambda t: t.x * t.rate + dataclasses.replace(t, rate=t.rate * 2).rate,
+        [(Settings(X, k / 4),) for k in range(6)],
+    ),
     "of a function of torch": (lambda x, t: Reversed.apply(x, t) + 1, [(X, k / 4) for k in range(6)]),
     "special floats": (lambda x, t: x * t, [(X, t) for t in (1.0, 2.0, math.inf, -0.0, 0.0, math.nan, 1e300)]),
 }
@@ -288,6 +308,23 @@ LOGGING: dict[str, tuple[int, Callable[[Any, torch.Tensor], Any]]] = {
     "before it": (0, lambda log, x: (len(log), log.append(1), 1 in log)[::2]),
     "and taken": (0, lambda log, x: (log.append(3), log.append(4), log.pop(0), list(log))[2:]),
 }
+
+
+def test_fields_of_a_namedtuple_are_guarded_where_they_are_looked_at() -> None:
+    class Short(Batch):
+        pass
+
+    def program(t: Any) -> Any:
+        rate = t.rate
+        return t.x * rate, rate > 1, rate is t[1], {rate: 1} if rate == 0.5 else t.rate
+
+    fast = torch.compile(program, backend="magpy")
+    for kind in (Batch, Short):
+        for rate in (0.25, 0.5, 0.5, 2.0, 0.5, 300, 300.0, math.nan, 0.25):
+            t = kind(X, rate)
+            mine, expected = fast(t), program(t)
+            assert_same(mine[0], expected[0])
+            assert repr(mine[1:]) == repr(expected[1:])
 
 
 @pytest.mark.parametrize("kind", [list, Log])
