@@ -321,11 +321,25 @@ static bool add_results(results *r, PyObject *object)
     return good && !mp_rec_abandoned(rec);
 }
 
-/* The program has a number that the call gave: it is open where it is one of Python's own and the whole result, else looked at. */
+/* A float of numpy that nothing has but its slot and `found`, and that is the same made of a float again. */
+static bool is_new_float(PyObject *number)
+{
+    static const char *const names[] = {"numpy.float16", "numpy.float32", "numpy.float64"};
+    bool known = false;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        known = known || !strcmp(Py_TYPE(number)->tp_name, names[i]);
+    return known && mp_is_array_scalar_type(Py_TYPE(number)) && Py_REFCNT(number) == 2;
+}
+
+/* The program has a number that the call gave: it is open where it is a float or one of Python's own and the whole result, else looked at. */
 static void give_number(mp_recorder *rec, PyObject *number, mp_value_id value, PyObject **slot)
 {
     if (slot && *slot == number && mp_is_number(number) && mp_numbers_ready()) {
         mp_number_read(rec, slot, value, NULL);
+        return;
+    }
+    if (slot && *slot == number && is_new_float(number) && mp_numbers_ready()) {
+        mp_number_object(rec, number, value, (PyObject *)Py_TYPE(number));
         return;
     }
     PyObject *method = is_plain_number(number) ? NULL : PyObject_GetAttrString(number, "item");

@@ -500,6 +500,7 @@ static bool attribute(mp_recorder *rec, const mp_frame *frame, PyObject *object,
     if (Py_IS_TYPE(descr, &PyMethodDescr_Type) || Py_IS_TYPE(descr, &PyWrapperDescr_Type) ||
         Py_IS_TYPE(descr, &PyClassMethodDescr_Type))
         return true;
+    if (mp_number_is_numpy(rec, object)) return false; /* its size and type, or itself */
     bool read = Py_IS_TYPE(descr, &PyGetSetDescr_Type) || Py_IS_TYPE(descr, &PyMemberDescr_Type);
     PyObject *const args[] = {object, name};
     PyObject *func = read && !method ? builtin("builtins", "getattr") : NULL;

@@ -1,6 +1,7 @@
 /* Numbers that are data: which there are, their expressions, checks of them, and those from outside. See numbers.h. */
 #include "trace/numbers.h"
 
+#include "trace/arrays.h"
 #include "trace/effects.h"
 #include "trace/opaque.h"
 #include "trace/raw.h"
@@ -49,6 +50,12 @@ bool mp_number_is(mp_recorder *rec, PyObject *object) { return find(rec, object)
 bool mp_number_is_object(mp_recorder *rec, PyObject *object)
 {
     const number *entry = find(rec, object);
+    return entry && entry->make;
+}
+
+bool mp_number_is_numpy(mp_recorder *rec, PyObject *object)
+{
+    const number *entry = mp_is_array_scalar_type(Py_TYPE(object)) ? find(rec, object) : NULL;
     return entry && entry->make;
 }
 
@@ -411,7 +418,8 @@ void mp_number_settle(mp_recorder *rec, PyObject *object)
         settle_outside(rec, entry);
         return;
     }
-    if (entry->make) {
+    bool of_numpy = mp_number_is_numpy(rec, object);
+    if (entry->make && !of_numpy) {
         mp_rec_abandon(rec, MP_REASON_DATA_READ, "a %s, which is another one each time", Py_TYPE(object)->tp_name);
         return;
     }
@@ -424,8 +432,13 @@ void mp_number_settle(mp_recorder *rec, PyObject *object)
         return;
     }
     mp_kept kept = mp_keep();
+    PyObject *seen = of_numpy ? PyNumber_Float(object) : Py_NewRef(object); /* of a float's size at most */
     no_longer_open(rec, entry);
-    mp_number_learn(rec, Py_NewRef(entry->text), Py_NewRef(entry->leaves), object);
+    if (seen)
+        mp_number_learn(rec, Py_NewRef(entry->text), Py_NewRef(entry->leaves), seen);
+    else
+        mp_number_no_memory(rec);
+    Py_XDECREF(seen);
     mp_restore(kept);
 }
 

@@ -12,9 +12,10 @@
 #define MP_TRACE_NUMBERS_H
 #include "trace/recorder_internal.h"
 
-/* Moments (datetime.now()) are open likewise: objects that a Python function makes of a number of the graph. So is what was drawn before the
-** graph (drawn.h), and what is computed of all of these by functions that the graph knows nothing of (mp_number_late). Whatever looks at one of
-** them otherwise ends the trace, for it is another one each time. All that is said of numbers here holds for them but where it says "number". */
+/* Moments (datetime.now()) and floats of numpy are open likewise: objects that a Python function makes of a number of the graph. So is what was
+** drawn before the graph (drawn.h), and what is computed of all of these by functions that the graph knows nothing of (mp_number_late). Whatever
+** looks at one of them otherwise ends the trace, for it is another one each time; only floats of numpy are settled as numbers are. All that is said
+** of numbers here holds for them but where it says "number". */
 
 /* Are there numbers that the program still has? */
 bool mp_numbers_any(mp_recorder *rec);
@@ -33,6 +34,8 @@ void mp_number_late(mp_recorder *rec, PyObject **object, PyObject *template);
 bool mp_number_is_late(mp_recorder *rec, PyObject *object);
 /* What makes the object of its value of the graph, a moment. Borrowed, or NULL. */
 PyObject *mp_number_maker(mp_recorder *rec, PyObject *object, mp_value_id *value);
+/* Is it an open float of numpy, which its type makes of the number? Settled, it is a check of that. */
+bool mp_number_is_numpy(mp_recorder *rec, PyObject *object);
 /* Number `i` of all objects that a run must make, whether it keeps them or not, for making them may raise. Borrowed; NULL: there are no more; None: it is none. */
 PyObject *mp_number_must(mp_recorder *rec, uint32_t i);
 /* *object (owned, replaced by an equal object where that is shared) is what the draw of this number gave, whatever it gives (drawn.h). */

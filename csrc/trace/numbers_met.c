@@ -1,4 +1,5 @@
 /* What the program does with numbers that are data: computes with them, moves them, or lets something look at them. See numbers.h. */
+#include "trace/arrays.h"
 #include "trace/drawn.h"
 #include "trace/numbers.h"
 #include "trace/raw.h"
@@ -210,6 +211,7 @@ static void truth(mp_recorder *rec, PyObject *object)
         mp_number_settle(rec, object);
         return;
     }
+    if (mp_number_is_numpy(rec, object)) mp_number_settle(rec, object);
     if (!mp_is_number(object)) return; /* a moment is always true, texts of numbers are never empty */
     PyObject *leaves = PyDict_New();
     if (!leaves) {
@@ -592,6 +594,34 @@ static bool computed(mp_call *call, PyObject *name)
     return true;
 }
 
+/* data: the value of the graph that the float of numpy was made of. */
+static void number_taken(mp_recorder *rec, PyObject *data, PyObject **slot)
+{
+    if (slot && *slot && mp_is_number(*slot) && !rec->why.code) mp_number_read(rec, slot, mp_index_of(data), NULL);
+    Py_DECREF(data);
+}
+
+/* float(value) or value.item() of an open float of numpy: the number itself. */
+static bool takes_number(mp_call *call)
+{
+    if (call->nargs != 1 || call->nkw || !call->frame || !mp_number_is_numpy(call->rec, call->args[0])) return false;
+    PyObject *callable = call->callable;
+    PyMethodDef *method = NULL; /* of numpy's */
+    if (Py_IS_TYPE(callable, &PyMethodDescr_Type) && mp_is_array_scalar_type(PyDescr_TYPE(callable)))
+        method = ((PyMethodDescrObject *)callable)->d_method;
+    else if (PyCFunction_Check(callable) && PyCFunction_GET_SELF(callable) == call->args[0])
+        method = ((PyCFunctionObject *)callable)->m_ml;
+    if (callable != (PyObject *)&PyFloat_Type && (!method || strcmp(method->ml_name, "item") != 0)) return false;
+    mp_value_id id = MP_NO_VALUE;
+    mp_number_maker(call->rec, call->args[0], &id);
+    PyObject *value = mp_value_new(id);
+    if (value)
+        mp_rec_pend(call->rec, call->frame, number_taken, value);
+    else
+        mp_number_no_memory(call->rec);
+    return true;
+}
+
 static bool is_method(PyObject *callable, PyTypeObject *type, const char *name)
 {
     PyObject *descr = PyDict_GetItemString(type->tp_dict, name);
@@ -637,7 +667,8 @@ bool mp_number_call(mp_call *call, const mp_effect *effect)
     bool done = false, any = mp_numbers_any(call->rec);
     if (any) {
         PyObject *name = look_up(mp_number_tables.functions, call->callable);
-        done = mp_drawn_call(call, effect) || (name && computed(call, name)) || mp_text_call(call, looks);
+        done = takes_number(call) || mp_drawn_call(call, effect) || (name && computed(call, name)) ||
+               mp_text_call(call, looks);
     }
     bool made = !done && mp_text_shown(call); /* its arguments are read as those of any other call */
     if (any && !made) {
