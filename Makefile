@@ -45,7 +45,8 @@ format: $(VENV)/tools
 	$(BIN)/ruff format .
 	find csrc -name '*.[ch]' | xargs $(BIN)/clang-format -i
 
-# The suite under AddressSanitizer and UndefinedBehaviorSanitizer; leaks are covered by the growth tests.
+# The suite under AddressSanitizer and UndefinedBehaviorSanitizer; leaks are covered by the growth tests. SANITIZED=--spread=N: at
+# most N sets of parameters of each test.
 test-sanitized: $(VENV)/environment
 	rm -rf build/sanitized && mkdir -p build/sanitized
 	MAGPY_SANITIZE=1 $(BIN)/python setup.py -q build_ext -j2 --build-temp build/sanitized/tmp --build-lib build/sanitized/lib
@@ -53,7 +54,7 @@ test-sanitized: $(VENV)/environment
 	cp -r magpy/*.py build/sanitized/lib/magpy/ && cp -r tests benchmarks pyproject.toml build/sanitized/lib/
 	cd build/sanitized/lib && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  PYTHONMALLOC=malloc $(TESTS) -m "not unsanitized" tests
+	  PYTHONMALLOC=malloc $(TESTS) -m "not unsanitized" $(SANITIZED) tests
 
 # -- Development: incremental build in place -----------------------------------------------------------------------------
 CFLAGS_DEV := -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unused-parameter \

@@ -1,7 +1,8 @@
-"""Shared by all tests: a private kernel cache, one thread, and helpers that say what a compiled call must do."""
+"""Shared by all tests: a private kernel cache, one thread, and options."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
@@ -16,7 +17,10 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of tests/paritybench; registered here, since pytest reads options before it finds that folder."""
+    """Options, those of tests/paritybench among them: pytest reads options before it finds that folder."""
+    parser.addoption(
+        "--spread", type=int, metavar="N", help="of a test with more than N sets of parameters, only N of them"
+    )
     group = parser.getgroup("paritybench", "ParityBench's cases")
     group.addoption("--paritybench", metavar="DIR", help="a checkout; the cases of its generated/ become tests")
     group.addoption("--half", choices=("dev", "held", "all"), default="dev", help="files by the hash of their names")
@@ -30,6 +34,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--memory", type=float, default=12, metavar="GIB", help="limit of address space for one case")
     group.addoption("--json", metavar="FILE", help="write each case's outcome there")
     group.addoption("--paritybench-strict", action="store_true", help="what is not a complete graph is a failure")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--spread: the sets of parameters that stay lie evenly among all of a test's."""
+    most = config.getoption("--spread")
+    if not most:
+        return
+    stay: list[pytest.Item] = []
+    for _, some in itertools.groupby(items, lambda item: item.nodeid.partition("[")[0]):
+        sets = [*some]
+        n = min(most, len(sets))
+        stay += [sets[i * len(sets) // n] for i in range(n)]
+    taken = {*stay}
+    config.hook.pytest_deselected(items=[item for item in items if item not in taken])
+    items[:] = stay
 
 
 @pytest.fixture(autouse=True)
