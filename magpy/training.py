@@ -73,7 +73,8 @@ def _lowered(program: Any, inputs: list[torch.Tensor], joint: Joint, log: _Log) 
     classes = {place: output.leaf for place, output in zip(joint.wanted, outputs, strict=False)}
     leaf_classes = [classes.get(("result", k)) or torch.Tensor for k in joint.leaves]
     repeated = second_order.repeated(program, inputs, joint)
-    compiled = Compiled(joint, log, any(t.requires_grad for t in inputs), leaf_classes, repeated)
+    sources = {i for i, t in enumerate(inputs) if t.requires_grad}
+    compiled = Compiled(joint, log, sources, leaf_classes, repeated)
     data = None if getattr(program, "reset", None) else compiled.data
     return Lowered(compiled, joint.mutated, log.info("training", program), data)
 
@@ -115,7 +116,7 @@ class Compiled:
         self,
         joint: Joint,
         log: _Log,
-        differentiable_inputs: bool,
+        sources: set[int],
         leaf_classes: Sequence[type],
         repeated: second_order.Repeated | None,
     ):
@@ -134,13 +135,13 @@ class Compiled:
         self.leaves = [first + k for k in joint.leaves]
         self.leaf_classes = leaf_classes
         self.viewed = frozenset(joint.viewed_inputs)
-        # Does the autograd function see all that it depends on among its inputs, in the grad mode that it needs?
-        self.alone = (
-            bool(joint.differentiable) and differentiable_inputs and not joint.leaves and torch.is_grad_enabled()
-        )
         self.tangents = [(first + k, meta) for k, meta in zip(joint.differentiable, joint.tangents, strict=True)]
         self.groups = [({first + k for k in numbers}, saves, set(apart)) for numbers, saves, apart in joint.groups]
         self.groups = self.groups or [(set(), True, set())]
+        # Does the autograd function see all that it depends on among its inputs, in the grad mode that it needs?
+        self.alone = bool(
+            joint.differentiable and sources - self.groups[0][2] and not joint.leaves and torch.is_grad_enabled()
+        )
         self.plain = joint.wanted == [("result", k) for k in range(joint.n_results)]
 
     def kept_inputs(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -227,11 +228,13 @@ class Compiled:
 
     def _seen_by(self, number: int, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Inputs and leaves of a group's function: what its results do not depend on is seen without its history, which
-        a backward pass would else go through, and free."""
+        a backward pass would else go through, and free. Results that depend on leaves alone that nobody else sees are
+        made differentiable by such a one."""
         apart = self.groups[number][2]
         if not apart:
             return given
-        return [t.detach() if i in apart and t.requires_grad else t for i, t in enumerate(given)]
+        seen = [t.detach() if i in apart and t.requires_grad else t for i, t in enumerate(given)]
+        return seen if any(t.requires_grad for t in seen) else [*seen, _unseen_leaf()]
 
     def _with_leaves(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
         """Leaves that the program makes exist before the autograd function, as inputs of it. Where it has none and no
@@ -243,7 +246,7 @@ class Compiled:
         leaves = [made[k] for k in self.leaves]
         if not self.joint.differentiable:
             return made[: self.n_forward]
-        unseen = [] if leaves or self.alone else [torch.empty(0, requires_grad=True)]
+        unseen = [] if leaves or self.alone else [_unseen_leaf()]
         outs: list[Any] = [None] * self.n_forward
         with torch.enable_grad():
             for number in range(len(self.groups)):
@@ -252,6 +255,10 @@ class Compiled:
         for k, leaf in zip(self.leaves, leaves, strict=True):
             outs[k] = leaf
         return outs
+
+
+def _unseen_leaf() -> torch.Tensor:
+    return torch.empty(0, requires_grad=True)
 
 
 DOUBLE_BACKWARD = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Callable
@@ -130,6 +131,36 @@ def test_what_inputs_have_saved_before_the_call(name: str) -> None:
                 else:
                     torch.testing.assert_close(mine, eager)
     assert find_callable(fast).hits
+
+
+UNSEEN: dict[str, Callable[..., Any]] = {
+    "of a copied module": lambda x, net: copy.deepcopy(net)(x),
+    "of a leaf": lambda x, net: x * x.new_ones(3).requires_grad_(),
+    "beside another": lambda x, net: (net(x), copy.deepcopy(net)(x).exp(), x * x.new_ones(3).requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("name", list(UNSEEN))
+def test_results_that_depend_on_leaves_that_nobody_sees(name: str, trained: bool) -> None:
+    """They require grad, whatever the inputs do, and a backward pass from them gives nobody a gradient."""
+    fast, net = torch.compile(UNSEEN[name], backend="magpy"), torch.nn.Linear(3, 3).requires_grad_(trained)
+
+    def outcome(call: Callable[..., Any]) -> Any:
+        net.zero_grad()
+        results = call(torch.arange(3.0), net)
+        results = results if isinstance(results, tuple) else (results,)
+        seen = [(t.requires_grad, t.is_leaf, t.detach().clone()) for t in results]
+        if results[-1].requires_grad:
+            results[-1].sum().backward()
+        return seen, net.weight.grad
+
+    for _ in range(3):
+        (mine, grad), (eager, expected) = outcome(fast), outcome(UNSEEN[name])
+        assert [row[:2] for row in mine] == [row[:2] for row in eager]
+        torch.testing.assert_close([row[2] for row in mine], [row[2] for row in eager])
+        assert (grad is None) == (expected is None)
+    assert find_callable(fast).hits and not magpy.stats()["fallbacks"]
 
 
 MEAN, VAR = torch.full((3,), 0.1), torch.full((3,), 1.5)
