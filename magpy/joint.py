@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -245,6 +245,14 @@ def _results(new: Session, joint: Joint, outs: list[Any]) -> list[torch.Tensor]:
 MOST_GROUPS = 8
 
 
+class _Group(NamedTuple):
+    """Results: their numbers, the nodes that have saved tensors for them, the starts (_starts) that a pass comes to."""
+
+    numbers: list[int]
+    saved: set[Any]
+    reached: set[Any]
+
+
 def _starts(new: Session, leaves: list[torch.Tensor]) -> list[Any]:
     """Autograd's nodes where gradients of the inputs, and of the leaves behind them, come out; None: there is none."""
 
@@ -264,34 +272,32 @@ def _groups(results: dict[int, torch.Tensor], starts: list[Any]) -> list[tuple[l
     A backward pass from some results frees what was saved for them; from results of another group one can still go
     backward after it, and from those for which nothing is saved any number of times. What was saved before the call,
     for inputs that the results do not depend on, is not freed."""
-    groups: list[tuple[list[int], set[Any], set[Any]]] = []  # numbers, what is saved, starts that a pass comes to
+    groups: list[_Group] = []
     for k, result in results.items():
         nodes = _nodes(result.grad_fn)
-        joined, saving, reached = [k], _saving(nodes), nodes.intersection(starts)
-        apart = []
-        for group in groups:
-            alike = not saving and not group[1] and reached == group[2]
-            if alike or not group[1].isdisjoint(saving):
-                joined, saving, reached = group[0] + joined, saving | group[1], reached | group[2]
-            else:
-                apart.append(group)
-        groups = [*apart, (joined, saving, reached)]
+        new = _Group([k], _saving(nodes), nodes.intersection(starts))
+        joined = [group for group in groups if _joins(group, new)]
+        groups = [*[group for group in groups if not _joins(group, new)], _merged([*joined, new])]
     if len(groups) > MOST_GROUPS:  # a backward graph for each costs more than it is worth
-        merged = [[group for group in groups if bool(group[1]) == saves] for saves in (True, False)]
-        groups = [
-            (
-                sum([group[0] for group in some], []),
-                set().union(*[g[1] for g in some]),
-                set().union(*[g[2] for g in some]),
-            )
-            for some in merged
-            if some
-        ]
+        kinds = [[group for group in groups if bool(group.saved) == saves] for saves in (True, False)]
+        groups = [_merged(kind) for kind in kinds if kind]
 
     def missed(reached: set[Any]) -> list[int]:
         return [i for i, start in enumerate(starts) if start is not None and start not in reached]
 
-    return [(sorted(numbers), bool(saving), missed(reached)) for numbers, saving, reached in groups]
+    return [(sorted(group.numbers), bool(group.saved), missed(group.reached)) for group in groups]
+
+
+def _joins(one: _Group, other: _Group) -> bool:
+    """Are these results of one group?"""
+    if one.saved or other.saved:
+        return not one.saved.isdisjoint(other.saved)
+    return one.reached == other.reached
+
+
+def _merged(groups: list[_Group]) -> _Group:
+    saved, reached = [set().union(*sets) for sets in zip(*[group[1:] for group in groups], strict=True)]
+    return _Group([k for group in groups for k in group.numbers], saved, reached)
 
 
 def _nodes(root: Any) -> set[Any]:

@@ -228,17 +228,15 @@ class Compiled:
 
     def _seen_by(self, number: int, given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Inputs and leaves of a group's function: what its results do not depend on is seen without its history, which
-        a backward pass would else go through, and free. Results that depend on leaves alone that nobody else sees are
-        made differentiable by such a one."""
+        a backward pass would else go through, and free."""
         apart = self.groups[number][2]
         if not apart:
             return given
-        seen = [t.detach() if i in apart and t.requires_grad else t for i, t in enumerate(given)]
-        return seen if any(t.requires_grad for t in seen) else [*seen, _unseen_leaf()]
+        return [t.detach() if i in apart and t.requires_grad else t for i, t in enumerate(given)]
 
     def _with_leaves(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
-        """Leaves that the program makes exist before the autograd function, as inputs of it. Where it has none and no
-        input requires grad, a leaf that nobody sees makes its results differentiable."""
+        """Leaves that the program makes exist before the autograd function, as inputs of it. Where
+        nothing that its results depend on requires grad, a leaf that nobody sees makes them differentiable."""
         with torch.no_grad():
             made = list(self.forward(inputs))
         for k, cls in zip(self.leaves, self.leaf_classes, strict=True):
@@ -246,19 +244,17 @@ class Compiled:
         leaves = [made[k] for k in self.leaves]
         if not self.joint.differentiable:
             return made[: self.n_forward]
-        unseen = [] if leaves or self.alone else [_unseen_leaf()]
         outs: list[Any] = [None] * self.n_forward
         with torch.enable_grad():
             for number in range(len(self.groups)):
-                given = _Function.apply(self, made, number, *self._seen_by(number, [*inputs, *leaves]), *unseen)
+                seen = [*self._seen_by(number, [*inputs, *leaves])]
+                if not any(t.requires_grad for t in seen):
+                    seen.append(torch.empty(0, requires_grad=True))
+                given = _Function.apply(self, made, number, *seen)
                 outs = [new if new is not None else old for old, new in zip(outs, given, strict=True)]
         for k, leaf in zip(self.leaves, leaves, strict=True):
             outs[k] = leaf
         return outs
-
-
-def _unseen_leaf() -> torch.Tensor:
-    return torch.empty(0, requires_grad=True)
 
 
 DOUBLE_BACKWARD = (
